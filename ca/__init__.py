@@ -1,0 +1,1 @@
+"""The identity contract shared by the agents and the certificate authority."""

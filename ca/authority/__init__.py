@@ -1,0 +1,1 @@
+"""The certificate authority's server: it alone builds and signs certificates."""

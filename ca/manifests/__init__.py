@@ -1,0 +1,1 @@
+"""Kubernetes manifests: who runs where, read by the CA and by the agents."""

@@ -1,0 +1,1 @@
+"""Step 5: choose an endpoint of the service."""

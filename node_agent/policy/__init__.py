@@ -1,0 +1,1 @@
+"""Step 4: decide whether this source may reach this destination."""

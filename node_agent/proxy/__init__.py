@@ -1,0 +1,1 @@
+"""The stories: the whole life of an outbound and of an inbound connection."""

@@ -1,0 +1,1 @@
+"""Step 9: account: access records, metrics, readiness and the admin socket."""

@@ -1,0 +1,1 @@
+"""Step 7: mutual TLS to the peer agent: frames, pool, client and server."""
