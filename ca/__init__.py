@@ -1,1 +1,13 @@
-"""The identity contract shared by the agents and the certificate authority."""
+"""The contract between the agents and the CA.
+
+    spiffe     names: what a SPIFFE ID is
+    svid       which certificates prove such a name (SPIFFE X509-SVID)
+    csr        keys and certificate signing requests
+    wire       frames and msgpack, the only door to msgpack
+    messages   what the two sides say to each other (fields: reading them strictly)
+    client     the agents' side of the conversation
+    errors     what can go wrong
+    manifests  the Kubernetes objects that both sides read
+
+The signing server is ``ca.authority``; ``node_agent`` may not import it.
+"""

@@ -1,0 +1,155 @@
+"""Bytes to messages and back: msgpack and frames of it.  The only door to msgpack.
+
+A frame is a 4-byte big-endian length and that many bytes of one msgpack map.
+The length is judged before a byte of the body is kept.
+
+msgpack is used as a strict subset, so that one value has one meaning
+everywhere: nil, bool, int, finite float, UTF-8 text, bytes, arrays, and maps
+whose keys are text and differ.  No extension types, no timestamps.
+
+A decoder raises ``WireError`` and nothing else, whatever the bytes.
+"""
+
+import math
+from typing import Any, Final, NoReturn
+
+import msgpack
+
+from ca.errors import WireError
+
+__all__ = ["MAX_FRAME_BYTES", "FrameDecoder", "WireError", "encode_frame", "pack", "unpack"]
+
+MAX_FRAME_BYTES: Final = 1024 * 1024  # 500 identities in one SignWorkloads are ~300 KiB
+_LENGTH_BYTES: Final = 4
+_MAX_DEPTH: Final = 16  # our deepest message has 4 levels
+# The C decoder allocates an array when it reads its header, before it has seen
+# one element: these two bound what a few lying headers can make it allocate.
+_MAX_ARRAY_ITEMS: Final = 4096
+_MAX_MAP_ITEMS: Final = 256
+
+
+def pack(value: object) -> bytes:
+    """Encode one value; a type outside the subset is a bug of ours and raises TypeError."""
+    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    return packed
+
+
+def unpack(data: bytes | bytearray | memoryview, max_bytes: int) -> Any:
+    """Decode exactly one value of at most ``max_bytes`` encoded bytes.
+
+    Raises:
+        WireError: too long, truncated, followed by more bytes, or outside the subset.
+    """
+    if len(data) > max_bytes:
+        raise WireError(f"a message of {len(data)} bytes, more than the {max_bytes} allowed")
+    try:
+        value = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            use_list=True,
+            object_pairs_hook=_map_without_duplicates,
+            ext_hook=_refuse_extension,
+            max_array_len=_MAX_ARRAY_ITEMS,
+            max_map_len=_MAX_MAP_ITEMS,
+            max_ext_len=0,
+        )
+    except WireError:
+        raise
+    except (ValueError, msgpack.UnpackException, RecursionError, TypeError) as error:
+        raise WireError(f"not a well-formed msgpack value: {str(error) or type(error).__name__}") from error
+    _require_subset(value, _MAX_DEPTH)
+    return value
+
+
+def encode_frame(message: dict[str, Any]) -> bytes:
+    """Encode one message with its length in front; too long a message is a bug of ours: ValueError."""
+    body = pack(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise ValueError(f"a message of {len(body)} bytes does not fit a frame of {MAX_FRAME_BYTES}")
+    return len(body).to_bytes(_LENGTH_BYTES, "big") + body
+
+
+class FrameDecoder:
+    """Collects bytes as they arrive and gives back the messages in them.
+
+    Sans-I/O.  After it has raised, it raises the same on every further call:
+    there is no way to find the next frame in a broken stream.
+    """
+
+    def __init__(self, *, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
+        self._max_frame_bytes = max_frame_bytes
+        self._buffer = bytearray()
+        self._error: WireError | None = None
+
+    @property
+    def mid_frame(self) -> bool:
+        """Whether a frame has begun and not ended; at end of file that means it was cut off."""
+        return bool(self._buffer)
+
+    def feed(self, data: bytes) -> list[dict[str, Any]]:
+        """Take the next bytes of the stream and return the messages that they complete.
+
+        Raises:
+            WireError: the stream is broken; messages completed by the same call are dropped with it.
+        """
+        if self._error is not None:
+            raise self._error
+        self._buffer += data
+        messages = []
+        try:
+            while (message := self._next()) is not None:
+                messages.append(message)
+        except WireError as error:
+            self._error = error
+            self._buffer.clear()
+            raise
+        return messages
+
+    def _next(self) -> dict[str, Any] | None:
+        if len(self._buffer) < _LENGTH_BYTES:
+            return None
+        length = int.from_bytes(self._buffer[:_LENGTH_BYTES], "big")
+        if length > self._max_frame_bytes:
+            raise WireError(f"a frame of {length} bytes, more than the {self._max_frame_bytes} allowed")
+        end = _LENGTH_BYTES + length
+        if len(self._buffer) < end:
+            return None
+        message = unpack(bytes(self._buffer[_LENGTH_BYTES:end]), self._max_frame_bytes)
+        del self._buffer[:end]
+        if not isinstance(message, dict):
+            raise WireError(f"a frame holds a {type(message).__name__}, not a map")
+        return message
+
+
+def _map_without_duplicates(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise WireError("a map has the same key twice")
+    return found
+
+
+def _refuse_extension(code: int, data: bytes) -> NoReturn:
+    raise WireError(f"extension type {code} is not allowed")
+
+
+def _require_subset(value: object, depth: int) -> None:
+    kind = type(value)
+    if kind is str or kind is bytes or kind is int or value is None or kind is bool:
+        return
+    if kind is float:
+        if not math.isfinite(value):  # type: ignore[arg-type]
+            raise WireError("a number is not finite")
+        return
+    if depth == 0:
+        raise WireError(f"nested deeper than {_MAX_DEPTH} levels")
+    if isinstance(value, list):
+        for item in value:
+            _require_subset(item, depth - 1)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if type(key) is not str:
+                raise WireError("the key of a map is not text")
+            _require_subset(item, depth - 1)
+    else:
+        raise WireError(f"a value of type {kind.__name__} is not allowed")
