@@ -1,1 +1,6 @@
-"""Step 8: move the bytes: the relay threads and their pumps."""
+"""Move the bytes: the relay threads and their pumps (loop.py has the theory of operation)."""
+
+from node_agent.relay.ending import Ending, Outcome, reset_on_close
+from node_agent.relay.relay import Pair, Relay
+
+__all__ = ["Ending", "Outcome", "Pair", "Relay", "reset_on_close"]

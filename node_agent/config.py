@@ -1,0 +1,217 @@
+"""The agent's configuration file: TOML, read once, valid by construction.
+
+Every key, its default and its unit stand in docs/configuration.md; a test holds
+that page against this file.  ``load`` is the only parser: a key that it does
+not know, a wrong type or a value out of bounds is a ``ConfigError`` that names
+file, key and remedy, because a silently ignored key in a security product is a
+hole.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from node_agent.errors import ConfigError
+
+OUTBOUND_PORT: Final = 15001
+INBOUND_PLAINTEXT_PORT: Final = 15006
+TUNNEL_PORT: Final = 15008
+CAPTURE_PORTS: Final = frozenset({OUTBOUND_PORT, INBOUND_PLAINTEXT_PORT, TUNNEL_PORT})
+"""Listeners inside a pod; never a destination of a proxied connection (RFC-less: Istio's numbers)."""
+
+_HOURS_S: Final = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostPort:
+    """A TCP address of this or another host: IP literal (or empty for "any") and port."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> "HostPort":
+        """Read ``host:port``, ``[v6]:port`` or ``:port``; raises ValueError."""
+        host, separator, port = text.rpartition(":")
+        if not separator or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+            raise ValueError('expected "host:port" with a port between 1 and 65535')
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+        elif ":" in host:
+            raise ValueError("an IPv6 address needs brackets, as in [fd00::1]:15012")
+        return cls(host=host, port=int(port))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _number(default: float, *, least: float, most: float) -> Any:
+    return field(default=default, metadata={"least": least, "most": most})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSection:
+    """``[agent]``: who this agent is and where it keeps its sockets."""
+
+    node: str
+    trust_domain: str = "cluster.local"
+    runtime_dir: Path = Path("/run/ringfence")
+    log_level: str = "info"
+    drain_grace_s: float = _number(30.0, least=0.0, most=_HOURS_S)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaSection:
+    """``[ca]``: where SVIDs come from and how this node proves itself."""
+
+    address: HostPort
+    bundle_file: Path
+    join_token_file: Path | None = None
+    node_key_dir: Path = Path("/run/ringfence/node")
+    node_key_passphrase_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrySection:
+    """``[registry]``: where workloads and services are declared."""
+
+    manifests_dir: Path = Path("/etc/ringfence/manifests")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureSection:
+    """``[capture]``: how connections of workloads reach the agent."""
+
+    mode: str = "inpod"
+    netns_path: str = "/run/netns/{namespace}_{name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxySection:
+    """``[proxy]``: deadlines and bounds of one connection."""
+
+    connect_timeout_s: float = _number(5.0, least=0.05, most=300.0)
+    handshake_timeout_s: float = _number(10.0, least=0.05, most=300.0)
+    identity_wait_s: float = _number(5.0, least=0.0, most=300.0)
+    open_timeout_s: float = _number(10.0, least=0.05, most=300.0)
+    max_pending_handshakes: int = _number(2048, least=1, most=1_000_000)
+    max_connect_attempts: int = _number(3, least=1, most=20)
+    relay_threads: int = _number(1, least=1, most=64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenSection:
+    """``[listen]``: the agent's own HTTP listeners on the node."""
+
+    metrics: HostPort = HostPort(host="", port=15020)
+    readiness: HostPort = HostPort(host="", port=15021)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The whole file; one attribute a section."""
+
+    agent: NodeSection
+    ca: CaSection
+    registry: RegistrySection = RegistrySection()
+    capture: CaptureSection = CaptureSection()
+    proxy: ProxySection = ProxySection()
+    listen: ListenSection = ListenSection()
+
+
+_SECTIONS: Final[Mapping[str, type]] = {
+    "agent": NodeSection,
+    "ca": CaSection,
+    "registry": RegistrySection,
+    "capture": CaptureSection,
+    "proxy": ProxySection,
+    "listen": ListenSection,
+}
+_LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+_CAPTURE_MODES: Final = ("inpod",)
+
+
+def load(path: Path) -> Config:
+    """Read and check ``path``; raises ConfigError naming file, key and remedy."""
+    try:
+        with path.open("rb") as file:
+            document = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}; create it or pass --config") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+    for name, value in document.items():
+        if name not in _SECTIONS:
+            raise ConfigError(f"{path}: [{name}]: unknown section; the sections are {', '.join(_SECTIONS)}")
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}: {name}: expected a section, write [{name}] on its own line")
+    sections = {
+        name: _section(path, name, kind, document.get(name, {}))
+        for name, kind in _SECTIONS.items()
+    }
+    config = Config(**sections)
+    _check(path, config)
+    return config
+
+
+def _section(path: Path, section: str, kind: type, table: Mapping[str, object]) -> Any:
+    known = {item.name: item for item in fields(kind)}
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"{path}: [{section}] {key}: unknown key; the keys are {', '.join(known)}")
+    values: dict[str, object] = {}
+    for key, item in known.items():
+        if key in table:
+            try:
+                values[key] = _value(item.type, table[key], item.metadata)
+            except ValueError as error:
+                raise ConfigError(f"{path}: [{section}] {key} = {table[key]!r}: {error}") from error
+        elif item.default is MISSING and item.default_factory is MISSING:
+            raise ConfigError(f"{path}: [{section}] {key}: missing; it has no default, set it")
+    return kind(**values)
+
+
+def _value(kind: object, value: object, bounds: Mapping[str, float]) -> object:
+    """Turn a TOML value into what the field holds; raises ValueError."""
+    if kind is float or kind is int:
+        if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+            raise ValueError("expected a number" if kind is float else "expected a whole number")
+        if not bounds["least"] <= value <= bounds["most"]:
+            raise ValueError(f"expected a value between {bounds['least']:g} and {bounds['most']:g}")
+        return kind(value)
+    if not isinstance(value, str) or not value:
+        raise ValueError("expected a text that is not empty")
+    if kind is HostPort:
+        return HostPort.parse(value)
+    if kind is str:
+        return value
+    path = Path(value)
+    if not path.is_absolute():
+        raise ValueError("expected an absolute path")
+    return path
+
+
+def _check(path: Path, config: Config) -> None:
+    """Rules that span more than a type."""
+    if config.agent.log_level not in _LOG_LEVELS:
+        raise ConfigError(
+            f"{path}: [agent] log_level = {config.agent.log_level!r}: expected one of {', '.join(_LOG_LEVELS)}"
+        )
+    if config.capture.mode not in _CAPTURE_MODES:
+        raise ConfigError(
+            f"{path}: [capture] mode = {config.capture.mode!r}: expected one of {', '.join(_CAPTURE_MODES)}"
+        )
+    try:
+        example = config.capture.netns_path.format(namespace="n", name="p", uid="u")
+    except (KeyError, IndexError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: [capture] netns_path = {config.capture.netns_path!r}: "
+            "only {namespace}, {name} and {uid} stand for a part of the path"
+        ) from error
+    if not example.startswith("/") or "p" not in example:
+        raise ConfigError(f"{path}: [capture] netns_path: expected an absolute path that holds {{name}} or {{uid}}")
+    if not config.ca.address.host:
+        raise ConfigError(f"{path}: [ca] address: expected host:port of the CA")

@@ -1,0 +1,164 @@
+"""The tunnel's frames: what two agents say to each other inside TLS.
+
+Sans-I/O.  The protocol is specified in docs/tunnel-protocol.md; a frame is
+
+    +--------+----------------+=================+
+    | type 1 | length 3, big- | length bytes of |
+    | byte   | endian         | payload         |
+    +--------+----------------+=================+
+
+and one connection at a time uses a tunnel:
+
+    source        OPEN ->                 DATA* EOF|RESET ->
+    destination         <- VERDICT        <- DATA* EOF|RESET
+                 idle   opening   open                      idle (after both EOFs)
+
+The relay threads parse DATA headers themselves, in place (relay/tunnel_pair.py);
+what is here is the rest: control payloads, their limits and their checks.  It lies
+beside model.py because both tunnel/ and relay/ speak it.
+"""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from ca.wire import WireError, pack, unpack
+from node_agent.errors import CloseReason, LocalProtocolError, RemoteProtocolError
+from node_agent.model import ObjectName, OriginalDestination, PeerAddress
+
+HEADER: Final = struct.Struct(">I")
+HEADER_BYTES: Final = HEADER.size
+LENGTH_MASK: Final = 0xFFFFFF
+TYPE_SHIFT: Final = 24
+
+MAX_DATA_BYTES: Final = 256 * 1024 - HEADER_BYTES  # with its header, exactly sixteen full TLS records
+MAX_CONTROL_BYTES: Final = 16 * 1024  # OPEN with two 253-byte names and a trace context is under 1 KiB
+ALPN: Final = "ringfence/1"
+
+
+class FrameType(IntEnum):
+    """The first byte of a frame."""
+
+    OPEN = 1
+    VERDICT = 2
+    DATA = 3
+    EOF = 4
+    RESET = 5
+
+
+EOF_FRAME: Final = HEADER.pack(FrameType.EOF << TYPE_SHIFT)
+RESET_FRAME: Final = HEADER.pack(FrameType.RESET << TYPE_SHIFT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """The source asks for a connection: to whom, for whom."""
+
+    destination: OriginalDestination
+    source: PeerAddress
+    workload: ObjectName
+    trace_parent: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The destination's answer, before any application byte.
+
+    ``reason`` is ``CloseReason.OK`` when the application accepted the
+    connection, otherwise why not; ``detail`` is for people.
+    """
+
+    reason: CloseReason
+    detail: str = ""
+
+
+def encode_open(message: Open) -> bytes:
+    """Return the OPEN frame."""
+    return _control(
+        FrameType.OPEN,
+        {
+            "dst": list(message.destination),
+            "src": list(message.source),
+            "ns": message.workload.namespace,
+            "name": message.workload.name,
+            "trace": message.trace_parent,
+        },
+    )
+
+
+def encode_verdict(message: Verdict) -> bytes:
+    """Return the VERDICT frame."""
+    return _control(FrameType.VERDICT, {"reason": str(message.reason), "detail": message.detail[:1024]})
+
+
+def _control(kind: FrameType, fields: Mapping[str, object]) -> bytes:
+    payload = pack(fields)
+    if len(payload) > MAX_CONTROL_BYTES:
+        raise LocalProtocolError(f"{kind.name} of {len(payload)} bytes is over {MAX_CONTROL_BYTES}")
+    return HEADER.pack(kind << TYPE_SHIFT | len(payload)) + payload
+
+
+def parse_control_header(header: bytes, expected: FrameType) -> int:
+    """Return the payload length of a control frame of the ``expected`` type."""
+    (word,) = HEADER.unpack(header)
+    if word >> TYPE_SHIFT != expected:
+        raise RemoteProtocolError(f"expected {expected.name}, got a frame of type {word >> TYPE_SHIFT}")
+    length: int = word & LENGTH_MASK
+    if length > MAX_CONTROL_BYTES:
+        raise RemoteProtocolError(f"{expected.name} of {length} bytes is over {MAX_CONTROL_BYTES}")
+    return length
+
+
+def decode_open(payload: bytes) -> Open:
+    """Read an OPEN payload; raises RemoteProtocolError whatever the bytes."""
+    fields = _fields(payload, "OPEN")
+    return Open(
+        destination=OriginalDestination(*_address(fields, "dst")),
+        source=PeerAddress(*_address(fields, "src")),
+        workload=ObjectName(_text(fields, "ns", 253), _text(fields, "name", 253)),
+        trace_parent=_text(fields, "trace", 128),
+    )
+
+
+def decode_verdict(payload: bytes) -> Verdict:
+    """Read a VERDICT payload; raises RemoteProtocolError whatever the bytes.
+
+    A reason that this version does not know is a refusal for an unknown
+    reason, never an acceptance.
+    """
+    fields = _fields(payload, "VERDICT")
+    reason = _text(fields, "reason", 64)
+    detail = _text(fields, "detail", 1024)
+    try:
+        return Verdict(reason=CloseReason(reason), detail=detail)
+    except ValueError:
+        return Verdict(reason=CloseReason.CONNECT_FAILED, detail=f"{reason}: {detail}")
+
+
+def _fields(payload: bytes, what: str) -> Mapping[object, object]:
+    try:
+        fields = unpack(payload, MAX_CONTROL_BYTES)
+    except WireError as error:
+        raise RemoteProtocolError(f"{what}: {error}") from error
+    if not isinstance(fields, dict):
+        raise RemoteProtocolError(f"{what}: expected a map")
+    return fields
+
+
+def _text(fields: Mapping[object, object], key: str, most: int) -> str:
+    value = fields.get(key, "")
+    if not isinstance(value, str) or len(value) > most:
+        raise RemoteProtocolError(f"{key}: expected a text of at most {most} characters")
+    return value
+
+
+def _address(fields: Mapping[object, object], key: str) -> tuple[str, int]:
+    value = fields.get(key)
+    if not isinstance(value, list) or len(value) != 2:
+        raise RemoteProtocolError(f"{key}: expected [ip, port]")
+    ip, port = value
+    if not isinstance(ip, str) or len(ip) > 45 or not isinstance(port, int) or not 0 < port < 65536:
+        raise RemoteProtocolError(f"{key}: expected [ip, port]")
+    return ip, port

@@ -1,0 +1,45 @@
+"""How a relayed connection ended, seen from neither end."""
+
+import socket
+import struct
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+_LINGER_RESET: Final = struct.pack("ii", 1, 0)
+
+
+class Ending(StrEnum):
+    """Why a pair stopped; the story turns it into a CloseReason, which knows up from down."""
+
+    COMPLETE = "complete"
+    PLAIN_RESET = "plain_reset"
+    """The application's socket (of a plain pair: the first socket) was reset."""
+    PEER_RESET = "peer_reset"
+    """The other side said that its application reset the connection."""
+    TUNNEL_LOST = "tunnel_lost"
+    """The tunnel broke, or ended without an EOF frame: never a clean end, bytes may be missing."""
+    PROTOCOL_ERROR = "protocol_error"
+    CUT = "cut"
+    """``cut`` was called: the reason is with whoever called it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The result of a relay.
+
+    ``leftover`` holds bytes that arrived behind the peer's EOF frame: the
+    beginning of the tunnel's next connection.  The tunnel may be used again
+    only after ``Ending.COMPLETE``.
+    """
+
+    ending: Ending
+    leftover: bytes = b""
+
+
+def reset_on_close(sock: socket.socket) -> None:
+    """Make ``close`` send RST instead of FIN: an aborted stream must not look complete (socket(7), SO_LINGER)."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+    except OSError:
+        pass

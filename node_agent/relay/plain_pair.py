@@ -1,0 +1,161 @@
+"""Two sockets joined without a tunnel: passthrough, and plaintext that a workload accepts.
+
+Each direction is a ``_Flow`` in one of these states:
+
+    reading --send blocked--> holding --flushed--> reading --EOF--> ended (the other socket is shut for writing)
+
+The pair is complete when both flows have ended.  A reset of one socket resets
+the other.
+"""
+
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from node_agent.relay.ending import Ending, Outcome, reset_on_close
+from node_agent.relay.loop import ARENA_BYTES, ERR, HUP, IN, OUT, RelayLoop
+
+_SILENT: Final = -1
+_FIRST_READ_BYTES: Final = 16 * 1024
+
+
+class _Flow:
+    """One direction: from ``source`` to ``sink``."""
+
+    __slots__ = ("ended", "held", "moved_bytes", "read_bytes", "recv_into", "send", "sink")
+
+    def __init__(self, source: socket.socket, sink: socket.socket) -> None:
+        self.recv_into = source.recv_into
+        self.send = sink.send
+        self.sink = sink
+        self.held: memoryview | None = None
+        self.ended = False
+        self.moved_bytes = 0
+        self.read_bytes = _FIRST_READ_BYTES
+
+
+class PlainPair:
+    """Owns both sockets from ``start`` until ``on_done``, by when both are closed.
+
+    ``on_done`` runs in the relay thread.  ``up_bytes`` (first to second socket)
+    and ``down_bytes`` may be read from any thread.
+    """
+
+    __slots__ = ("_down", "_first", "_loop", "_masks", "_on_done", "_over", "_second", "_up")
+
+    def __init__(
+        self,
+        *,
+        loop: RelayLoop,
+        first: socket.socket,
+        second: socket.socket,
+        on_done: Callable[[Outcome], None],
+    ) -> None:
+        self._loop = loop
+        self._first = first
+        self._second = second
+        self._on_done = on_done
+        self._up = _Flow(first, second)
+        self._down = _Flow(second, first)
+        self._masks = {first.fileno(): IN, second.fileno(): IN}
+        self._over = False
+
+    @property
+    def up_bytes(self) -> int:
+        return self._up.moved_bytes
+
+    @property
+    def down_bytes(self) -> int:
+        return self._down.moved_bytes
+
+    def start(self) -> None:
+        """Hand both sockets to the loop; called once, from the trio thread."""
+        second_fd = self._second.fileno()
+        first_fd = self._first.fileno()
+        self._loop.adopt(second_fd, IN, lambda event: self._serve(event, second_fd, self._down, self._up))
+        self._loop.adopt(first_fd, IN, lambda event: self._serve(event, first_fd, self._up, self._down))
+
+    def cut(self) -> None:
+        """Abort both sides; called from any thread, harmless when it is over."""
+        self._loop.call_soon(lambda: self._abort(Ending.CUT))
+
+    def _serve(self, event: int, fd: int, outgoing: _Flow, incoming: _Flow) -> None:
+        """Obey an event of the socket that ``outgoing`` reads from and ``incoming`` writes to."""
+        broken = Ending.PLAIN_RESET if outgoing is self._up else Ending.PEER_RESET
+        try:
+            if incoming.held is not None and event & OUT:
+                self._flush(incoming)
+            if self._masks[fd] & IN and self._masks[fd] != _SILENT:
+                if event & ~OUT:
+                    self._pump(outgoing)
+            elif event & ERR:
+                raise ConnectionResetError
+            elif event & HUP:
+                self._loop.silence(fd)
+                self._masks[fd] = _SILENT
+                return
+        except OSError:
+            self._abort(broken)
+        if not self._over:
+            self._update_interest()
+
+    def _pump(self, flow: _Flow) -> None:
+        arena = self._loop.arena
+        try:
+            received = flow.recv_into(arena, flow.read_bytes)
+        except BlockingIOError:
+            return
+        if not received:
+            flow.ended = True
+            flow.sink.shutdown(socket.SHUT_WR)
+            return
+        flow.moved_bytes += received
+        if received == flow.read_bytes:
+            flow.read_bytes = min(received * 4, ARENA_BYTES)
+        try:
+            sent = flow.send(arena[:received])
+        except BlockingIOError:
+            sent = 0
+        if sent < received:
+            flow.held = self._loop.keep(arena[sent:received])
+
+    def _flush(self, flow: _Flow) -> None:
+        held = flow.held
+        assert held is not None
+        try:
+            sent = flow.send(held)
+        except BlockingIOError:
+            return
+        if sent < len(held):
+            flow.held = held[sent:]
+        else:
+            flow.held = None
+            self._loop.give_back(held)
+
+    def _update_interest(self) -> None:
+        if self._up.ended and self._down.ended:
+            self._end(Ending.COMPLETE)
+            return
+        for sock, outgoing, incoming in (
+            (self._first, self._up, self._down),
+            (self._second, self._down, self._up),
+        ):
+            fd = sock.fileno()
+            mask = (IN if not outgoing.ended and outgoing.held is None else 0) | (OUT if incoming.held is not None else 0)
+            if mask != self._masks[fd]:
+                self._masks[fd] = mask
+                self._loop.interest(fd, mask)
+
+    def _abort(self, ending: Ending) -> None:
+        if self._over:
+            return
+        reset_on_close(self._first)
+        reset_on_close(self._second)
+        self._end(ending)
+
+    def _end(self, ending: Ending) -> None:
+        self._over = True
+        self._loop.close_later(self._first)
+        self._loop.close_later(self._second)
+        outcome = Outcome(ending=ending)
+        self._loop.report_later(lambda: self._on_done(outcome))
