@@ -1,1 +1,15 @@
-"""The certificate authority's server: it alone builds and signs certificates."""
+"""The signing server: who may have which identity, and the certificates that say so.
+
+A request walks through the files in this order::
+
+    server.py       TLS 1.3, frames, deadlines          (edge: trio)
+    requests.py     one message in, one reply out        (edge: worker thread)
+    attestation.py  is it that node?                     (core)
+    placement.py    does that workload run there?        (edge: reads the manifests)
+    signer.py       CSR checks, sign, validate           (core but for the random serial)
+    profile.py      what each certificate must look like (core)
+    store.py        the journal: written before anything leaves (edge: SQLite)
+
+``keys.py`` keeps private keys encrypted on disk, ``hierarchy.py`` makes and loads
+root and intermediate, ``config.py`` reads ca.toml.
+"""

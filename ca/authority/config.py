@@ -1,0 +1,141 @@
+"""Read ca.toml: the authority's configuration, valid by construction.
+
+Every mistake is reported with the file, the key and what to do about it; an
+unknown key is a mistake too, because a misspelt security setting that is
+silently ignored is one that is off.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from ca.authority.errors import ConfigError
+from ca.spiffe import SpiffeId, SpiffeIdError
+
+_DEFAULT_PORT: Final = 15012
+_MIN_TTL_S: Final = 60  # below that, renewal at half-life is mostly clock skew
+_MAX_TTL_S: Final = 7 * 86_400  # SPIRE's cap: a longer life makes rotation of the intermediate cut SVIDs short
+_KEYS: Final[Mapping[str, frozenset[str]]] = {
+    "ca": frozenset({"trust_domain", "address", "state_dir", "passphrase_file", "svid_ttl_s"}),
+    "registry": frozenset({"manifests_dir"}),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthorityConfig:
+    """What ca.toml says.  ``host`` is None for every address of the machine."""
+
+    trust_domain: str
+    host: str | None
+    port: int
+    state_dir: Path
+    passphrase_file: Path | None
+    svid_ttl_s: int
+    manifests_dir: Path
+
+    @property
+    def database(self) -> Path:
+        """The journal, the tokens and the public certificates of the hierarchy."""
+        return self.state_dir / "authority.db"
+
+    @property
+    def keys_dir(self) -> Path:
+        """Where the encrypted private keys are."""
+        return self.state_dir / "keys"
+
+    @property
+    def bundle_file(self) -> Path:
+        """The roots in PEM, public: what agents are configured with."""
+        return self.state_dir / "bundle.pem"
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read and check ``path``.
+
+        Raises:
+            ConfigError: naming the file, the key and the remedy.
+        """
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as exc:
+            raise ConfigError(f"{path}: can not be read: {exc.strerror}; give the CA's ca.toml with --config") from exc
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+            raise ConfigError(f"{path}: is not valid TOML: {exc}") from exc
+        reader = _Reader(path, document)
+        host, port = reader.address("ca", "address", f":{_DEFAULT_PORT}")
+        return cls(
+            trust_domain=reader.trust_domain("ca", "trust_domain", "cluster.local"),
+            host=host,
+            port=port,
+            state_dir=reader.path("ca", "state_dir", "/var/lib/ringfence/ca"),
+            passphrase_file=reader.optional_path("ca", "passphrase_file"),
+            svid_ttl_s=reader.integer("ca", "svid_ttl_s", 3600, at_least=_MIN_TTL_S, at_most=_MAX_TTL_S),
+            manifests_dir=reader.path("registry", "manifests_dir", "/etc/ringfence/manifests"),
+        )
+
+
+class _Reader:
+    """Typed access to one TOML document, with errors that name file and key."""
+
+    def __init__(self, path: Path, document: Mapping[str, Any]) -> None:
+        self._path = path
+        self._tables: dict[str, Mapping[str, Any]] = {}
+        for section, table in document.items():
+            if section not in _KEYS:
+                raise ConfigError(f"{path}: unknown section [{section}]; there are {_listed(_KEYS)}")
+            if not isinstance(table, dict):
+                raise ConfigError(f"{path}: {section} must be a section: write [{section}]")
+            for key in table:
+                if key not in _KEYS[section]:
+                    raise self._wrong(section, key, f"is unknown; [{section}] has {_listed(_KEYS[section])}")
+            self._tables[section] = table
+
+    def _wrong(self, section: str, key: str, problem: str) -> ConfigError:
+        return ConfigError(f"{self._path}: [{section}] {key}: {problem}")
+
+    def _text(self, section: str, key: str, default: str | None) -> str | None:
+        value = self._tables.get(section, {}).get(key, default)
+        if value is not None and (not isinstance(value, str) or not value):
+            raise self._wrong(section, key, f"must be text in quotes, not {value!r}")
+        return value
+
+    def path(self, section: str, key: str, default: str) -> Path:
+        return self.optional_path(section, key, default) or Path(default)
+
+    def optional_path(self, section: str, key: str, default: str | None = None) -> Path | None:
+        text = self._text(section, key, default)
+        if text is None:
+            return None
+        if not text.startswith("/"):
+            raise self._wrong(section, key, f"must be an absolute path (it starts with /), not {text!r}")
+        return Path(text)
+
+    def integer(self, section: str, key: str, default: int, *, at_least: int, at_most: int) -> int:
+        value = self._tables.get(section, {}).get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not at_least <= value <= at_most:
+            raise self._wrong(section, key, f"must be a whole number from {at_least} to {at_most}, not {value!r}")
+        return value
+
+    def trust_domain(self, section: str, key: str, default: str) -> str:
+        text = self._text(section, key, default) or default
+        try:
+            SpiffeId.authority(text)
+        except SpiffeIdError as exc:
+            raise self._wrong(section, key, f"{exc}; write a name such as cluster.local") from exc
+        return text
+
+    def address(self, section: str, key: str, default: str) -> tuple[str | None, int]:
+        """``:15012`` (every address), ``10.0.0.1:15012`` or ``[fd00::1]:15012``."""
+        text = self._text(section, key, default) or default
+        host, colon, port = text.rpartition(":")
+        bracketed = host.startswith("[") and host.endswith("]")
+        wrong_brackets = ":" in host and not bracketed
+        if not colon or wrong_brackets or not port.isascii() or not port.isdigit() or not 0 <= int(port) <= 65535:
+            raise self._wrong(section, key, f"must be host:port, [ipv6]:port or :port, not {text!r}")
+        return (host[1:-1] if bracketed else host) or None, int(port)
+
+
+def _listed(names: Mapping[str, object] | frozenset[str]) -> str:
+    return ", ".join(sorted(names))

@@ -1,0 +1,134 @@
+"""Private keys of the authority: on disk only encrypted, for TLS only in memory.
+
+A key file is PKCS8 (RFC 5958) encrypted under a passphrase that comes from a
+file that only its owner can read; it never comes from argv or the environment,
+which other users of the machine can see.
+"""
+
+import os
+import ssl
+import stat
+from pathlib import Path
+from typing import Final
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from ca.authority.errors import AuthorityError
+from ca.csr import PrivateKey, key_to_pem
+
+_MIN_PASSPHRASE_BYTES: Final = 8
+_MAX_PASSPHRASE_BYTES: Final = 1024  # OpenSSL's own limit for PEM passphrases
+_GROUP_AND_WORLD: Final = 0o077
+
+
+def read_passphrase(path: Path | None) -> bytes:
+    """Read the passphrase from a file that only its owner can read.
+
+    One newline at the end does not count, so that ``echo secret > file`` works.
+
+    Raises:
+        AuthorityError: no file, readable by others, or not usable as a passphrase.
+    """
+    if path is None:
+        raise AuthorityError(
+            "no passphrase: keys on disk are always encrypted; set passphrase_file under [ca] in ca.toml, "
+            "or give --passphrase-file"
+        )
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise AuthorityError(
+            f"{path}: the passphrase file can not be read: {exc.strerror}; "
+            f"make it: (umask 077; openssl rand -hex 32 > {path})"
+        ) from exc
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise AuthorityError(f"{path}: the passphrase file must be a regular file")
+        if stat.S_IMODE(status.st_mode) & _GROUP_AND_WORLD:
+            raise AuthorityError(
+                f"{path}: the passphrase file is open to other users (mode {stat.S_IMODE(status.st_mode):04o}); "
+                f"run: chmod 0600 {path}"
+            )
+        passphrase = file.read(_MAX_PASSPHRASE_BYTES + 2).removesuffix(b"\n").removesuffix(b"\r")
+    if not _MIN_PASSPHRASE_BYTES <= len(passphrase) <= _MAX_PASSPHRASE_BYTES:
+        raise AuthorityError(
+            f"{path}: the passphrase must have {_MIN_PASSPHRASE_BYTES} to {_MAX_PASSPHRASE_BYTES} bytes, "
+            f"on one line; make one with: openssl rand -hex 32"
+        )
+    return passphrase
+
+
+def write_key(directory: Path, key_id: str, key: PrivateKey, passphrase: bytes) -> Path:
+    """Write ``key`` encrypted, durably, with mode 0600; never over an existing file."""
+    path = key_path(directory, key_id)
+    write_durably(path, key_to_pem(key, passphrase), mode=0o600, exclusive=True)
+    return path
+
+
+def read_key(directory: Path, key_id: str, passphrase: bytes) -> PrivateKey:
+    """Decrypt the key with that subject key identifier.
+
+    Raises:
+        AuthorityError: missing, not encrypted, wrong passphrase or not ours.
+    """
+    path = key_path(directory, key_id)
+    try:
+        pem = path.read_bytes()
+    except OSError as exc:
+        raise AuthorityError(f"{path}: the key can not be read: {exc.strerror}; restore it from a backup") from exc
+    try:
+        key = serialization.load_pem_private_key(pem, passphrase)
+    except TypeError as exc:
+        raise AuthorityError(f"{path}: the key is not encrypted; it must not be used: replace it") from exc
+    except (ValueError, UnsupportedAlgorithm) as exc:
+        raise AuthorityError(f"{path}: wrong passphrase, or the file is damaged") from exc
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise AuthorityError(f"{path}: holds a {type(key).__name__}, not the EC key that was written there")
+    return key
+
+
+def key_path(directory: Path, key_id: str) -> Path:
+    """Where the key with subject key identifier ``key_id`` (hex) is kept."""
+    return directory / f"{key_id}.pem"
+
+
+def write_durably(path: Path, content: bytes, *, mode: int, exclusive: bool = False) -> None:
+    """Write a whole file so that a crash leaves the old one or the new one.
+
+    Raises:
+        FileExistsError: ``exclusive`` and the file is already there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if exclusive:
+            os.link(temporary, path)
+        else:
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def load_chain(context: ssl.SSLContext, key: PrivateKey, chain_pem: bytes) -> None:
+    """Give ``context`` a key and its chain; they exist as a file in memory only.
+
+    The ssl module loads from files only, hence the memfd (memfd_create(2)):
+    anonymous, close-on-exec and gone when this returns.
+    """
+    with os.fdopen(os.memfd_create("ringfence-ca-key", os.MFD_CLOEXEC), "wb") as file:
+        file.write(key_to_pem(key) + chain_pem)
+        file.flush()
+        context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
