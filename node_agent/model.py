@@ -105,7 +105,7 @@ class Workload:
     identity: SpiffeId
     enrolled: bool
     ready: bool = True
-    labels: Mapping[str, str] = field(default=NO_LABELS, hash=False)
+    labels: Mapping[str, str] = field(default_factory=lambda: NO_LABELS, hash=False)
     locality: Locality = Locality()
     named_ports: Mapping[str, int] = field(default_factory=dict, hash=False)
 

@@ -1,0 +1,194 @@
+"""The end of every connection: exactly one access record, and the counters.
+
+``with access_log.connection("outbound") as record:`` is the one place that
+absorbs the failure of a connection.  What leaves the block decides the close
+reason, unless somebody has said why before (*whoever cuts a connection writes
+the reason first, then cancels*):
+
+    leaves the block      close reason                                  the exception
+    nothing               ok
+    ConnectionFailure     its reason                                    absorbed
+    OSError, broken pipe  by the kind of error                          absorbed
+    any other Exception   internal_error, with a traceback in the log   absorbed
+    Cancelled and kin     what the cutter set; else internal_error      goes on
+
+Of an exception group only the part that is not an ``Exception`` goes on.
+"""
+
+import errno
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Final
+
+import trio
+
+from node_agent.errors import CloseReason, ConnectionFailure
+from node_agent.telemetry.connection_record import ConnectionRecord, Direction
+from node_agent.telemetry.metrics import Metrics
+from node_agent.telemetry.response_flags import RESPONSE_FLAGS
+from node_agent.telemetry.traffic import Traffic
+
+ACCESS_LOGGER: Final = "ringfence.access"
+
+_LOG = logging.getLogger("ringfence.connection")
+_ACCESS = logging.getLogger(ACCESS_LOGGER)
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode  # ASCII only: control characters are escaped
+
+# The stages translate what they expect; this is for what slips through.
+_BY_ERRNO: Final[Mapping[int | None, CloseReason]] = {
+    errno.ECONNREFUSED: CloseReason.CONNECT_REFUSED,
+    errno.ETIMEDOUT: CloseReason.CONNECT_TIMEOUT,
+    errno.EHOSTUNREACH: CloseReason.CONNECT_UNREACHABLE,
+    errno.ENETUNREACH: CloseReason.CONNECT_UNREACHABLE,
+    errno.EMFILE: CloseReason.OVERLOADED,
+    errno.ENFILE: CloseReason.OVERLOADED,
+    errno.ENOBUFS: CloseReason.OVERLOADED,
+    errno.ENOMEM: CloseReason.OVERLOADED,
+    errno.ECONNRESET: CloseReason.DOWNSTREAM_RESET,
+    errno.EPIPE: CloseReason.DOWNSTREAM_RESET,
+    errno.ENOTCONN: CloseReason.DOWNSTREAM_RESET,
+}
+
+
+class AccessLog:
+    """Hands out one record a connection and knows the live ones.
+
+    Everything runs on the trio thread.  ``now`` is monotonic seconds, ``wall``
+    seconds since the epoch: the record's timestamp.
+    """
+
+    def __init__(
+        self,
+        *,
+        metrics: Metrics,
+        node: str,
+        now: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._traffic = Traffic(metrics)
+        self._now = now
+        self._wall = wall
+        self._id_prefix = f"{node}-{secrets.token_hex(3)}-"  # the random part tells restarts of the agent apart
+        self._total = 0
+        self._live: dict[str, ConnectionRecord] = {}
+        self._closed: dict[tuple[str, ...], int] = {}
+        metrics.before_scrape(self._count_live_bytes)
+        metrics.gauge("ringfence_connections_open", "Connections that the agent holds now.", lambda: len(self._live))
+        metrics.counter(
+            "ringfence_connections_closed_total",
+            "Connections that ended, by why.",
+            lambda: self._closed,
+            labels=("direction", "close_reason"),
+        )
+
+    @property
+    def open_connections(self) -> int:
+        """Connections inside their ``with`` block now."""
+        return len(self._live)
+
+    @property
+    def total_connections(self) -> int:
+        """Connections since the agent started."""
+        return self._total
+
+    def connection(self, direction: Direction) -> "_Connection":
+        """A context manager, to be entered at once and only once, that gives the :class:`ConnectionRecord`."""
+        self._total += 1
+        record = ConnectionRecord(
+            traffic=self._traffic, record_id=f"{self._id_prefix}{self._total}", direction=direction, now=self._now()
+        )
+        return _Connection(self, record)
+
+    def live(self) -> Iterator[dict[str, object]]:
+        """The live connections as the admin socket shows them (docs/cli.md)."""
+        now = self._now()
+        for record in list(self._live.values()):
+            yield record.describe(now)
+
+    def begin(self, record: ConnectionRecord) -> None:
+        """Make ``record`` one of the live ones."""
+        self._live[record.id] = record
+
+    def end(self, record: ConnectionRecord) -> None:
+        """Count ``record``, whose close reason is set, and write its line."""
+        del self._live[record.id]
+        reason = record.close_reason or CloseReason.OK
+        closed = (record.direction, reason.value)
+        self._closed[closed] = self._closed.get(closed, 0) + 1
+        record.ended(RESPONSE_FLAGS[reason])
+        if _ACCESS.isEnabledFor(logging.INFO):
+            text = _encode(record.fields(reason, now=self._now(), at=datetime.fromtimestamp(self._wall(), UTC)))
+            # Not Logger.info(): looking for the calling line costs more than all of the above.
+            _ACCESS.handle(logging.LogRecord(ACCESS_LOGGER, logging.INFO, "", 0, text, None, None))
+
+    def _count_live_bytes(self) -> None:
+        for record in self._live.values():
+            record.count_bytes()
+
+
+class _Connection:
+    """The ``with`` block of one connection: see the module's docstring."""
+
+    __slots__ = ("_log", "_record")
+
+    def __init__(self, log: AccessLog, record: ConnectionRecord) -> None:
+        self._log = log
+        self._record = record
+
+    def __enter__(self) -> ConnectionRecord:
+        self._log.begin(self._record)
+        return self._record
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        try:
+            if exc is None:
+                return False
+            goes_on = _explain(self._record, exc)
+        finally:
+            self._log.end(self._record)
+        if goes_on is None or goes_on is exc:
+            return goes_on is None
+        raise goes_on
+
+
+def _explain(record: ConnectionRecord, exc: BaseException) -> BaseException | None:
+    """Set the close reason that ``exc`` means; return what must not be absorbed."""
+    match exc:
+        case ConnectionFailure():
+            record.close_because(exc.reason, exc.detail)
+            return None
+        case OSError():
+            record.close_because(_BY_ERRNO.get(exc.errno, CloseReason.CONNECT_FAILED), _describe(exc))
+            return None
+        case trio.BrokenResourceError() if isinstance(exc.__cause__, OSError):
+            return _explain(record, exc.__cause__)
+        case trio.BrokenResourceError():
+            record.close_because(CloseReason.DOWNSTREAM_RESET, _describe(exc))
+            return None
+        case _:
+            pass
+    faults, goes_on = _split(exc)
+    if faults is not None:
+        _LOG.error("connection %s ended by an unexpected error", record.id, exc_info=faults)
+        record.close_because(CloseReason.INTERNAL_ERROR, _describe(faults))
+    else:
+        record.close_because(CloseReason.INTERNAL_ERROR, f"{type(exc).__name__}, and nobody said why")
+    return goes_on
+
+
+def _split(exc: BaseException) -> tuple[BaseException | None, BaseException | None]:
+    """``(the faults, what is not ours to absorb)``: Cancelled, KeyboardInterrupt and the like."""
+    if isinstance(exc, BaseExceptionGroup):
+        return exc.split(Exception)
+    return (exc, None) if isinstance(exc, Exception) else (None, exc)
+
+
+def _describe(exc: BaseException) -> str:
+    return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__

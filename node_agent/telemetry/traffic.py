@@ -1,0 +1,166 @@
+"""The standard ``istio_tcp_*`` counters, under the labels that dashboards know.
+
+One small object a label set holds the four counters; its label text is rendered
+once.  The number of label sets is bounded: past the bound new ones are counted
+together under the label value ``other``, and
+``ringfence_metric_label_sets_overflowed_total`` says how often.
+
+Directions are Istio's: *sent* is what travels from the destination back to the
+source ("total bytes sent during response"), *received* is what travels from the
+source to the destination ("received during request"), whoever reports.
+
+Sans-I/O, one thread.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Final, Literal, NamedTuple
+
+from ca.spiffe import SpiffeId
+from node_agent.model import ObjectName, Workload
+from node_agent.telemetry.metrics import Metrics, render_labels
+from node_agent.telemetry.response_flags import ResponseFlag
+
+Reporter = Literal["source", "destination"]
+SecurityPolicy = Literal["mutual_tls", "none"]
+
+LABELS: Final = (
+    "reporter",
+    "source_workload",
+    "source_workload_namespace",
+    "source_principal",
+    "destination_workload",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_service",
+    "connection_security_policy",
+    "response_flags",
+)
+UNKNOWN: Final = "unknown"  # Istio's word for a label that can not be known
+OTHER: Final = "other"
+_MAX_LABEL_SETS: Final = 5_000  # x 4 counters x ~400 bytes of text = an 8 MB scrape
+_MAX_CACHED_KEYS: Final = 10_000  # keys name pods, which come and go; label sets name workloads
+_CLUSTER_DOMAIN: Final = "cluster.local"
+
+_FAMILIES: Final = (
+    ("istio_tcp_connections_opened_total", "Connections opened.", "opened"),
+    ("istio_tcp_connections_closed_total", "Connections closed.", "closed"),
+    ("istio_tcp_sent_bytes_total", "Bytes from the destination to the source (the response).", "sent_bytes"),
+    ("istio_tcp_received_bytes_total", "Bytes from the source to the destination (the request).", "received_bytes"),
+)
+
+
+class TrafficKey(NamedTuple):
+    """What the labels are made of; the response flag is known only at the end."""
+
+    reporter: Reporter
+    source: Workload | None
+    source_identity: SpiffeId | None
+    destination: Workload | None
+    destination_identity: SpiffeId | None
+    service: ObjectName | None
+    security: SecurityPolicy
+
+
+class Series:
+    """The four counters of one label set."""
+
+    __slots__ = ("closed", "labels", "opened", "overflow", "received_bytes", "sent_bytes")
+
+    def __init__(self, labels: str, *, overflow: bool) -> None:
+        self.labels = labels
+        self.overflow = overflow
+        self.opened = 0
+        self.closed = 0
+        self.sent_bytes = 0
+        self.received_bytes = 0
+
+
+class Traffic:
+    """All label sets that were seen, registered with ``metrics``."""
+
+    def __init__(self, metrics: Metrics, *, max_label_sets: int = _MAX_LABEL_SETS) -> None:
+        self._max_label_sets = max_label_sets
+        self._by_labels: dict[tuple[str, ...], Series] = {}
+        self._by_key: dict[object, Series] = {}
+        self._overflowed = 0
+        for name, help_text, attribute in _FAMILIES:
+            metrics.counter_of_rendered(name, help_text, self._samples_of(attribute))
+        metrics.counter(
+            "ringfence_metric_label_sets_overflowed_total",
+            "Counter look-ups that ended under the label value 'other' because there were too many label sets.",
+            lambda: self._overflowed,
+        )
+
+    def series(self, key: TrafficKey, flag: ResponseFlag) -> Series:
+        """The counters to move for ``key``; cheap when the same was asked before."""
+        reporter, source, source_identity, destination, destination_identity, service, security = key
+        # A workload's uid stands for it: hashing the whole value would cost more than the rest of this call.
+        short = (
+            reporter,
+            source and source.uid,
+            source_identity,
+            destination and destination.uid,
+            destination_identity,
+            service,
+            security,
+            flag,
+        )
+        series = self._by_key.get(short)
+        if series is None:
+            series = self._find(key, flag)
+            if len(self._by_key) >= _MAX_CACHED_KEYS:
+                self._by_key.clear()
+            self._by_key[short] = series
+        self._overflowed += series.overflow
+        return series
+
+    def _find(self, key: TrafficKey, flag: ResponseFlag) -> Series:
+        values = label_values(key, flag)
+        series = self._by_labels.get(values)
+        if series is not None:
+            return series
+        overflow = len(self._by_labels) >= self._max_label_sets
+        if overflow:
+            values = (key.reporter, *[OTHER] * 7, key.security, flag.value)
+        return self._by_labels.setdefault(values, Series(render_labels(LABELS, values), overflow=overflow))
+
+    def _samples_of(self, attribute: str) -> Callable[[], Iterable[tuple[str, float]]]:
+        def samples() -> Iterable[tuple[str, float]]:
+            # A copy: new series may appear while the scrape is being sent.
+            for series in list(self._by_labels.values()):
+                yield series.labels, getattr(series, attribute)
+
+        return samples
+
+
+def label_values(key: TrafficKey, flag: ResponseFlag) -> tuple[str, ...]:
+    """The label values in the order of :data:`LABELS`."""
+    return (
+        key.reporter,
+        owner_name(key.source) if key.source else UNKNOWN,
+        key.source.name.namespace if key.source else UNKNOWN,
+        str(key.source_identity) if key.source_identity else UNKNOWN,
+        owner_name(key.destination) if key.destination else UNKNOWN,
+        key.destination.name.namespace if key.destination else UNKNOWN,
+        str(key.destination_identity) if key.destination_identity else UNKNOWN,
+        f"{key.service.name}.{key.service.namespace}.svc.{_CLUSTER_DOMAIN}" if key.service else UNKNOWN,
+        key.security,
+        flag.value,
+    )
+
+
+def owner_name(workload: Workload) -> str:
+    """The name under which Istio shows a pod: that of the controller that made it.
+
+    A Deployment's pod is ``<deployment>-<pod-template-hash>-<suffix>``, a
+    StatefulSet's ``<set>-<index>``; a Job labels its pods with its name.  A pod
+    that nobody made is its own workload.
+    """
+    name = workload.name.name
+    labels = workload.labels
+    if template_hash := labels.get("pod-template-hash"):
+        return name.rpartition(f"-{template_hash}-")[0] or name
+    if labels.get("statefulset.kubernetes.io/pod-name") == name:
+        return re.sub(r"-\d+$", "", name)
+    return labels.get("batch.kubernetes.io/job-name") or labels.get("job-name") or name
