@@ -1,1 +1,65 @@
-"""Kubernetes manifests: who runs where, read by the CA and by the agents."""
+"""Kubernetes manifests: who runs where, read by the CA and by the agents.
+
+    errors      one line that says what is wrong, where, and what to do
+    documents   YAML and JSON text to plain data (the only door to PyYAML)
+    fields      reading plain data strictly, field by field
+    objects     the kinds that Ringfence uses, as values
+    parse       plain data to objects
+    enrolment   which pods belong to the mesh
+    directory   a directory of manifest files, with its last good state
+
+The fields that Ringfence uses are checked strictly; all others are ignored,
+because real Kubernetes objects carry plenty of them.  docs/manifests.md is the
+user's view.
+"""
+
+from ca.manifests.directory import (
+    DirectoryState,
+    ManifestFile,
+    directory_digest,
+    read_directory,
+)
+from ca.manifests.enrolment import MESH_LABEL, enrolled
+from ca.manifests.errors import ManifestError, ManifestProblem
+from ca.manifests.objects import (
+    ContainerPort,
+    EndpointSlice,
+    ManifestObject,
+    Namespace,
+    Node,
+    ObjectKey,
+    PeerAuthentication,
+    Pod,
+    Service,
+    ServicePortSpec,
+    SliceEndpoint,
+    SlicePort,
+)
+from ca.manifests.parse import ParsedFile, Skipped, parse_manifests, parse_object
+
+__all__ = [
+    "MESH_LABEL",
+    "ContainerPort",
+    "DirectoryState",
+    "EndpointSlice",
+    "ManifestError",
+    "ManifestFile",
+    "ManifestObject",
+    "ManifestProblem",
+    "Namespace",
+    "Node",
+    "ObjectKey",
+    "ParsedFile",
+    "PeerAuthentication",
+    "Pod",
+    "Service",
+    "ServicePortSpec",
+    "Skipped",
+    "SliceEndpoint",
+    "SlicePort",
+    "directory_digest",
+    "enrolled",
+    "parse_manifests",
+    "parse_object",
+    "read_directory",
+]
