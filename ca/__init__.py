@@ -5,6 +5,7 @@
     csr        keys and certificate signing requests
     wire       frames and msgpack, the only door to msgpack
     messages   what the two sides say to each other (fields: reading them strictly)
+    tls        contexts that trust one bundle and prove one identity
     client     the agents' side of the conversation
     errors     what can go wrong
     manifests  the Kubernetes objects that both sides read

@@ -87,7 +87,7 @@ class FrameDecoder:
         """Whether a frame has begun and not ended; at end of file that means it was cut off."""
         return bool(self._buffer)
 
-    def feed(self, data: bytes) -> list[dict[str, Any]]:
+    def feed(self, data: bytes | bytearray) -> list[dict[str, Any]]:
         """Take the next bytes of the stream and return the messages that they complete.
 
         Raises:
