@@ -16,12 +16,12 @@ from datetime import datetime
 from typing import Final
 
 from ca.authority.errors import Refusal
-from ca.authority.store import TokenRecord
+from ca.authority.records import TokenRecord
 from ca.messages import RefusalCode
 from ca.spiffe import SpiffeId, SpiffeIdError
 
 TOKEN_RANDOM_BYTES: Final = 32
-_TOKEN_PREFIX: Final = "rfjoin-"  # noqa: S105 - lets secret scanners recognise a leaked one
+_TOKEN_PREFIX: Final = "rfjoin-"  # lets secret scanners recognise a leaked one
 _RENEW: Final = "make a new one with: ringfence ca token"
 
 

@@ -21,16 +21,22 @@ from ca.authority import profile
 from ca.authority.config import AuthorityConfig
 from ca.authority.errors import AuthorityError
 from ca.authority.keys import read_key, write_durably, write_key
-from ca.authority.store import AuthorityKind, AuthorityRecord, AuthorityState, Store
+from ca.authority.records import AuthorityKind, AuthorityRecord, AuthorityState
+from ca.authority.store import Store
 from ca.csr import new_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hierarchy:
-    """What the server signs with: the active intermediate, and the roots that are published."""
+    """What the server signs with: the active intermediate, and the roots that are published.
+
+    ``bundle_sequence`` counts the changes of the published roots: one for each
+    that came and one for each that went.
+    """
 
     issuer: profile.Issuer
     roots: tuple[x509.Certificate, ...]
+    bundle_sequence: int
 
     @property
     def issuer_key_id(self) -> str:
@@ -88,7 +94,9 @@ def create(config: AuthorityConfig, *, passphrase: bytes, at: datetime) -> Hiera
         write_bundle(config, [root])
     finally:
         store.close()
-    return Hierarchy(issuer=profile.Issuer(certificate=intermediate, key=intermediate_key), roots=(root,))
+    return Hierarchy(
+        issuer=profile.Issuer(certificate=intermediate, key=intermediate_key), roots=(root,), bundle_sequence=1
+    )
 
 
 def load(config: AuthorityConfig, store: Store, *, passphrase: bytes, at: datetime) -> Hierarchy:
@@ -97,7 +105,10 @@ def load(config: AuthorityConfig, store: Store, *, passphrase: bytes, at: dateti
     Raises:
         AuthorityError: nothing there, damaged, of another trust domain, or expired.
     """
-    records = [record for record in store.authorities() if record.state is not AuthorityState.RETIRED]
+    every = store.authorities()
+    every_root = [record for record in every if record.kind is AuthorityKind.ROOT]
+    retired_roots = [record for record in every_root if record.state is AuthorityState.RETIRED]
+    records = [record for record in every if record.state is not AuthorityState.RETIRED]
     roots = {record.key_id: record.certificate for record in records if record.kind is AuthorityKind.ROOT}
     signing = [
         record
@@ -130,7 +141,7 @@ def load(config: AuthorityConfig, store: Store, *, passphrase: bytes, at: dateti
             f"{config.database}: the intermediate is valid from {intermediate.not_valid_before_utc:%Y-%m-%d %H:%M:%S} "
             f"UTC, but this machine's clock says {at:%Y-%m-%d %H:%M:%S}: set the clock"
         )
-    return Hierarchy(issuer=issuer, roots=tuple(roots.values()))
+    return Hierarchy(issuer=issuer, roots=tuple(roots.values()), bundle_sequence=len(every_root) + len(retired_roots))
 
 
 def write_bundle(config: AuthorityConfig, roots: Iterable[x509.Certificate]) -> None:
@@ -139,9 +150,7 @@ def write_bundle(config: AuthorityConfig, roots: Iterable[x509.Certificate]) -> 
     write_durably(config.bundle_file, pem, mode=0o644)
 
 
-def _active(
-    kind: AuthorityKind, certificate: x509.Certificate, *, issuer_key_id: str, at: datetime
-) -> AuthorityRecord:
+def _active(kind: AuthorityKind, certificate: x509.Certificate, *, issuer_key_id: str, at: datetime) -> AuthorityRecord:
     return AuthorityRecord(
         key_id=profile.key_id(certificate),
         kind=kind,
@@ -153,8 +162,15 @@ def _active(
 
 
 def _make_private(directory: Path) -> None:
+    """Make a directory for our eyes only; one that others can enter and that holds something is not ours to close."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        directory.chmod(0o700)
+        if directory.stat().st_mode & 0o077:
+            if any(directory.iterdir()):
+                raise AuthorityError(
+                    f"{directory}: is open to other users and not empty; set state_dir under [ca] to a directory "
+                    f"of its own, or run: chmod 0700 {directory}"
+                )
+            directory.chmod(0o700)
     except OSError as exc:
         raise AuthorityError(f"{directory}: can not be made: {exc.strerror}; set state_dir under [ca]") from exc

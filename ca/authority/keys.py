@@ -1,4 +1,4 @@
-"""Private keys of the authority: on disk only encrypted, for TLS only in memory.
+"""Private keys of the authority: on disk only encrypted.
 
 A key file is PKCS8 (RFC 5958) encrypted under a passphrase that comes from a
 file that only its owner can read; it never comes from argv or the environment,
@@ -6,7 +6,6 @@ which other users of the machine can see.
 """
 
 import os
-import ssl
 import stat
 from pathlib import Path
 from typing import Final
@@ -120,15 +119,3 @@ def write_durably(path: Path, content: bytes, *, mode: int, exclusive: bool = Fa
         os.fsync(directory)
     finally:
         os.close(directory)
-
-
-def load_chain(context: ssl.SSLContext, key: PrivateKey, chain_pem: bytes) -> None:
-    """Give ``context`` a key and its chain; they exist as a file in memory only.
-
-    The ssl module loads from files only, hence the memfd (memfd_create(2)):
-    anonymous, close-on-exec and gone when this returns.
-    """
-    with os.fdopen(os.memfd_create("ringfence-ca-key", os.MFD_CLOEXEC), "wb") as file:
-        file.write(key_to_pem(key) + chain_pem)
-        file.flush()
-        context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")

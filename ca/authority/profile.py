@@ -85,9 +85,7 @@ def build_intermediate(
     # RFC 5280 4.2.1.10: for a URI "the constraint applies to the host part of the name", which in a
     # SPIFFE ID is the trust domain; without a leading period it means exactly this host.
     builder = builder.add_extension(
-        x509.NameConstraints(
-            permitted_subtrees=[x509.UniformResourceIdentifier(trust_domain)], excluded_subtrees=None
-        ),
+        x509.NameConstraints(permitted_subtrees=[x509.UniformResourceIdentifier(trust_domain)], excluded_subtrees=None),
         critical=True,
     )
     builder = builder.subject_name(_signing_name("intermediate", public_key)).issuer_name(issuer.certificate.subject)
@@ -243,7 +241,8 @@ def _require_signing(
 
 def _require_link(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
     _require(0 < certificate.serial_number < 1 << _MAX_SERIAL_BITS, "serial: positive, 20 octets (RFC 5280 4.1.2.2)")
-    _require(_extension(certificate, x509.AuthorityKeyIdentifier).value == _issued_by(issuer), "the AKI is the issuer's")
+    identifier = _extension(certificate, x509.AuthorityKeyIdentifier).value
+    _require(identifier == _issued_by(issuer), "the authority key identifier is the issuer's (RFC 5280 4.2.1.1)")
     _require(
         certificate.not_valid_before_utc >= issuer.not_valid_before_utc
         and certificate.not_valid_after_utc <= issuer.not_valid_after_utc,

@@ -32,6 +32,7 @@ class Svid:
     identity: SpiffeId
     certificate: x509.Certificate
     chain_der: tuple[bytes, ...]
+    issuer_key_id: str
 
 
 class Signer:
@@ -41,6 +42,26 @@ class Signer:
         self._hierarchy = hierarchy
         self._ttl = ttl
         self._issuer_der = hierarchy.issuer.certificate.public_bytes(serialization.Encoding.DER)
+
+    @property
+    def issuer_certificate(self) -> x509.Certificate:
+        """The intermediate that signs."""
+        return self._hierarchy.issuer.certificate
+
+    @property
+    def roots(self) -> tuple[x509.Certificate, ...]:
+        """The trust bundle."""
+        return self._hierarchy.roots
+
+    @property
+    def roots_der(self) -> tuple[bytes, ...]:
+        """The trust bundle as it goes over the wire."""
+        return self._hierarchy.roots_der
+
+    @property
+    def bundle_sequence(self) -> int:
+        """Grows with every change of the trust bundle."""
+        return self._hierarchy.bundle_sequence
 
     def sign(self, identity: SpiffeId, public_key: profile.PublicKey, *, at: datetime) -> Svid:
         """Sign, and judge the result against its profile before anybody gets it.
@@ -73,7 +94,12 @@ class Signer:
             issuer=issuer.certificate,
         )
         leaf_der = certificate.public_bytes(serialization.Encoding.DER)
-        return Svid(identity=identity, certificate=certificate, chain_der=(leaf_der, self._issuer_der))
+        return Svid(
+            identity=identity,
+            certificate=certificate,
+            chain_der=(leaf_der, self._issuer_der),
+            issuer_key_id=self._hierarchy.issuer_key_id,
+        )
 
 
 def requested_key(csr_der: bytes, identity: SpiffeId) -> profile.PublicKey:

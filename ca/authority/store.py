@@ -16,9 +16,7 @@ UTC datetimes here and whole seconds since 1970 in the file.
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Final, Self
 
@@ -26,6 +24,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from ca.authority.errors import AuthorityError
+from ca.authority.records import (
+    AuthorityKind,
+    AuthorityRecord,
+    AuthorityState,
+    CertificateRecord,
+    NodeSummary,
+    TokenRecord,
+)
 
 _BUSY_TIMEOUT_S: Final = 5.0
 # One entry a version; an entry, once released, never changes.
@@ -62,72 +68,6 @@ _MIGRATIONS: Final = (
     ) STRICT;
     """,
 )
-
-
-class AuthorityKind(StrEnum):
-    """Where a signing certificate stands in the hierarchy."""
-
-    ROOT = "root"
-    INTERMEDIATE = "intermediate"
-
-
-class AuthorityState(StrEnum):
-    """prepared (published, does not sign) -> active (signs) -> retired (only history)."""
-
-    PREPARED = "prepared"
-    ACTIVE = "active"
-    RETIRED = "retired"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuthorityRecord:
-    """The public half of one signing key."""
-
-    key_id: str
-    kind: AuthorityKind
-    state: AuthorityState
-    certificate: x509.Certificate
-    issuer_key_id: str
-    created_at: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CertificateRecord:
-    """One line of the journal."""
-
-    serial: int
-    identity: str
-    node: str
-    not_before: datetime
-    not_after: datetime
-    issued_at: datetime
-    attestation: str
-    requester: str
-    issuer_key_id: str
-
-    @property
-    def serial_hex(self) -> str:
-        """The serial number as the journal, the logs and openssl write it."""
-        return f"{self.serial:040x}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenRecord:
-    """What is known of a join token; the token itself is not."""
-
-    token_hash: bytes
-    node: str
-    expires_at: datetime
-    used_at: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeSummary:
-    """What the journal knows of one node."""
-
-    node: str
-    certificates: int
-    last_issued_at: datetime
 
 
 class TokenAlreadyUsed(Exception):

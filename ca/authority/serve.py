@@ -1,0 +1,73 @@
+"""Composition root of the authority: builds every part, serves, and drains on SIGTERM."""
+
+import signal
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import trio
+
+from ca.authority import hierarchy
+from ca.authority.config import AuthorityConfig
+from ca.authority.errors import AuthorityError
+from ca.authority.logs import log
+from ca.authority.placement import PlacementDirectory
+from ca.authority.requests import RequestHandler
+from ca.authority.server import Server
+from ca.authority.server_certificate import ServerCertificate
+from ca.authority.signer import Signer
+from ca.authority.store import Store
+
+_BACKLOG: Final = 1024  # a mesh's agents may all come back at once
+_DRAIN_S: Final = 10.0  # for requests that run; a healthy one takes milliseconds
+
+
+async def serve(
+    config: AuthorityConfig, *, passphrase: bytes, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve until SIGTERM or SIGINT; reports started with the port, once it is listening.
+
+    Raises:
+        AuthorityError: the authority can not run; nothing was served.
+    """
+    store = Store.open(config.database)
+    try:
+        loaded = hierarchy.load(config, store, passphrase=passphrase, at=datetime.now(UTC))
+        signer = Signer(hierarchy=loaded, ttl=timedelta(seconds=config.svid_ttl_s))
+        placement = PlacementDirectory(trust_domain=config.trust_domain, directory=config.manifests_dir)
+        # One thread: SQLite has one writer anyway, and what it does is counted in microseconds but for the fsync.
+        worker = trio.CapacityLimiter(1)
+        certificate = ServerCertificate(trust_domain=config.trust_domain, signer=signer, store=store, worker=worker)
+        handler = RequestHandler(trust_domain=config.trust_domain, signer=signer, store=store, placement=placement)
+        server = Server(handler=handler, certificate=certificate, worker=worker, trust_domain=config.trust_domain)
+        listeners = await _listen(config)
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(certificate.run)
+                nursery.start_soon(_drain_on_signal, signals, server, nursery.cancel_scope)
+                port: int = listeners[0].socket.getsockname()[1]
+                log("serving", port=port, trust_domain=config.trust_domain, issuer_key_id=loaded.issuer_key_id)
+                task_status.started(port)
+                await server.run(listeners)
+                nursery.cancel_scope.cancel()
+        log("stopped")
+    finally:
+        store.close()
+
+
+async def _listen(config: AuthorityConfig) -> list[trio.SocketListener]:
+    try:
+        return await trio.open_tcp_listeners(config.port, host=config.host, backlog=_BACKLOG)
+    except OSError as exc:
+        where = f"{config.host or 'every address'} port {config.port}"
+        raise AuthorityError(
+            f"can not listen on {where}: {exc.strerror or exc}; change address under [ca], or stop what uses it"
+        ) from exc
+
+
+async def _drain_on_signal(signals: AsyncIterator[int], server: Server, stop: trio.CancelScope) -> None:
+    async for number in signals:
+        log("draining", signal=signal.Signals(number).name)
+        stop.deadline = trio.current_time() + _DRAIN_S
+        server.drain()
+        return

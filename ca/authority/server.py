@@ -1,0 +1,212 @@
+"""The network edge of the authority: TLS 1.3 on port 15012, frames, deadlines, limits.
+
+Theory of operation.  One trio task a connection reads a request, hands it to
+the one worker thread (signing and SQLite) and writes the reply.  What a peer
+can cost is bounded everywhere: connections, the size of a frame (smaller for
+those who have not proved who they are), the time for a handshake, for a request
+to arrive in full and for a reply to be taken, and the requests that wait for
+the worker.  What is over a bound is dropped, or told when to come again.
+
+Draining (SIGTERM): no new connections; idle ones are closed at once; a request
+that has arrived in full is answered first.
+"""
+
+import logging
+import random
+import ssl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final
+
+import trio
+from cryptography import x509
+
+from ca.authority.errors import Refusal
+from ca.authority.logs import log
+from ca.authority.requests import Requester, RequestHandler
+from ca.authority.server_certificate import ServerCertificate
+from ca.messages import ALPN, RefusalCode, Reply, parse_request
+from ca.spiffe import SpiffeId
+from ca.svid import SvidError, check_dates, identity_of
+from ca.wire import MAX_FRAME_BYTES, FrameDecoder, WireError, encode_frame
+
+_HANDSHAKE_TIMEOUT_S: Final = 10.0
+_IDLE_TIMEOUT_S: Final = 30.0  # for a whole request to arrive, and for a reply to be taken
+_MAX_CONNECTIONS: Final = 2048
+_MAX_WAITING: Final = 512  # requests for the worker; at 1000 a second the last of them waits half a second
+_MAX_ANONYMOUS_FRAME_BYTES: Final = 32 * 1024  # a token and a 16 KiB CSR at most
+_RECEIVE_BYTES: Final = 64 * 1024
+_OVERLOADED_RETRY_S: Final = (1.0, 5.0)  # drawn in between, so that those turned away do not come back together
+
+
+_TlsStream = trio.SSLStream[trio.SocketStream]
+
+
+class _Dropped(Exception):
+    """This connection is closed without an answer; the text says why, for the log."""
+
+
+class Server:
+    """Serves requests until it is told to drain."""
+
+    def __init__(
+        self,
+        *,
+        handler: RequestHandler,
+        certificate: ServerCertificate,
+        worker: trio.CapacityLimiter,
+        trust_domain: str,
+    ) -> None:
+        self._handler = handler
+        self._certificate = certificate
+        self._worker = worker
+        self._trust_domain = trust_domain
+        self._connections = 0
+        self._random = random.Random()  # noqa: S311 - spreads retries, keeps no secret
+        self._draining = False
+        self._interruptible: set[trio.CancelScope] = set()
+
+    async def run(self, listeners: Sequence[trio.SocketListener]) -> None:
+        """Accept on ``listeners`` (closed here) until ``drain``; returns when the last connection ended."""
+        async with trio.open_nursery() as connections:
+            with self._until_drained():
+                await trio.serve_listeners(self._serve, list(listeners), handler_nursery=connections)
+
+    def drain(self) -> None:
+        """Stop accepting, close what is idle, let what runs finish."""
+        self._draining = True
+        for scope in self._interruptible:
+            scope.cancel()
+
+    @contextmanager
+    def _until_drained(self) -> Iterator[trio.CancelScope]:
+        """What is done inside is given up when draining begins."""
+        with trio.CancelScope() as scope:
+            self._interruptible.add(scope)
+            if self._draining:
+                scope.cancel()
+            try:
+                yield scope
+            finally:
+                self._interruptible.discard(scope)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        address = _peer_address(stream)
+        if self._connections >= _MAX_CONNECTIONS:
+            await trio.aclose_forcefully(stream)
+            return
+        self._connections += 1
+        try:
+            await self._serve_tls(stream, address)
+        except (WireError, _Dropped) as exc:
+            log("refused", level=logging.WARNING, code="bad_request", why=str(exc), requester=address)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
+            log("connection_failed", level=logging.WARNING, why=_network_reason(exc), requester=address)
+        except Exception:  # a bug costs this connection, not the authority
+            log("internal_error", level=logging.ERROR, exc_info=True, requester=address)
+        finally:
+            self._connections -= 1
+            await trio.aclose_forcefully(stream)
+
+    async def _serve_tls(self, stream: trio.SocketStream, address: str) -> None:
+        tls = trio.SSLStream(stream, self._certificate.context, server_side=True, https_compatible=True)
+        with self._until_drained() as drained, trio.move_on_after(_HANDSHAKE_TIMEOUT_S) as deadline:
+            await tls.do_handshake()
+        if drained.cancelled_caught:
+            return
+        if deadline.cancelled_caught:
+            raise _Dropped(f"no TLS handshake within {_HANDSHAKE_TIMEOUT_S:.0f} s")
+        if tls.selected_alpn_protocol() != ALPN:
+            raise _Dropped(f"the client does not speak {ALPN} (ALPN, RFC 7301)")
+        requester = Requester(address=address, identity=self._proven_identity(tls))
+        try:
+            await self._converse(tls, requester)
+        except WireError as exc:
+            # The stream is lost, but a client of another version deserves to know why.
+            with trio.move_on_after(_IDLE_TIMEOUT_S):
+                await _send(tls, Refusal(RefusalCode.BAD_REQUEST, str(exc)).reply())
+            raise
+
+    async def _converse(self, tls: _TlsStream, requester: Requester) -> None:
+        limit_bytes = _MAX_ANONYMOUS_FRAME_BYTES if requester.identity is None else MAX_FRAME_BYTES
+        decoder = FrameDecoder(max_frame_bytes=limit_bytes)
+        while True:
+            arrived: list[dict[str, Any]] = []
+            with self._until_drained(), trio.move_on_after(_IDLE_TIMEOUT_S) as deadline:
+                arrived = await _receive(tls, decoder)
+            if deadline.cancelled_caught and decoder.mid_frame:
+                raise _Dropped(f"a request that did not arrive in full within {_IDLE_TIMEOUT_S:.0f} s")
+            if not arrived:
+                return
+            for fields in arrived:
+                reply = await self._answer(fields, requester)
+                with trio.move_on_after(_IDLE_TIMEOUT_S) as deadline:
+                    await _send(tls, reply)
+                if deadline.cancelled_caught:
+                    raise _Dropped(f"the reply was not taken within {_IDLE_TIMEOUT_S:.0f} s")
+
+    async def _answer(self, fields: dict[str, Any], requester: Requester) -> Reply:
+        request = parse_request(fields)
+        if self._worker.statistics().tasks_waiting >= _MAX_WAITING:
+            retry_after_s = self._random.uniform(*_OVERLOADED_RETRY_S)
+            text = "the authority has too many requests waiting"
+            return Refusal(RefusalCode.UNAVAILABLE, text, retry_after_s=retry_after_s).reply()
+        handle = partial(self._handler.handle, request, requester, at=datetime.now(UTC))
+        # A request that the worker has begun is finished, whatever becomes of the connection.
+        return await trio.to_thread.run_sync(handle, limiter=self._worker)
+
+    def _proven_identity(self, tls: _TlsStream) -> SpiffeId | None:
+        """Whose certificate the client presented; OpenSSL has verified its path to our roots.
+
+        Raises:
+            _Dropped: it is not an SVID of our trust domain.
+        """
+        der = tls.getpeercert(binary_form=True)
+        if der is None:
+            return None
+        leaf = x509.load_der_x509_certificate(der)
+        try:
+            identity = identity_of(leaf)
+            check_dates(leaf, at=datetime.now(UTC))
+        except SvidError as exc:
+            raise _Dropped(f"the client certificate is refused: {exc}") from exc
+        if identity.trust_domain != self._trust_domain:
+            raise _Dropped(f"the client certificate is of trust domain {identity.trust_domain!r} (X509-SVID 5.1)")
+        return identity
+
+
+async def _receive(tls: _TlsStream, decoder: FrameDecoder) -> list[dict[str, Any]]:
+    """Wait for the next requests; empty when the client has ended the connection."""
+    while data := await tls.receive_some(_RECEIVE_BYTES):
+        if arrived := decoder.feed(bytes(data)):
+            return arrived
+    if decoder.mid_frame:
+        raise _Dropped("the connection ended in the middle of a request")
+    return []
+
+
+async def _send(tls: _TlsStream, reply: Reply) -> None:
+    await tls.send_all(encode_frame(reply.to_wire()))
+
+
+def _peer_address(stream: trio.SocketStream) -> str:
+    try:
+        host, port = stream.socket.getpeername()[:2]
+    except OSError:
+        return ""  # reset before it was accepted
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _network_reason(error: BaseException) -> str:
+    """Name the cause; never the text of a TLS error, which could quote the peer."""
+    while isinstance(error, trio.BrokenResourceError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"client certificate: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {error.reason}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return type(error).__name__

@@ -1,0 +1,85 @@
+"""The authority's own TLS identity: issued by itself, short-lived, only in memory.
+
+Clients know it by ``spiffe://<trust domain>/ringfence/ca`` under the roots that
+they were configured with; it is an SVID like any other, and in the journal.
+"""
+
+import logging
+import ssl
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import trio
+from cryptography import x509
+
+from ca.authority.logs import log
+from ca.authority.requests import journal_record, log_issued
+from ca.authority.signer import Signer, requested_key
+from ca.authority.store import Store
+from ca.csr import build_csr, new_key
+from ca.messages import ALPN
+from ca.spiffe import SpiffeId
+from ca.tls import KeyAndChain, strict_context
+
+_RETRY_S = 5.0
+_CLOCK_CHECK_S = 60.0  # the wall clock may be set while we sleep
+
+
+class ServerCertificate:
+    """Holds the TLS context that new connections are served with, and replaces it in time.
+
+    ``worker`` is the limiter of the one thread that may use the store.
+    """
+
+    def __init__(self, *, trust_domain: str, signer: Signer, store: Store, worker: trio.CapacityLimiter) -> None:
+        self._identity = SpiffeId.authority(trust_domain)
+        self._signer = signer
+        self._store = store
+        self._worker = worker
+        self._context: ssl.SSLContext | None = None
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """For new connections; those that are open keep theirs."""
+        assert self._context is not None, "run() has started"
+        return self._context
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Renew at half-life, for ever; the first one is there when this reports started."""
+        renew_at = await self._renew()
+        task_status.started()
+        while True:
+            remaining_s = (renew_at - datetime.now(UTC)).total_seconds()
+            if remaining_s > 0:
+                await trio.sleep(min(remaining_s, _CLOCK_CHECK_S))
+                continue
+            try:
+                renew_at = await self._renew()
+            except Exception:  # what serves now stays valid for the other half of its life
+                log("server_certificate_failed", level=logging.ERROR, exc_info=True)
+                await trio.sleep(_RETRY_S)
+
+    async def _renew(self) -> datetime:
+        at = datetime.now(UTC)
+        self._context, not_after = await trio.to_thread.run_sync(self._issue, at, limiter=self._worker)
+        return at + (not_after - at) / 2
+
+    def _issue(self, at: datetime) -> tuple[ssl.SSLContext, datetime]:
+        key = new_key()
+        svid = self._signer.sign(self._identity, requested_key(build_csr(key, self._identity), self._identity), at=at)
+        record = journal_record(svid, node="", method="self", requester="", at=at)
+        self._store.journal([record])
+        log_issued(record)
+        chain = (svid.certificate, self._signer.issuer_certificate)
+        context = server_context(self._signer.roots, KeyAndChain(key=key, chain=chain))
+        return context, record.not_after
+
+
+def server_context(roots: Sequence[x509.Certificate], own: KeyAndChain) -> ssl.SSLContext:
+    """The strict context, but for the client certificate: optional, because a new node has none yet.
+
+    One that is presented must still be ours, or the handshake fails.
+    """
+    context = strict_context(server_side=True, roots=roots, alpn=ALPN, own=own)
+    context.verify_mode = ssl.CERT_OPTIONAL
+    return context
