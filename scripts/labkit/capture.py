@@ -1,0 +1,57 @@
+"""Record what crosses the link between the nodes."""
+
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from labkit import layout, netns
+from labkit.errors import LabError
+
+
+def tap(path: Path, *, seconds: float) -> None:
+    """Write every packet of the link into ``path``, whole, for that long.
+
+    Says ``recording`` on stdout once nothing is missed any more, and on stderr what
+    tcpdump counted, dropped packets included.
+
+    Raises:
+        LabError: the file can not be written, or tcpdump failed.
+    """
+    command = ["tcpdump", "-i", layout.BRIDGE, "-n", "-s", "0", "-B", "65536", "-U", "--immediate-mode", "-w", "-"]
+    try:
+        file = path.open("wb")
+    except OSError as exc:
+        raise LabError(f"{path}: can not be written: {exc.strerror}") from exc
+    with file, netns.inside(layout.LINK_NETNS):
+        try:
+            recorder = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.PIPE, text=True)
+        except FileNotFoundError as exc:
+            raise LabError("tcpdump is not installed; run `scripts/setup`") from exc
+    with recorder:
+        _record(recorder, seconds)
+    if recorder.returncode:
+        raise LabError(f"tcpdump ended with exit code {recorder.returncode}")
+
+
+def _record(recorder: "subprocess.Popen[str]", seconds: float) -> None:
+    assert recorder.stderr is not None
+    for line in recorder.stderr:
+        if "listening on" in line:
+            break
+        sys.stderr.write(line)
+    else:
+        return
+    print("recording", flush=True)
+    stop = threading.Timer(seconds, recorder.send_signal, [signal.SIGINT])
+    stop.daemon = True
+    stop.start()
+    try:
+        sys.stderr.write(recorder.stderr.read())
+    except KeyboardInterrupt:  # tcpdump got it too
+        sys.stderr.write(recorder.stderr.read())
+    finally:
+        stop.cancel()
+        if recorder.poll() is None:
+            recorder.send_signal(signal.SIGINT)

@@ -1,0 +1,153 @@
+"""Bring the whole lab up, and take it down.
+
+``up`` begins by taking down whatever there is, complete or not, and ends by
+writing ``lab.json``.  If it fails on the way, it takes down what it made.  ``down``
+needs no record of what exists: it goes by the names of the namespaces and by who
+runs in them, so that it also cleans up after commands that were killed.
+"""
+
+import secrets
+import signal
+from types import FrameType
+from typing import Final
+
+from labkit import layout, manifests, netns, pods, processes, state, topology
+from labkit.errors import LabError
+
+_GRACE_S: Final = 3.0
+_TOKEN_TTL_S: Final = 600
+
+
+def up(*, nodes: int, capture: str, with_agents: bool) -> state.Lab:
+    """Make the lab anew.  The caller holds the lock.
+
+    Raises:
+        LabError: it could not; nothing of it is left.
+    """
+    if capture != "inpod":
+        raise LabError(f"--capture {capture} is not available yet; leave it out or use --capture inpod")
+    if not 1 <= nodes <= layout.MAX_NODES:
+        raise LabError(f"--nodes {nodes}: must be 1 to {layout.MAX_NODES}")
+    command = processes.ringfence_command() if with_agents else ""
+    lab = state.Lab(nodes=nodes, capture=capture, ringfence=command, agents=with_agents)
+    down()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        state.mount_state()
+        topology.build(nodes)
+        _write_nodes(lab)
+        pods.sync(lab)
+        if with_agents:
+            _start_ca(lab)
+            _start_agents(lab)
+        state.save(lab)
+    except BaseException:
+        down()
+        raise
+    return lab
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def down() -> bool:
+    """Remove every trace of the lab; False when there was none.  The caller holds the lock."""
+    names = netns.existing()
+    existed = bool(names) or layout.STATE_DIR.exists()
+    netns.end_processes(names, grace_s=_GRACE_S)
+    for name in names:
+        netns.delete(name)
+    state.unmount_state()
+    return existed
+
+
+def _write_nodes(lab: state.Lab) -> None:
+    for node in lab.node_numbers:
+        zone = "zone-a" if node % 2 else "zone-b"
+        manifests.write(
+            {
+                "apiVersion": "v1",
+                "kind": "Node",
+                "metadata": {
+                    "name": layout.node_name(node),
+                    "labels": {
+                        "kubernetes.io/hostname": layout.node_name(node),
+                        "topology.kubernetes.io/region": "lab",
+                        "topology.kubernetes.io/zone": zone,
+                    },
+                },
+                "spec": {
+                    "podCIDR": layout.pods_v4(node),
+                    "podCIDRs": [layout.pods_v4(node), layout.pods_v6(node)],
+                },
+                "status": {
+                    "addresses": [
+                        {"type": "InternalIP", "address": layout.link_v4(node)},
+                        {"type": "InternalIP", "address": layout.link_v6(node)},
+                        {"type": "Hostname", "address": layout.node_name(node)},
+                    ],
+                    "conditions": [{"type": "Ready", "status": "True"}],
+                },
+            }
+        )
+
+
+def _start_ca(lab: state.Lab) -> None:
+    layout.CA_DIR.mkdir(mode=0o700)
+    passphrase = layout.CA_DIR / "passphrase"
+    state.write_atomically(passphrase, secrets.token_urlsafe(32) + "\n", mode=0o600)
+    config = layout.CA_DIR / "ca.toml"
+    state.write_atomically(
+        config,
+        f"""\
+[ca]
+trust_domain = "{layout.TRUST_DOMAIN}"
+address = ":{layout.CA_PORT}"
+state_dir = "{layout.CA_DIR}/state"
+passphrase_file = "{passphrase}"
+
+[registry]
+manifests_dir = "{layout.MANIFESTS_DIR}"
+""",
+    )
+    processes.run_ringfence(lab, 0, ["ca", "init", "--config", str(config)])
+    processes.start(lab, processes.ca())
+
+
+def _start_agents(lab: state.Lab) -> None:
+    for node in lab.node_numbers:
+        _configure_agent(lab, node)
+        processes.begin(lab, processes.agent(node))
+    for node in lab.node_numbers:
+        processes.wait_until_ready(processes.agent(node))
+
+
+def _configure_agent(lab: state.Lab, node: int) -> None:
+    directory = layout.agent_dir(node)
+    directory.mkdir(mode=0o700)
+    arguments = ["--config", str(layout.CA_DIR / "ca.toml"), "--node", layout.node_name(node)]
+    token = processes.run_ringfence(lab, 0, ["ca", "token", *arguments, "--ttl", str(_TOKEN_TTL_S)])
+    state.write_atomically(directory / "join-token", token, mode=0o600)
+    state.write_atomically(
+        directory / "agent.toml",
+        f"""\
+[agent]
+node = "{layout.node_name(node)}"
+trust_domain = "{layout.TRUST_DOMAIN}"
+runtime_dir = "{directory}"
+
+[ca]
+address = "{layout.link_v4(0)}:{layout.CA_PORT}"
+bundle_file = "{layout.CA_DIR}/state/bundle.pem"
+join_token_file = "{directory}/join-token"
+node_key_dir = "{directory}/node"
+
+[registry]
+manifests_dir = "{layout.MANIFESTS_DIR}"
+
+[capture]
+mode = "{lab.capture}"
+netns_path = "{layout.NETNS_PATH_TEMPLATE}"
+""",
+    )

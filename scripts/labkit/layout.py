@@ -1,0 +1,136 @@
+"""Names, addresses and paths of the lab: every one of them is decided here.
+
+    link      10.247.0.0/24    fd52:4647::/64           node K is .K+10 / ::K+10
+    pods      10.247.K.0/24    fd52:4647:0:K::/64       the gateway is .1 / ::1
+    services  10.248.0.0/16    fd52:4647:ffff::/112
+
+In IPv6 addresses the decimal digits are written as they are (node 2 is
+``fd52:4647::12``), so that both addresses of a thing look alike.
+
+``RINGFENCE_LAB=NAME`` in the environment makes a second lab beside the first:
+other state directory, other namespaces, same addresses (namespaces keep them
+apart).  The lab's own tests live in one.
+"""
+
+import ipaddress
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+from labkit.errors import LabError
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+TRUST_DOMAIN: Final = "cluster.local"
+CA_PORT: Final = 15012
+TUNNEL_PORT: Final = 15008
+MAX_NODES: Final = 99  # node K is .K+10 on the link and fd52:4647:0:K:: for its pods, in decimal digits
+FIRST_POD_HOST: Final = 2  # .1 is the gateway
+LAST_POD_HOST: Final = 254
+SERVICE_NETWORK_V4: Final = ipaddress.IPv4Network("10.248.0.0/16")
+SERVICE_NETWORK_V6: Final = ipaddress.IPv6Network("fd52:4647:ffff::/112")
+CLUSTER_V4: Final = "10.247.0.0/16"
+CLUSTER_V6: Final = "fd52:4647::/48"
+
+_INSTANCE: Final = os.environ.get("RINGFENCE_LAB", "")
+if _INSTANCE and not re.fullmatch(r"[a-z0-9]{1,12}", _INSTANCE):
+    raise LabError(f"RINGFENCE_LAB={_INSTANCE!r}: a lab is named with 1 to 12 of a-z and 0-9")
+
+# "rf" for the lab, "rf_NAME" for another: neither is the beginning of the other's names.
+_PREFIX: Final = f"rf_{_INSTANCE}" if _INSTANCE else "rf"
+_SUFFIX: Final = f"-{_INSTANCE}" if _INSTANCE else ""
+
+STATE_DIR: Final = Path(f"/run/ringfence-lab{_SUFFIX}")
+LOCK_FILE: Final = Path(f"/run/ringfence-lab{_SUFFIX}.lock")  # outlives the state directory
+MANIFESTS_DIR: Final = STATE_DIR / "manifests"
+PODS_DIR: Final = STATE_DIR / "pods"
+LAB_FILE: Final = STATE_DIR / "lab.json"
+CUTS_FILE: Final = STATE_DIR / "cuts.json"
+CA_DIR: Final = STATE_DIR / "ca"
+
+NETNS_DIR: Final = Path("/run/netns")
+LINK_NETNS: Final = f"{_PREFIX}-link"
+NETNS_PATH_TEMPLATE: Final = f"{NETNS_DIR}/{_PREFIX}-pod-{{namespace}}-{{name}}"
+BRIDGE: Final = "br0"
+NODE_LINK: Final = "eth0"  # the node's interface on the link
+POD_LINK: Final = "eth0"
+
+_OURS: Final = re.compile(rf"{re.escape(_PREFIX)}-(link|node\d+|pod-[a-z0-9.-]+)")
+_DNS_LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
+def is_ours(netns: str) -> bool:
+    """Whether a network namespace of this name belongs to this lab."""
+    return _OURS.fullmatch(netns) is not None
+
+
+def node_netns(node: int) -> str:
+    """The namespace of node K; node 0 is the CA's."""
+    return f"{_PREFIX}-node{node}"
+
+
+def pod_netns(namespace: str, name: str) -> str:
+    """The namespace of a pod, as the agent's ``netns_path`` finds it."""
+    return f"{_PREFIX}-pod-{namespace}-{name}"
+
+
+def node_name(node: int) -> str:
+    """The Kubernetes name of node K."""
+    return f"node-{node}"
+
+
+def agent_dir(node: int) -> Path:
+    """Where agent K keeps its configuration, socket and log."""
+    return STATE_DIR / f"agent-{node}"
+
+
+def agent_socket(node: int) -> Path:
+    """The operator's socket of agent K."""
+    return agent_dir(node) / "agent.sock"
+
+
+def pod_dir(namespace: str, name: str) -> Path:
+    """Where the lab keeps what it knows of a pod."""
+    return PODS_DIR / namespace / name
+
+
+def link_v4(node: int) -> str:
+    """Address of node K on the link."""
+    return f"10.247.0.{node + 10}"
+
+
+def link_v6(node: int) -> str:
+    """Address of node K on the link."""
+    return f"fd52:4647::{node + 10}"
+
+
+def pods_v4(node: int) -> str:
+    """The network of node K's pods."""
+    return f"10.247.{node}.0/24"
+
+
+def pods_v6(node: int) -> str:
+    """The network of node K's pods."""
+    return f"fd52:4647:0:{node}::/64"
+
+
+def pod_v4(node: int, host: int) -> str:
+    """Address of a pod (host 1 is the gateway)."""
+    return f"10.247.{node}.{host}"
+
+
+def pod_v6(node: int, host: int) -> str:
+    """Address of a pod (host 1 is the gateway)."""
+    return f"fd52:4647:0:{node}::{host}"
+
+
+def pod_interface(host: int) -> str:
+    """The node's end of a pod's veth."""
+    return f"pod{host}"
+
+
+def require_dns_label(what: str, text: str) -> str:
+    """Kubernetes' own rule for such names (RFC 1123 label)."""
+    if not _DNS_LABEL.fullmatch(text):
+        raise LabError(f"{what} {text!r}: must be 1 to 63 of a-z, 0-9 and -, and begin and end with a letter or digit")
+    return text
