@@ -1,1 +1,32 @@
-"""Step 6: who we are: SVIDs, their rotation, and the TLS contexts made of them."""
+"""Step 6 of the data path: who we are, and who the peer is.
+
+rotation          when to renew: the core, sans-I/O
+identities        SVIDs of the workloads on this node, kept fresh
+node_credentials  the node's own certificate, with which they are asked for
+key_store         where that one survives a restart
+credentials       one SVID as a pair of TLS contexts
+peers             who is at the other end, after a handshake
+handshake         why a handshake failed
+openssl           what the ssl module can not set
+"""
+
+from node_agent.identity.credentials import Credentials
+from node_agent.identity.handshake import handshake_failure
+from node_agent.identity.identities import Identities
+from node_agent.identity.key_store import NodeKeyStore
+from node_agent.identity.node_credentials import NodeCredentials
+from node_agent.identity.openssl import prefer_aes128, tune_context
+from node_agent.identity.peers import ALPN, PeerCertificate, peer_identity
+
+__all__ = [
+    "ALPN",
+    "Credentials",
+    "Identities",
+    "NodeCredentials",
+    "NodeKeyStore",
+    "PeerCertificate",
+    "handshake_failure",
+    "peer_identity",
+    "prefer_aes128",
+    "tune_context",
+]

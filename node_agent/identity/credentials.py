@@ -1,0 +1,101 @@
+"""One identity's SVID, ready for use: the two TLS contexts that present it.
+
+Contexts are never changed after they were made.  A renewed SVID is a new
+``Credentials`` with a higher ``ring`` (a generation number that only grows); connections made with the old one go on
+with the old one.
+"""
+
+import itertools
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from ca.errors import CaProtocolError
+from ca.spiffe import SpiffeId
+from ca.svid import SvidError, check_dates, verify_chain
+from ca.tls import KeyAndChain, strict_context
+from node_agent.identity.peers import ALPN, check_time_ourselves
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Credentials:
+    """What it takes to be ``identity`` on a connection, until ``not_after`` (aware UTC)."""
+
+    identity: SpiffeId
+    serial: int
+    not_before: datetime
+    not_after: datetime
+    client_context: ssl.SSLContext
+    server_context: ssl.SSLContext
+    ring: int
+
+
+def make_credentials(
+    *, identity: SpiffeId, own: KeyAndChain, roots: Sequence[x509.Certificate], at: datetime, ring: int
+) -> Credentials:
+    """Check a chain that the CA issued and make its contexts.
+
+    Raises:
+        CaProtocolError: the chain is not what was asked for, or does not lead to ``roots``.
+    """
+    require_issued_to(identity=identity, own=own, roots=roots, at=at)
+    leaf = own.chain[0]
+    return Credentials(
+        identity=identity,
+        serial=leaf.serial_number,
+        not_before=leaf.not_valid_before_utc,
+        # An SVID is worth no more than the certificates that vouch for it.
+        not_after=min(certificate.not_valid_after_utc for certificate in own.chain),
+        client_context=_context(server_side=False, own=own, roots=roots),
+        server_context=_context(server_side=True, own=own, roots=roots),
+        ring=ring,
+    )
+
+
+def require_issued_to(*, identity: SpiffeId, own: KeyAndChain, roots: Sequence[x509.Certificate], at: datetime) -> None:
+    """Check what the CA sent as a peer would: the key is ours, the name is right, the signatures lead to a root.
+
+    Raises:
+        CaProtocolError: it is not so.
+    """
+    public_key = own.chain[0].public_key() if own.chain else None
+    if not isinstance(public_key, ec.EllipticCurvePublicKey) or public_key != own.key.public_key():
+        raise CaProtocolError(f"the CA issued a certificate for {identity} with a key that is not ours")
+    try:
+        root = _root_of(own.chain, roots)
+        issued_to = verify_chain([*own.chain, root], trust_domain=identity.trust_domain)
+        for certificate in (*own.chain, root):
+            check_dates(certificate, at=at)
+    except SvidError as error:
+        raise CaProtocolError(f"the CA issued a bad certificate for {identity}: {error}") from error
+    if issued_to != identity:
+        raise CaProtocolError(f"the CA issued a certificate for {issued_to} instead of {identity}")
+
+
+def _root_of(chain: Sequence[x509.Certificate], roots: Sequence[x509.Certificate]) -> x509.Certificate:
+    for certificate, issuer in itertools.pairwise(chain):
+        if not _is_signed_by(certificate, issuer):
+            raise SvidError("the chain is not in order: leaf first, each signed by the next", "RFC 8446 section 4.4.2")
+    for root in roots:
+        if _is_signed_by(chain[-1], root):
+            return root
+    raise SvidError("the chain leads to no root of the trust bundle", "RFC 5280 section 6.1")
+
+
+def _is_signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def _context(*, server_side: bool, own: KeyAndChain, roots: Sequence[x509.Certificate]) -> ssl.SSLContext:
+    context = strict_context(server_side=server_side, roots=roots, alpn=ALPN, own=own)
+    check_time_ourselves(context)
+    return context

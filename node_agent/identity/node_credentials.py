@@ -1,0 +1,174 @@
+"""The node's own certificate: bought once with a join token, then renewed with itself.
+
+It proves to the CA which node asks; it is never shown to a peer.  Without a
+valid one no workload on this node gets an SVID, so its failures are readiness.
+"""
+
+import logging
+import random
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+from cryptography import x509
+
+from ca.client import CaClient, load_chain
+from ca.csr import build_csr, new_key
+from ca.errors import CaError, CaProtocolError, CaRefused, CaUnreachable
+from ca.messages import Issued
+from ca.spiffe import SpiffeId
+from ca.tls import KeyAndChain
+from node_agent.identity.credentials import require_issued_to
+from node_agent.identity.key_store import NodeKeyStore
+from node_agent.identity.rotation import Expired, Rotation, Step
+
+_log: Final = logging.getLogger("ringfence.identity")
+
+
+class NodeCredentials:
+    """Holds the node's certificate and gets the next one; ``Identities`` calls it."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        trust_domain: str,
+        ca: CaClient,
+        key_store: NodeKeyStore,
+        join_token_file: Path | None,
+        utc_now: Callable[[], datetime],
+        rng: random.Random,
+    ) -> None:
+        """Take up the certificate of the last run, if there is one for this node that is still valid.
+
+        Raises:
+            AgentError: there is one that can not be read.
+        """
+        self._node = node
+        self._identity = SpiffeId.node(trust_domain, node)
+        self._ca = ca
+        self._key_store = key_store
+        self._join_token_file = join_token_file
+        self._utc_now = utc_now
+        self._rng = rng
+        self._rotation = Rotation()
+        self._own: KeyAndChain | None = None
+        self._refused = False
+        self.last_error = ""
+        self._take_up(key_store.load())
+
+    @property
+    def own(self) -> KeyAndChain | None:
+        """The certificate to ask with, or None if there is none that is valid."""
+        return self._own if self._rotation.valid(self._utc_now()) else None
+
+    def next_step(self, *, now: float, wanted: bool) -> Step:
+        """What to do now; ``wanted``: SVIDs wait for it."""
+        at = self._utc_now()
+        # A token that was refused does not get better by asking twice a second.
+        wanted = wanted and self._own is None and not self._refused
+        step = self._rotation.next_step(at=at, now=now, wanted=wanted)
+        if isinstance(step, Expired):
+            self._own = None
+            self._rotation.dropped()
+            step = self._rotation.next_step(at=at, now=now, wanted=wanted)
+        return step
+
+    async def renew(self) -> None:
+        """Get the next certificate; a failure is kept in ``last_error`` and the pause before the next attempt."""
+        try:
+            await self._renew()
+        except CaError as error:
+            self._failed(error)
+        else:
+            self._refused = False
+            self.last_error = ""
+
+    def ready(self) -> tuple[bool, str]:
+        """Whether SVIDs can be asked for; if not, why."""
+        if self.own is not None:
+            return True, ""
+        return False, f"node {self._node} has no certificate: {self.last_error or 'the CA has not answered yet'}"
+
+    def status(self) -> dict[str, Any]:
+        """The same fields as ``Identities.status``."""
+        own = self.own
+        leaf = None if own is None else own.chain[0]
+        return {
+            "identity": str(self._identity),
+            "serial": None if leaf is None else f"{leaf.serial_number:x}",
+            "not_before": None if leaf is None else leaf.not_valid_before_utc.isoformat(),
+            "not_after": None if leaf is None else leaf.not_valid_after_utc.isoformat(),
+            "state": "pending" if leaf is None else "valid",
+            "last_error": self.last_error or None,
+        }
+
+    async def _renew(self) -> None:
+        key = new_key()
+        csr_der = build_csr(key, self._identity)
+        own = self.own
+        if own is None:
+            issued = await self._ca.attest(self._join_token(), self._node, csr_der)
+        else:
+            issued = await self._ca.renew_node(csr_der, own)
+        renewed, roots = KeyAndChain(key=key, chain=_only_chain(issued)), load_chain(issued.bundle_der)
+        at = self._utc_now()
+        require_issued_to(identity=self._identity, own=renewed, roots=roots, at=at)
+        self._own = renewed
+        self._ca.replace_roots(roots)
+        self._rotation.issued(at=at, not_after=_end(renewed), draw=self._rng.random())
+        _log.info("node certificate of %s valid until %s", self._identity, _end(renewed).isoformat())
+        try:
+            await trio.to_thread.run_sync(self._key_store.save, renewed)
+        except OSError as error:
+            # It works until the agent is restarted; then it takes a new join token.
+            _log.error("the node's key could not be stored: %s", error)
+
+    def _join_token(self) -> str:
+        if self._join_token_file is None:
+            raise CaUnreachable("no valid node certificate is stored and [ca] join_token_file is not set")
+        try:
+            token = self._join_token_file.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeError) as error:
+            raise CaUnreachable(f"[ca] join_token_file: {self._join_token_file} can not be read: {error}") from error
+        if not token:
+            raise CaUnreachable(f"[ca] join_token_file: {self._join_token_file} is empty")
+        return token
+
+    def _failed(self, error: CaError) -> None:
+        self._refused = isinstance(error, CaRefused)
+        wish_s = error.retry_after_s if isinstance(error, CaRefused) else 0.0
+        self._rotation.failed(now=trio.current_time(), draw=self._rng.random(), wish_s=wish_s)
+        text = f"the CA refuses this node: {error}" if self._refused else str(error)
+        if text != self.last_error:
+            _log.warning("no node certificate: %s", text)
+        self.last_error = text
+
+    def _take_up(self, stored: KeyAndChain | None) -> None:
+        if stored is None:
+            return
+        at = self._utc_now()
+        try:
+            require_issued_to(identity=self._identity, own=stored, roots=self._ca.roots, at=at)
+        except CaProtocolError as error:
+            _log.warning("the stored node certificate is of no use, the join token is needed: %s", error)
+            return
+        if at >= _end(stored):
+            return
+        self._own = stored
+        self._rotation.issued(at=stored.chain[0].not_valid_before_utc, not_after=_end(stored), draw=self._rng.random())
+
+
+def _only_chain(issued: Issued) -> tuple[x509.Certificate, ...]:
+    if len(issued.certificates) != 1:
+        raise CaProtocolError(f"the CA sent {len(issued.certificates)} certificates instead of one")
+    error = issued.certificates[0].error
+    if error is not None:
+        raise CaRefused(error.code, error.text, error.retry_after_s)
+    return load_chain(issued.certificates[0].chain_der)
+
+
+def _end(own: KeyAndChain) -> datetime:
+    return min(certificate.not_valid_after_utc for certificate in own.chain)
