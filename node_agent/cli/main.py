@@ -53,10 +53,10 @@ def build_parser(*, with_ca: bool = True) -> argparse.ArgumentParser:
         prog="ringfence",
         description="Identity, encryption and policy for TCP between workloads, without sidecars.",
         epilog=_EPILOG,
-        formatter_class=_HelpFormatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND [OPTIONS]", required=True)
 
     agent = commands.add_parser("agent", help="run the agent of this node", description=_run_agent.__doc__)
     agent.add_argument(
@@ -172,13 +172,6 @@ def _interval_s(text: str) -> float:
     if not 0.1 <= seconds <= 3600:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 3600")
     return seconds
-
-
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Room for the longest command name, so that every command takes one line."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28, width=110)
 
 
 class _Version(argparse.Action):

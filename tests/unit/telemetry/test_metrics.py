@@ -1,0 +1,160 @@
+"""The text is what Prometheus reads: the official library parses it back."""
+
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from ca.spiffe import SpiffeId
+from node_agent.model import ObjectName, Workload
+from node_agent.telemetry.metrics import Metrics
+from node_agent.telemetry.response_flags import ResponseFlag
+from node_agent.telemetry.traffic import LABELS, Traffic, TrafficKey, label_values, owner_name
+
+NOWHERE = TrafficKey(
+    reporter="source",
+    source=None,
+    source_identity=None,
+    destination=None,
+    destination_identity=None,
+    service=None,
+    security="none",
+)
+
+
+def pod(name: str, **labels: str) -> Workload:
+    return Workload(
+        uid=f"uid-{name}",
+        name=ObjectName("shop", name),
+        service_account="default",
+        node="n1",
+        addresses=(),
+        identity=SpiffeId.workload("cluster.local", "shop", "default"),
+        enrolled=True,
+        labels=labels,
+    )
+
+
+def parsed(metrics: Metrics) -> dict[str, dict[tuple[str, ...], float]]:
+    text = b"".join(metrics.render()).decode()
+    return {
+        sample.name: {tuple(s.labels.values()): s.value for s in family.samples if s.name == sample.name}
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+@given(st.text(), st.text(), st.floats() | st.integers(min_value=0, max_value=2**53))
+def test_any_label_value_and_number_comes_back_from_the_official_parser(one: str, two: str, value: float) -> None:
+    metrics = Metrics()
+    metrics.gauge("ringfence_test", 'help with \\ and " and \n', lambda: {(one, two): value}, labels=("one", "two"))
+
+    [((found_one, found_two), found)] = parsed(metrics)["ringfence_test"].items()
+
+    assert (found_one, found_two) == (one, two)
+    assert found == value or (found != found and value != value)  # noqa: PLR0124
+
+
+def test_a_reading_that_fails_is_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = Metrics()
+    metrics.gauge("ringfence_bad", "Fails.", lambda: 1 / 0)
+    metrics.gauge("ringfence_good", "Works.", lambda: True)
+
+    first, second = parsed(metrics), parsed(metrics)
+
+    assert "ringfence_bad" not in first
+    assert first["ringfence_good"] == {(): 1}
+    assert second["ringfence_metric_read_failures_total"] == {(): 1}
+    assert "ringfence_bad" in caplog.text
+
+
+def test_a_name_that_is_taken_or_wrong_is_a_bug() -> None:
+    metrics = Metrics()
+    metrics.gauge("ringfence_x", "X.", lambda: 1)
+    with pytest.raises(ValueError, match="twice"):
+        metrics.gauge("ringfence_x", "X.", lambda: 1)
+    with pytest.raises(ValueError, match="_total"):
+        metrics.counter("ringfence_y", "Y.", lambda: 1)
+    with pytest.raises(ValueError, match="not a metric name"):
+        metrics.gauge("ringfence y", "Y.", lambda: 1)
+
+
+def test_a_long_scrape_comes_in_chunks() -> None:
+    metrics = Metrics()
+    metrics.gauge("ringfence_many", "Many.", lambda: {(str(n),): n for n in range(5000)}, labels=("n",))
+
+    chunks = list(metrics.render())
+
+    assert len(chunks) > 5
+    assert max(map(len, chunks)) < 20_000
+
+
+def test_the_labels_are_istios() -> None:
+    key = NOWHERE._replace(
+        source=pod("cart-5f6d-x1", **{"pod-template-hash": "5f6d"}),
+        source_identity=SpiffeId.workload("cluster.local", "shop", "cart"),
+        service=ObjectName("default", "web"),
+        security="mutual_tls",
+    )
+
+    assert dict(zip(LABELS, label_values(key, ResponseFlag.DENY), strict=True)) == {
+        "reporter": "source",
+        "source_workload": "cart",
+        "source_workload_namespace": "shop",
+        "source_principal": "spiffe://cluster.local/ns/shop/sa/cart",
+        "destination_workload": "unknown",
+        "destination_workload_namespace": "unknown",
+        "destination_principal": "unknown",
+        "destination_service": "web.default.svc.cluster.local",
+        "connection_security_policy": "mutual_tls",
+        "response_flags": "DENY",
+    }
+
+
+@pytest.mark.parametrize(
+    ("workload", "name"),
+    [
+        (pod("web"), "web"),
+        (pod("web-7c9-abc12", **{"pod-template-hash": "7c9"}), "web"),
+        (pod("odd", **{"pod-template-hash": "7c9"}), "odd"),
+        (pod("db-0", **{"statefulset.kubernetes.io/pod-name": "db-0"}), "db"),
+        (pod("nightly-28-x", **{"batch.kubernetes.io/job-name": "nightly-28"}), "nightly-28"),
+    ],
+)
+def test_a_pod_is_counted_under_the_controller_that_made_it(workload: Workload, name: str) -> None:
+    assert owner_name(workload) == name
+
+
+def test_past_the_bound_new_label_sets_are_counted_together() -> None:
+    metrics = Metrics()
+    traffic = Traffic(metrics, max_label_sets=3)
+    for number in range(10):
+        traffic.series(NOWHERE._replace(source=pod(f"pod{number}")), ResponseFlag.NONE).opened += 1
+
+    opened = parsed(metrics)["istio_tcp_connections_opened_total"]
+
+    assert len(opened) == 4
+    assert sum(opened.values()) == 10
+    assert [value for labels, value in opened.items() if labels[1] == "other"] == [7]
+    assert parsed(metrics)["ringfence_metric_label_sets_overflowed_total"] == {(): 7}
+
+
+def test_replaced_pods_of_a_controller_share_their_counters_and_cost_no_memory() -> None:
+    traffic = Traffic(Metrics())
+
+    def churn(count: int) -> None:
+        for number in range(count):
+            name = f"web-7c9-{number}"
+            key = NOWHERE._replace(source=pod(name, **{"pod-template-hash": "7c9"}))
+            traffic.series(key, ResponseFlag.NONE).opened += 1
+
+    tracemalloc.start()
+    try:
+        churn(25_000)
+        held_bytes = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+    assert held_bytes < 5 * 1024 * 1024
