@@ -1,1 +1,17 @@
-"""Step 3: resolve an address to a service, its endpoints and their workloads."""
+"""Resolve: which workload has this address, which service is this, who serves it.
+
+changes      what goes in (Update) and what comes out (Changes)
+store        Registry, the pure store that the data path asks
+workloads    pods as workloads, by name, address and node
+services     services and their endpoints
+peer_authentication   which mTLS mode is in force for a workload
+claims       who holds an address that several claim
+networks     is this address a pod's at all
+file_source  the edge: a watched directory of manifests
+inotify      the edge's door to the kernel
+"""
+
+from node_agent.registry.changes import Changes, Update
+from node_agent.registry.store import Registry
+
+__all__ = ["Changes", "Registry", "Update"]

@@ -1,0 +1,49 @@
+"""What goes into the registry and what comes out."""
+
+from dataclasses import dataclass
+
+from ca.manifests import ManifestObject, ObjectKey
+from node_agent.model import ObjectName, Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """A step of a source: every object that is new or changed, and the keys of those that are gone."""
+
+    upserts: tuple[ManifestObject, ...] = ()
+    deletes: tuple[ObjectKey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What one ``Registry.apply`` changed.
+
+    Act on ``workloads_removed`` before ``workloads_added``: a pod that was made
+    again is in both, with the same name and often the same address, but never
+    with the same uid and addresses and identity.  ``workloads_changed`` holds
+    the new values of workloads that kept uid, node, addresses, identity and
+    enrolment (readiness, labels or ports differ).
+
+    ``services_changed`` names services that are new, or whose definition or
+    endpoints may differ; of services whose endpoints come from EndpointSlices,
+    a change in a pod is reported only if somebody asked for those endpoints.
+    ``mtls_changed``: a PeerAuthentication came, went or changed.
+    """
+
+    revision: int
+    workloads_added: tuple[Workload, ...] = ()
+    workloads_removed: tuple[Workload, ...] = ()
+    workloads_changed: tuple[Workload, ...] = ()
+    services_changed: frozenset[ObjectName] = frozenset()
+    services_removed: frozenset[ObjectName] = frozenset()
+    mtls_changed: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.workloads_added
+            or self.workloads_removed
+            or self.workloads_changed
+            or self.services_changed
+            or self.services_removed
+            or self.mtls_changed
+        )

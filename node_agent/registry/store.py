@@ -1,0 +1,184 @@
+"""The registry: a pure store that answers the data path's questions in constant time.
+
+Sans-I/O: sources feed it through ``apply``, from one thread; whoever asks,
+asks from that thread too.  Nothing in here waits, logs or fails: objects were
+checked when they were parsed, and contradictions between them are settled by
+rules that do not depend on the order of arrival, and reported by ``conflicts``.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Final, TypeVar
+
+from ca.manifests import (
+    EndpointSlice,
+    ManifestObject,
+    Namespace,
+    Node,
+    PeerAuthentication,
+    Pod,
+    Service,
+)
+from node_agent.model import Endpoint, MtlsMode, ObjectName, ServicePort, Workload
+from node_agent.registry.changes import Changes, Update
+from node_agent.registry.networks import PodNetworks
+from node_agent.registry.peer_authentication import PeerAuthentications
+from node_agent.registry.services import Services
+from node_agent.registry.workloads import WorkloadChange, Workloads
+
+DEFAULT_ROOT_NAMESPACE: Final = "istio-system"  # Istio's, so that existing PeerAuthentications mean the same
+
+K = TypeVar("K", Namespace, Node, Pod, Service, EndpointSlice, PeerAuthentication)
+
+
+class Registry:
+    """Workloads, services, endpoints and mTLS modes.
+
+    Args:
+        trust_domain: of every identity that workloads get.
+        root_namespace: where a PeerAuthentication without selector is the mesh's.
+    """
+
+    def __init__(self, trust_domain: str, *, root_namespace: str = DEFAULT_ROOT_NAMESPACE) -> None:
+        self._workloads = Workloads(trust_domain)
+        self._services = Services(self._workloads)
+        self._networks = PodNetworks()
+        self._nodes: dict[str, Node] = {}
+        self._peer_authentications = PeerAuthentications(root_namespace)
+        self._revision = 0
+
+    @property
+    def revision(self) -> int:
+        """Grows by one with each ``apply``."""
+        return self._revision
+
+    def apply(self, update: Update) -> Changes:
+        """Take in one step of a source; costs what it touches, not what there is.
+
+        A key that is both deleted and upserted is upserted.  Objects that are
+        equal to what is known change nothing.
+        """
+        by_kind: dict[str, dict[ObjectName, ManifestObject | None]] = {}
+        for key in update.deletes:
+            by_kind.setdefault(key.kind, {})[ObjectName(key.namespace, key.name)] = None
+        for each in update.upserts:
+            kind, namespace, name = each.key
+            by_kind.setdefault(kind, {})[ObjectName(namespace, name)] = each
+        pods = _of(Pod, by_kind)
+        namespaces = {name.name: each for name, each in _of(Namespace, by_kind).items()}
+        nodes = {name.name: each for name, each in _of(Node, by_kind).items()}
+        peer_authentications = _of(PeerAuthentication, by_kind)
+
+        self._put_nodes(nodes)
+        self._peer_authentications.apply(peer_authentications)
+        # Services first: then each new pod is matched by index, and no service has to search all pods.
+        services_changed, services_removed = self._services.apply(_of(Service, by_kind), _of(EndpointSlice, by_kind))
+        workload_changes = self._workloads.apply(pods, namespaces, nodes)
+        services_changed |= self._services.workloads_changed(workload_changes)
+        self._revision += 1
+        return self._changes(workload_changes, services_changed, services_removed, bool(peer_authentications))
+
+    def workload_at(self, ip: str) -> Workload | None:
+        """The workload that has this address (canonical text); pods on the node's network have none."""
+        return self._workloads.at(ip)
+
+    def workload_named(self, name: ObjectName) -> Workload | None:
+        return self._workloads.named(name)
+
+    def workloads_on(self, node: str) -> tuple[Workload, ...]:
+        """Every workload scheduled on the node, by name; not cached."""
+        return self._workloads.on(node)
+
+    def workloads(self) -> Iterator[Workload]:
+        """Every workload, in no order; not to be held across ``apply``."""
+        return iter(self._workloads)
+
+    def service_at(self, ip: str, port: int) -> ServicePort | None:
+        """The service port behind a cluster IP and port."""
+        return self._services.at(ip, port)
+
+    def is_service_ip(self, ip: str) -> bool:
+        """Whether this is a cluster IP, whatever the port."""
+        return self._services.is_service_ip(ip)
+
+    def service_named(self, name: ObjectName) -> Service | None:
+        return self._services.named(name)
+
+    def service_ports(self, name: ObjectName) -> tuple[ServicePort, ...]:
+        """The TCP ports of a service, in the order of its manifest; empty if there is no such service."""
+        return self._services.ports(name)
+
+    def services(self) -> Iterator[Service]:
+        """Every service, in no order; not to be held across ``apply``."""
+        return iter(self._services)
+
+    def endpoints(self, port: ServicePort, ip_version: int) -> tuple[Endpoint, ...]:
+        """Who serves a service port on IPv4 (4) or IPv6 (6), those that are not ready included and flagged.
+
+        The very same tuple until something in it changes.
+        """
+        return self._services.endpoints(port, ip_version)
+
+    def in_pod_network(self, ip: str) -> bool:
+        """Whether the address is in some node's podCIDRs: a pod's, known or not."""
+        return ip in self._networks
+
+    def mtls_mode(self, workload: Workload, port: int) -> MtlsMode:
+        """The PeerAuthentication mode in force for the workload's own port."""
+        return self._peer_authentications.mode(workload, port)
+
+    def conflicts(self) -> tuple[str, ...]:
+        """One line for each address that several objects claim, and who holds it."""
+        return (*self._workloads.conflicts(), *self._services.conflicts())
+
+    def _put_nodes(self, nodes: Mapping[str, Node | None]) -> None:
+        for name, node in nodes.items():
+            if (before := self._nodes.pop(name, None)) is not None:
+                self._networks.remove(before)
+            if node is not None:
+                self._nodes[name] = node
+                self._networks.add(node)
+
+    def _changes(
+        self, workloads: list[WorkloadChange], changed: set[ObjectName], removed: set[ObjectName], mtls_changed: bool
+    ) -> Changes:
+        gone: list[Workload] = []
+        new: list[Workload] = []
+        other: list[Workload] = []
+        for before, after in workloads:
+            if before is not None and after is not None and _same_incarnation(before, after):
+                if before != after:
+                    other.append(after)
+                continue
+            if before is not None:
+                self._peer_authentications.forget(before.name)
+                gone.append(before)
+            if after is not None:
+                new.append(after)
+        return Changes(
+            revision=self._revision,
+            workloads_added=tuple(new),
+            workloads_removed=tuple(gone),
+            workloads_changed=tuple(other),
+            services_changed=frozenset(changed),
+            services_removed=frozenset(removed),
+            mtls_changed=mtls_changed,
+        )
+
+
+def _same_incarnation(before: Workload, after: Workload) -> bool:
+    """Whether captured sockets, tunnels and certificates of the one serve the other."""
+    return (
+        before.uid == after.uid
+        and before.addresses == after.addresses
+        and before.identity == after.identity
+        and before.node == after.node
+        and before.enrolled == after.enrolled
+    )
+
+
+def _of(kind: type[K], by_kind: Mapping[str, Mapping[ObjectName, ManifestObject | None]]) -> dict[ObjectName, K | None]:
+    found: dict[ObjectName, K | None] = {}
+    for name, each in by_kind.get(kind.__name__, {}).items():
+        assert each is None or isinstance(each, kind)
+        found[name] = each
+    return found
