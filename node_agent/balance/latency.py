@@ -1,0 +1,34 @@
+"""Peak-EWMA: an estimate that believes bad news at once and good news slowly.
+
+From Finagle's ``PeakEwma`` and linkerd2-proxy's balancer (tower): a sample above
+the estimate replaces it, one below it is averaged in, weighted by the time
+since the last one; and with no samples the estimate decays towards zero, so
+that an endpoint that was slow once is tried again.
+"""
+
+from math import exp
+from typing import Final
+
+DECAY_S: Final = 10.0  # linkerd2-proxy's default for its load balancer
+
+
+class PeakEwma:
+    """Seconds; ``now`` is monotonic seconds and never goes back."""
+
+    __slots__ = ("_at", "_estimate_s")
+
+    def __init__(self, first_s: float, now: float) -> None:
+        self._estimate_s = first_s
+        self._at = now
+
+    def observe(self, sample_s: float, now: float) -> None:
+        if sample_s >= self._estimate_s:
+            self._estimate_s = sample_s
+        else:
+            weight = exp((self._at - now) / DECAY_S)
+            self._estimate_s = self._estimate_s * weight + sample_s * (1.0 - weight)
+        self._at = now
+
+    def at(self, now: float) -> float:
+        """The estimate, decayed for the time without a sample."""
+        return self._estimate_s * exp((self._at - now) / DECAY_S)
