@@ -119,8 +119,7 @@ def scan_directory(directory: Path) -> dict[str, FileSignature | None]:
                 try:
                     found[entry.name] = _signature(entry.stat())
                 except FileNotFoundError:
-                    if entry.is_symlink():  # dangling, as in the middle of a ConfigMap's update
-                        found[entry.name] = None
+                    continue  # just removed, or a link to nothing
                 except OSError:
                     found[entry.name] = None
     return found
@@ -150,7 +149,11 @@ def read_directory(
             return replace(before, directory_problem=problem, touched=frozenset())
         names = {name for name, signature in seen.items() if _changed(before.files.get(name), signature)}
         names |= before.files.keys() - seen.keys()
-    after = {name: _read_file(directory, name, before.files.get(name)) for name in sorted(names)}
+    after: dict[str, ManifestFile | None] = {}
+    for name in sorted(names):
+        known = before.files.get(name)
+        if (file := _read_file(directory, name, known)) != known:
+            after[name] = file
     return _advance(before, after)
 
 
