@@ -82,14 +82,14 @@ class HttpServer:
 
     async def run(
         self,
-        listeners: Sequence[trio.SocketListener],
+        listeners: Sequence[trio.abc.Listener[trio.abc.HalfCloseableStream]],
         *,
         task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve on ``listeners``, which are closed at the end."""
         await trio.serve_listeners(self._serve, list(listeners), task_status=task_status)
 
-    async def _serve(self, stream: trio.SocketStream) -> None:
+    async def _serve(self, stream: trio.abc.HalfCloseableStream) -> None:
         self._accepted += 1
         number = self._accepted
         if len(self._connections) >= _MAX_CONNECTIONS:
@@ -110,7 +110,7 @@ class HttpServer:
 class _Conversation:
     """One connection: requests and answers in turn."""
 
-    def __init__(self, stream: trio.SocketStream, routes: Routes) -> None:
+    def __init__(self, stream: trio.abc.HalfCloseableStream, routes: Routes) -> None:
         self._stream = stream
         self._routes = routes
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD_BYTES)
@@ -148,7 +148,7 @@ class _Conversation:
             if event is h11.NEED_DATA:
                 if self._http.they_are_waiting_for_100_continue:
                     await self._send(h11.InformationalResponse(status_code=100, headers=[]))
-                self._http.receive_data(await self._stream.receive_some(_RECEIVE_BYTES))
+                self._http.receive_data(bytes(await self._stream.receive_some(_RECEIVE_BYTES)))
             elif isinstance(event, h11.Request):
                 head = event
             elif isinstance(event, h11.Data):

@@ -134,6 +134,7 @@ class LineWriter:
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
         self._closed = False
+        self._finished = False
         self._changed = threading.Condition(threading.Lock())
         self._thread = threading.Thread(target=self._run, name=f"log-{fd}", daemon=True)
         self._thread.start()
@@ -141,7 +142,7 @@ class LineWriter:
     def write(self, line: bytes) -> None:
         """Queue ``line``, or drop and count it when the queue is full."""
         with self._changed:
-            if not self._closed:
+            if not self._finished:
                 if self._queued_bytes + len(line) > self._max_queued_bytes:
                     self.dropped_lines += 1
                     return
@@ -164,14 +165,13 @@ class LineWriter:
             with self._changed:
                 while not self._queue and not self._closed:
                     self._changed.wait()
+                if not self._queue:
+                    self._finished = True
+                    return
                 closed = self._closed
             if not closed:
                 time.sleep(_GATHER_S)
-            chunk, lines = self._take()
-            if lines:
-                self._write_out(chunk, lines)
-            elif closed:
-                return
+            self._write_out(*self._take())
 
     def _take(self) -> tuple[bytes, int]:
         with self._changed:
