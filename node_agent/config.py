@@ -139,7 +139,9 @@ def load(path: Path) -> Config:
         with path.open("rb") as file:
             document = tomllib.load(file)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}; create it or pass --config") from error
+        raise ConfigError(
+            f"{path}: cannot read the configuration: {error.strerror}; create it or pass --config"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
 
@@ -148,10 +150,7 @@ def load(path: Path) -> Config:
             raise ConfigError(f"{path}: [{name}]: unknown section; the sections are {', '.join(_SECTIONS)}")
         if not isinstance(value, dict):
             raise ConfigError(f"{path}: {name}: expected a section, write [{name}] on its own line")
-    sections = {
-        name: _section(path, name, kind, document.get(name, {}))
-        for name, kind in _SECTIONS.items()
-    }
+    sections = {name: _section(path, name, kind, document.get(name, {})) for name, kind in _SECTIONS.items()}
     config = Config(**sections)
     _check(path, config)
     return config

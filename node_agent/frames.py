@@ -34,8 +34,8 @@ LENGTH_MASK: Final = 0xFFFFFF
 TYPE_SHIFT: Final = 24
 
 MAX_DATA_BYTES: Final = 256 * 1024 - HEADER_BYTES  # with its header, exactly sixteen full TLS records
-MAX_CONTROL_BYTES: Final = 16 * 1024  # OPEN with two 253-byte names and a trace context is under 1 KiB
 ALPN: Final = "ringfence/1"
+MAX_CONTROL_BYTES: Final = 16 * 1024  # OPEN with two 253-byte names and a trace context is under 1 KiB
 
 
 class FrameType(IntEnum):

@@ -16,10 +16,9 @@ from node_agent.identity.identities import Identities
 from node_agent.identity.key_store import NodeKeyStore
 from node_agent.identity.node_credentials import NodeCredentials
 from node_agent.identity.openssl import prefer_aes128, tune_context
-from node_agent.identity.peers import ALPN, PeerCertificate, peer_identity
+from node_agent.identity.peers import PeerCertificate, peer_identity
 
 __all__ = [
-    "ALPN",
     "Credentials",
     "Identities",
     "NodeCredentials",

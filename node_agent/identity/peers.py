@@ -9,7 +9,7 @@ differ.  So the contexts are told not to look at dates
 (X509_V_FLAG_NO_CHECK_TIME), and ``peer_identity`` looks at those of the whole
 chain, with ``ca.svid.CLOCK_SKEW``.  A tunnel is therefore worth nothing before
 ``peer_identity`` has returned; it also checks what only a look at the signing
-certificates can tell, and that both sides speak the same protocol.
+certificates can tell.
 
 An answer is kept for the chain it was computed from, so that the hundredth
 connection of a peer costs a look-up; the dates are compared every time.
@@ -23,13 +23,10 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final
 
-from cryptography import x509
-
 from ca.spiffe import SpiffeId
-from ca.svid import CLOCK_SKEW, SvidDateError, SvidError, check_dates, verify_chain
+from ca.svid import CLOCK_SKEW, SvidDateError, SvidError, check_dates, load_certificate, verify_chain
 from node_agent.errors import CloseReason, ConnectionFailure
 
-ALPN: Final = "ringfence/1"
 _NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, openssl/x509_vfy.h
 _REMEMBERED_CHAINS: Final = 1024  # ~4 KB each
 
@@ -58,8 +55,7 @@ def peer_identity(tls: ssl.SSLObject | ssl.SSLSocket, *, trust_domain: str, at: 
 
     Raises:
         ConnectionFailure: CERTIFICATE_MISSING, CERTIFICATE_EXPIRED (which also
-            covers "not yet valid"), CERTIFICATE_INVALID, or HANDSHAKE_FAILED
-            if the peer does not speak ``ringfence/1``.
+            covers "not yet valid") or CERTIFICATE_INVALID.
     """
     chain = _verified_chain(tls)
     if not chain:
@@ -69,8 +65,6 @@ def peer_identity(tls: ssl.SSLObject | ssl.SSLSocket, *, trust_domain: str, at: 
         raise ConnectionFailure(CloseReason.CERTIFICATE_INVALID, found)
     if not found.not_before - CLOCK_SKEW <= at <= found.not_after + CLOCK_SKEW:
         raise ConnectionFailure(CloseReason.CERTIFICATE_EXPIRED, _date_problem(chain, at))
-    if tls.selected_alpn_protocol() != ALPN:
-        raise ConnectionFailure(CloseReason.HANDSHAKE_FAILED, f"the peer does not speak {ALPN}")
     return found.peer
 
 
@@ -85,7 +79,7 @@ class _Judged:
 def _judge(chain: tuple[bytes, ...], trust_domain: str) -> _Judged | str:
     """Apply every rule but the dates; the text says which one is broken."""
     try:
-        certificates = [x509.load_der_x509_certificate(der) for der in chain]
+        certificates = [load_certificate(der) for der in chain]
         not_before = max(certificate.not_valid_before_utc for certificate in certificates)
         not_after = min(certificate.not_valid_after_utc for certificate in certificates)
         identity = verify_chain(certificates, trust_domain=trust_domain)
@@ -100,7 +94,7 @@ def _judge(chain: tuple[bytes, ...], trust_domain: str) -> _Judged | str:
 def _date_problem(chain: tuple[bytes, ...], at: datetime) -> str:
     for der in chain:
         try:
-            check_dates(x509.load_der_x509_certificate(der), at=at)
+            check_dates(load_certificate(der), at=at)
         except SvidDateError as error:
             return str(error)
     return "no moment is within the dates of every certificate of the chain"

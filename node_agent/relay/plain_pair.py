@@ -141,7 +141,9 @@ class PlainPair:
             (self._second, self._down, self._up),
         ):
             fd = sock.fileno()
-            mask = (IN if not outgoing.ended and outgoing.held is None else 0) | (OUT if incoming.held is not None else 0)
+            mask = (IN if not outgoing.ended and outgoing.held is None else 0) | (
+                OUT if incoming.held is not None else 0
+            )
             if mask != self._masks[fd]:
                 self._masks[fd] = mask
                 self._loop.interest(fd, mask)

@@ -79,9 +79,7 @@ class Relay:
         on_start(pair)
         return await _wait(pair, waiting)
 
-    async def run_plain(
-        self, first: socket.socket, second: socket.socket, on_start: Callable[[Pair], None]
-    ) -> Outcome:
+    async def run_plain(self, first: socket.socket, second: socket.socket, on_start: Callable[[Pair], None]) -> Outcome:
         """Relay between two sockets; takes both over and closes both."""
         waiting = _Relaying(self._token)
         pair = PlainPair(loop=self._loop(), first=first, second=second, on_done=waiting.done)

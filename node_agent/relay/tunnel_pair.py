@@ -92,7 +92,8 @@ class TunnelPair:
         self._send = plain.send
         self._tunnel = tunnel
         self._tunnel_fd = tunnel.fileno()
-        tls = tunnel._sslobj  # type: ignore[attr-defined]  # the methods of SSLSocket add 0.7 us of checks to each call
+        # The methods of SSLSocket add 0.7 us of checks to each call.
+        tls = tunnel._sslobj  # type: ignore[attr-defined]  # noqa: SLF001
         self._tls_read = tls.read
         self._tls_write = tls.write
         self._on_done = on_done
@@ -135,7 +136,7 @@ class TunnelPair:
         elif event & ERR:
             self._abort(Ending.PLAIN_RESET)
         elif event & HUP:
-            # Shut both ways with bytes still to be read once the tunnel takes them: level-triggered, so hush it till then.
+            # Shut both ways, with bytes still to be read once the tunnel takes them: hush it until then.
             self._loop.silence(self._plain_fd)
             self._plain_mask = _SILENT
 
@@ -326,7 +327,9 @@ class TunnelPair:
     def _update_interest(self) -> None:
         if self._over:
             return
-        plain = (IN if not self._up_ended and self._to_tunnel is None else 0) | (OUT if self._to_plain is not None else 0)
+        plain = (IN if not self._up_ended and self._to_tunnel is None else 0) | (
+            OUT if self._to_plain is not None else 0
+        )
         if plain != self._plain_mask:
             self._plain_mask = plain
             if self._up_ended and self._down_ended and not plain:

@@ -1,1 +1,17 @@
-"""Step 7: mutual TLS to the peer agent: frames, pool, client and server."""
+"""Mutual TLS to the peer agent: frames, pool, client, server (docs/tunnel-protocol.md)."""
+
+from node_agent.tunnel.client import Dialler, TunnelClient, TunnelKey
+from node_agent.tunnel.connect import connect
+from node_agent.tunnel.server import PendingHandshakes, TunnelServer
+from node_agent.tunnel.tunnel import Tunnel, TunnelLost
+
+__all__ = [
+    "Dialler",
+    "PendingHandshakes",
+    "Tunnel",
+    "TunnelClient",
+    "TunnelKey",
+    "TunnelLost",
+    "TunnelServer",
+    "connect",
+]

@@ -1,0 +1,305 @@
+"""The composition root: builds every part, starts them in order, drains them in reverse.
+
+Only this file builds things; everything else receives what it needs.  Start-up
+order is the order of the lines in ``_run``:
+
+    logs > configuration > registry > identities > pods (capture, stories) > metrics, readiness, admin
+
+SIGTERM or SIGINT begins draining: nothing new is accepted, running connections
+get ``drain_grace_s``, then are cut with the reason ``drained``.
+"""
+
+import gc
+import logging
+import random
+import resource
+import signal
+import ssl
+from collections.abc import Iterable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from ca.client import CaClient
+from ca.manifests import DirectoryState
+from node_agent import config as configuration
+from node_agent.balance import Balancer
+from node_agent.config import Config, HostPort
+from node_agent.drain import Drain
+from node_agent.errors import AgentError, CloseReason
+from node_agent.identity import (
+    Identities,
+    NodeCredentials,
+    NodeKeyStore,
+    PeerCertificate,
+    handshake_failure,
+    peer_identity,
+    prefer_aes128,
+)
+from node_agent.identity.identities import utc_now
+from node_agent.model import Workload
+from node_agent.proxy.inbound import Inbound
+from node_agent.proxy.live import LiveConnections
+from node_agent.proxy.outbound import Outbound
+from node_agent.proxy.pods import Pods
+from node_agent.proxy.routes import Router, is_local_address
+from node_agent.registry import Registry, Update
+from node_agent.registry.file_source import FileSource
+from node_agent.relay import Relay
+from node_agent.report import Report
+from node_agent.telemetry.access_log import AccessLog
+from node_agent.telemetry.admin import admin_routes, metrics_routes, readiness_routes
+from node_agent.telemetry.http_server import HttpServer
+from node_agent.telemetry.logs import Logging, configure_logging
+from node_agent.telemetry.metrics import Metrics
+from node_agent.telemetry.unix_socket import UnixListener
+from node_agent.tunnel import PendingHandshakes, TunnelClient, TunnelServer
+
+_log = logging.getLogger("ringfence.agent")
+
+_GC_THRESHOLDS: Final = (20_000, 20, 50)  # a connection leaves ~40 objects; the default collects every 17 connections
+
+
+def main(path: Path) -> int:
+    """Run the agent with the configuration at ``path``; returns the exit code.
+
+    Raises AgentError when it can not start, or can not go on.
+    """
+    config = configuration.load(path)
+    logs = configure_logging(config.agent.log_level)
+    try:
+        _raise_descriptor_limit()
+        prefer_aes128()
+        gc.set_threshold(*_GC_THRESHOLDS)
+        trio.run(_run, config, logs)
+    finally:
+        logs.close()
+    return 0
+
+
+async def _run(config: Config, logs: Logging) -> None:
+    with ExitStack() as stack:
+        agent = _Agent(config, logs, stack)
+        await agent.run()
+
+
+class _Agent:
+    """Every part, wired; ``stack`` closes what has to be closed."""
+
+    def __init__(self, config: Config, logs: Logging, stack: ExitStack) -> None:
+        self._config = config
+        self._crash: BaseException | None = None
+        self._crashed = trio.Event()
+        token = trio.lowlevel.current_trio_token()
+
+        def relay_crashed(error: BaseException) -> None:
+            self._crash = error
+            token.run_sync_soon(self._crashed.set)
+
+        rng = random.SystemRandom()
+        metrics = Metrics()
+        logs.register(metrics)
+        access_log = AccessLog(metrics=metrics, node=config.agent.node)
+        self._drain = Drain()
+        self._live = LiveConnections()
+        self._registry = Registry(config.agent.trust_domain)
+        self._source = FileSource(config.registry.manifests_dir)
+        self._identities = _identities(config, rng)
+        relay = Relay(threads=config.proxy.relay_threads, on_crash=relay_crashed)
+        stack.callback(relay.close)
+        self._tunnels = TunnelClient(
+            connect_timeout_s=config.proxy.connect_timeout_s,
+            handshake_timeout_s=config.proxy.handshake_timeout_s,
+            verify=self._verify,
+            fault=handshake_failure,
+        )
+        stack.callback(self._tunnels.close)
+        balancer = Balancer(rng=rng)
+        outbound = Outbound(
+            access_log=access_log,
+            live=self._live,
+            router=Router(self._registry, is_node_address=is_local_address),
+            balancer=balancer,
+            identities=self._identities,
+            tunnels=self._tunnels,
+            relay=relay,
+            connect_timeout_s=config.proxy.connect_timeout_s,
+            max_connect_attempts=config.proxy.max_connect_attempts,
+        )
+        server = TunnelServer(
+            handshake_timeout_s=config.proxy.handshake_timeout_s,
+            open_timeout_s=config.proxy.open_timeout_s,
+            pending=PendingHandshakes(config.proxy.max_pending_handshakes),
+            verify=self._verify,
+            fault=handshake_failure,
+        )
+        inbound = Inbound(
+            access_log=access_log,
+            live=self._live,
+            drain=self._drain,
+            registry=self._registry,
+            identities=self._identities,
+            server=server,
+            relay=relay,
+            connect_timeout_s=config.proxy.connect_timeout_s,
+        )
+        self._pods = Pods(
+            netns_path=self._netns_path,
+            outbound=outbound,
+            inbound=inbound,
+            tunnels=self._tunnels,
+            live=self._live,
+            drain=self._drain,
+        )
+        self._report = Report(
+            config=config,
+            registry=self._registry,
+            identities=self._identities,
+            balancer=balancer,
+            pods=self._pods,
+            tunnels=self._tunnels,
+            access_log=access_log,
+            drain=self._drain,
+        )
+        self._register_gauges(metrics)
+        self._metrics_server = HttpServer(metrics_routes(metrics))
+        self._readiness_server = HttpServer(readiness_routes(self._report.sources()))
+        self._admin_server = HttpServer(admin_routes(self._report.sources()))
+        self._admin_listener = stack.enter_context(UnixListener(config.agent.runtime_dir / "agent.sock"))
+
+    async def run(self) -> None:
+        """Serve until a signal, then drain; raises AgentError."""
+        async with trio.open_nursery() as services:
+            signals = await services.start(self._wait_for_signal)
+            listeners = [
+                await _listen(self._config.listen.metrics, "metrics"),
+                await _listen(self._config.listen.readiness, "readiness"),
+            ]
+            services.start_soon(self._fail_with_relay)
+            services.start_soon(self._readiness_server.run, listeners[1])
+            services.start_soon(self._metrics_server.run, listeners[0])
+            services.start_soon(self._admin_server.run, [self._admin_listener.listener])
+            await services.start(self._identities.run)
+            services.start_soon(self._tunnels.run)
+            async with trio.open_nursery() as serving:
+                serving.start_soon(self._drain_on, signals)
+                await serving.start(self._load_registry)
+                await self._pods.run()
+                serving.cancel_scope.cancel()
+            services.cancel_scope.cancel()
+        _log.info("drained, leaving")
+
+    async def _load_registry(self, *, task_status: trio.TaskStatus[None]) -> None:
+        await self._source.run(self._take_update, task_status=task_status)
+
+    def _take_update(self, update: Update, directory: DirectoryState) -> None:
+        """Let the parts follow what the manifests say; identities first, because pods need them."""
+        self._registry.apply(update)
+        local = self._registry.workloads_on(self._config.agent.node)
+        self._identities.set_wanted(frozenset(each.identity for each in local if each.enrolled))
+        self._pods.want(local)
+        self._report.directory = directory
+        self._report.loaded_at = trio.current_time()
+        gc.freeze()
+
+    async def _wait_for_signal(self, *, task_status: trio.TaskStatus[trio.Event]) -> None:
+        asked = trio.Event()
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+            task_status.started(asked)
+            async for number in received:
+                _log.info("%s: draining", signal.Signals(number).name)
+                asked.set()
+
+    async def _drain_on(self, asked: trio.Event) -> None:
+        await asked.wait()
+        self._drain.begin()
+        await trio.sleep(self._config.agent.drain_grace_s)
+        self._live.cut_all(
+            CloseReason.DRAINED, f"the agent is going down, {self._config.agent.drain_grace_s:g} s are over"
+        )
+
+    async def _fail_with_relay(self) -> None:
+        await self._crashed.wait()
+        raise AgentError(f"the relay thread ended by a bug: {self._crash!r}") from self._crash
+
+    def _netns_path(self, workload: Workload) -> Path:
+        namespace, name = workload.name
+        return Path(self._config.capture.netns_path.format(namespace=namespace, name=name, uid=workload.uid))
+
+    def _verify(self, tls: ssl.SSLSocket, at: datetime) -> PeerCertificate:
+        return peer_identity(tls, trust_domain=self._config.agent.trust_domain, at=at)
+
+    def _register_gauges(self, metrics: Metrics) -> None:
+        metrics.gauge(
+            "ringfence_tunnels_idle", "Tunnels that wait for their next connection.", lambda: self._tunnels.idle_count
+        )
+        metrics.gauge("ringfence_tunnels_busy", "Tunnels that carry a connection.", lambda: self._tunnels.busy_count)
+        metrics.gauge(
+            "ringfence_ca_reachable",
+            "1 while the last request to the CA succeeded.",
+            lambda: float(self._identities.ca_error is None),
+        )
+        metrics.gauge(
+            "ringfence_certificate_expiry_seconds",
+            "Seconds until the certificate of an identity expires.",
+            self._expiries,
+            labels=("identity",),
+        )
+        metrics.gauge(
+            "ringfence_registry_problems",
+            "Manifest files or objects that are not in force.",
+            lambda: float(len(self._report.directory.problems)),
+        )
+
+    def _expiries(self) -> dict[tuple[str, ...], float]:
+        at = datetime.now(UTC)
+        rows: Iterable[dict[str, object]] = self._identities.status()
+        return {
+            (str(row["identity"]),): (datetime.fromisoformat(str(row["not_after"])) - at).total_seconds()
+            for row in rows
+            if row["not_after"]
+        }
+
+
+def _identities(config: Config, rng: random.Random) -> Identities:
+    try:
+        roots_pem = config.ca.bundle_file.read_bytes()
+        ca = CaClient(
+            address=(config.ca.address.host, config.ca.address.port),
+            roots_pem=roots_pem,
+            trust_domain=config.agent.trust_domain,
+        )
+    except OSError as error:
+        raise AgentError(
+            f"[ca] bundle_file: cannot read {config.ca.bundle_file}: {error.strerror}; copy the CA's bundle.pem there"
+        ) from error
+    except ValueError as error:
+        raise AgentError(
+            f"[ca] bundle_file: {config.ca.bundle_file}: {error}; it must hold PEM certificates"
+        ) from error
+    node = NodeCredentials(
+        node=config.agent.node,
+        trust_domain=config.agent.trust_domain,
+        ca=ca,
+        key_store=NodeKeyStore(directory=config.ca.node_key_dir, passphrase_file=config.ca.node_key_passphrase_file),
+        join_token_file=config.ca.join_token_file,
+        utc_now=utc_now,
+        rng=rng,
+    )
+    return Identities(ca=ca, node=node, identity_wait_s=config.proxy.identity_wait_s, rng=rng)
+
+
+async def _listen(address: HostPort, what: str) -> list[trio.SocketListener]:
+    try:
+        return await trio.open_tcp_listeners(address.port, host=address.host or None)
+    except OSError as error:
+        raise AgentError(f"[listen] {what} = {address}: cannot listen: {error.strerror or error}") from error
+
+
+def _raise_descriptor_limit() -> None:
+    """A connection needs two descriptors; take all that we may have."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

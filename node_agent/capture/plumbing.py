@@ -1,0 +1,151 @@
+"""Rules, routes and sysctls inside pods, done by a short-lived child process.
+
+A process of its own, because pyroute2 and libnftables cost 12 MB and belong to
+none of the agent's running connections; and because a thread that enters
+namespaces for milliseconds must not be one that trio uses again.  It is the one
+door to pyroute2 and nftables in the agent.
+
+The parent (``Plumber``) passes the namespaces as inherited descriptors and asks
+for many pods at once; the child answers one line of JSON a pod.
+"""
+
+import errno
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from socket import AF_INET, AF_INET6
+from typing import Any, Final
+
+import trio
+
+from node_agent.capture import rules
+from node_agent.capture.netns import setns_network
+
+_TIMEOUT_S: Final = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlumbingJob:
+    """One namespace to redirect (``install``) or to set free."""
+
+    fd: int
+    install: bool
+
+
+class PlumbingError(Exception):
+    """A pod could not be plumbed; the text says which step and why."""
+
+
+async def plumb(jobs: Sequence[PlumbingJob]) -> list[PlumbingError | None]:
+    """Do all ``jobs``; returns one error or None for each, in order."""
+    request = json.dumps([{"fd": job.fd, "install": job.install} for job in jobs])
+    command = [sys.executable, "-I", "-m", "node_agent.capture.plumbing"]
+    try:
+        with trio.fail_after(_TIMEOUT_S):
+            done = await trio.run_process(
+                command,
+                stdin=request.encode(),
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+                pass_fds=[job.fd for job in jobs],
+            )
+        answers = [json.loads(line) for line in done.stdout.splitlines()]
+    except trio.TooSlowError:
+        return [PlumbingError(f"no answer within {_TIMEOUT_S:g} s")] * len(jobs)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return [PlumbingError(f"the plumbing process failed: {error}")] * len(jobs)
+    results: list[PlumbingError | None] = [PlumbingError(answer) if answer else None for answer in answers]
+    if len(results) < len(jobs):
+        tail = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        missing = PlumbingError(f"the plumbing process ended with {done.returncode}: {' '.join(tail)}")
+        results += [missing] * (len(jobs) - len(results))
+    return results
+
+
+def _main() -> None:
+    """The child: read jobs, do them one after the other, answer one line each."""
+    for job in json.load(sys.stdin):
+        try:
+            setns_network(job["fd"])
+            _run_nft(rules.INSTALL if job["install"] else rules.REMOVE)
+            _return_route(install=job["install"])
+            if job["install"]:
+                _loosen_loopback_rp_filter()
+            answer = ""
+        except (OSError, PlumbingError) as error:
+            answer = str(error) or type(error).__name__
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+def _run_nft(text: str) -> None:
+    from nftables import Nftables  # noqa: PLC0415  # not in the parent
+
+    status, _, error = Nftables().cmd(text)
+    if status:
+        raise PlumbingError(f"nftables refused the rules: {' '.join(str(error).split())}")
+
+
+def _return_route(*, install: bool) -> None:
+    """Route packets that carry the return mark to the loopback (see rules.py)."""
+    from pyroute2 import IPRoute  # noqa: PLC0415
+    from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415
+
+    with IPRoute() as ipr:
+        loopback = ipr.link_lookup(ifname="lo")[0]
+        ipr.link("set", index=loopback, state="up")
+        for family, everything in ((AF_INET, "0.0.0.0/0"), (AF_INET6, "::/0")):
+            rule: dict[str, Any] = {
+                "family": family,
+                "fwmark": rules.RETURN_MARK,
+                "fwmask": rules.MARK_MASK,
+                "table": rules.RETURN_ROUTE_TABLE,
+                "priority": rules.RETURN_RULE_PRIORITY,
+                "action": "FR_ACT_TO_TBL",
+            }
+            route: dict[str, Any] = {
+                "family": family,
+                "dst": everything,
+                "type": "local",
+                "table": rules.RETURN_ROUTE_TABLE,
+                "oif": loopback,
+            }
+            if family == AF_INET:
+                route["scope"] = "host"
+            try:
+                ipr.rule("add" if install else "del", **rule)
+            except NetlinkError as error:
+                _check(error, family)
+            try:
+                ipr.route("replace" if install else "del", **route)
+            except NetlinkError as error:
+                _check(error, family)
+
+
+def _check(error: Any, family: int) -> None:
+    """Pass over "is there already", "was not there", and a pod without IPv6; raise the rest."""
+    if error.code in (errno.EEXIST, errno.ENOENT, errno.ESRCH):
+        return
+    if family == AF_INET6 and error.code in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EACCES):
+        return
+    raise PlumbingError(f"routing inside the pod: {error}") from error
+
+
+def _loosen_loopback_rp_filter() -> None:
+    """Let packets with a client's address in on lo, where strict reverse-path filtering would drop them.
+
+    The kernel takes the larger of ``all`` and ``lo``, and 2 (loose) is larger
+    than 1 (strict): only the loopback is loosened (ip-sysctl, rp_filter).
+    """
+    settings = Path("/proc/sys/net/ipv4/conf")
+    values = [int((settings / name / "rp_filter").read_text()) for name in ("all", "lo")]
+    if max(values) == 1:
+        (settings / "lo" / "rp_filter").write_text("2")
+
+
+if __name__ == "__main__":
+    _main()

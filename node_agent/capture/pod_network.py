@@ -1,0 +1,111 @@
+"""The agent's foot inside one pod: its namespace, listeners and upstream sockets."""
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from node_agent.capture.netns import NetworkNamespace
+from node_agent.capture.rules import AGENT_MARK
+from node_agent.config import INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, TUNNEL_PORT
+
+_SO_MARK: Final = 36
+_IP_TRANSPARENT: Final = 19
+_IPV6_TRANSPARENT: Final = 75
+_IP_BIND_ADDRESS_NO_PORT: Final = 24
+_BACKLOG: Final = 4096  # bounded by net.core.somaxconn
+_KEEPALIVE: Final = (  # ztunnel's 180/180/9: a vanished peer is noticed within half an hour
+    (socket.TCP_KEEPIDLE, 180),
+    (socket.TCP_KEEPINTVL, 180),
+    (socket.TCP_KEEPCNT, 9),
+)
+
+
+def tune(sock: socket.socket) -> None:
+    """Set what every socket of the data path wants; accepted sockets inherit it from their listener."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE:
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listeners:
+    """The three listeners inside a pod; bound, listening, non-blocking."""
+
+    outbound: socket.socket
+    inbound_plaintext: socket.socket
+    tunnel: socket.socket
+
+    def close(self) -> None:
+        for listener in (self.outbound, self.inbound_plaintext, self.tunnel):
+            listener.close()
+
+
+class PodNetwork:
+    """Makes sockets inside one pod; owns the namespace until ``close``.
+
+    Sockets handed out belong to whoever asked for them.
+    """
+
+    __slots__ = ("namespace",)
+
+    def __init__(self, path: Path) -> None:
+        """Open the pod's namespace; raises OSError."""
+        self.namespace = NetworkNamespace(path)
+
+    def close(self) -> None:
+        self.namespace.close()
+
+    def listen(self) -> Listeners:
+        """Bind all three listeners or none; raises OSError."""
+        bound: list[socket.socket] = []
+        try:
+            for port in (OUTBOUND_PORT, INBOUND_PLAINTEXT_PORT, TUNNEL_PORT):
+                bound.append(self._listener(port))
+        except OSError:
+            for listener in bound:
+                listener.close()
+            raise
+        return Listeners(outbound=bound[0], inbound_plaintext=bound[1], tunnel=bound[2])
+
+    def _listener(self, port: int) -> socket.socket:
+        try:
+            listener = self.namespace.socket(socket.AF_INET6)
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            address = "::"
+        except OSError:  # a kernel without IPv6
+            listener = self.namespace.socket(socket.AF_INET)
+            address = "0.0.0.0"  # inside the pod, behind its rules
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tune(listener)
+            listener.bind((address, port))
+            listener.listen(_BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+        return listener
+
+    def upstream_socket(self, destination_ip: str, *, source_ip: str | None = None) -> socket.socket:
+        """Return a socket to connect to ``destination_ip`` with, exempt from redirection.
+
+        With ``source_ip`` the peer sees that address, which need not be the
+        pod's (IP_TRANSPARENT; the rules route the answers back).
+        """
+        is_v6 = ":" in destination_ip
+        made = self.namespace.socket(socket.AF_INET6 if is_v6 else socket.AF_INET)
+        try:
+            made.setsockopt(socket.SOL_SOCKET, _SO_MARK, AGENT_MARK)
+            tune(made)
+            if source_ip is not None:
+                if is_v6:
+                    made.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
+                else:
+                    made.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
+                made.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+                made.bind((source_ip, 0))
+        except OSError:
+            made.close()
+            raise
+        return made

@@ -1,0 +1,259 @@
+"""The stories of connections that arrive for a local workload.
+
+Through a tunnel:
+
+    prove the peer > (hear OPEN > check > authorize > connect the application > verdict > relay > account)*
+
+In plaintext, from workloads that are not enrolled:
+
+    where was it going > does the mode allow it > connect the application > relay > account
+
+The phases differ in what can still be told: before the verdict a failure is
+told to the source's agent, which tells its user; after it only bytes, EOF and
+RESET travel.
+"""
+
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+import trio
+
+from node_agent.capture import original_destination
+from node_agent.config import CAPTURE_PORTS
+from node_agent.drain import Drain
+from node_agent.errors import CloseReason, ConnectionFailure
+from node_agent.frames import Open, Verdict, encode_verdict
+from node_agent.identity import Identities
+from node_agent.model import MtlsMode, OriginalDestination, PeerAddress, Workload
+from node_agent.proxy.live import LiveConnections
+from node_agent.proxy.pod import Accepted, Pod
+from node_agent.registry import Registry
+from node_agent.relay import Ending, Pair, Relay
+from node_agent.telemetry.access_log import AccessLog
+from node_agent.telemetry.connection_record import ConnectionRecord
+from node_agent.tunnel import Tunnel, TunnelLost, TunnelServer, connect
+
+_log = logging.getLogger("ringfence.inbound")
+
+_TUNNEL_CLOSE_REASONS: Final = {
+    Ending.PLAIN_RESET: CloseReason.UPSTREAM_RESET,
+    Ending.PEER_RESET: CloseReason.DOWNSTREAM_RESET,
+    Ending.TUNNEL_LOST: CloseReason.TUNNEL_LOST,
+    Ending.PROTOCOL_ERROR: CloseReason.PROTOCOL_ERROR,
+    Ending.CUT: CloseReason.INTERNAL_ERROR,  # whoever cut it has written the reason before
+}
+_PLAIN_CLOSE_REASONS: Final = _TUNNEL_CLOSE_REASONS | {
+    Ending.PLAIN_RESET: CloseReason.DOWNSTREAM_RESET,
+    Ending.PEER_RESET: CloseReason.UPSTREAM_RESET,
+}
+_ACCEPTED: Final = encode_verdict(Verdict(reason=CloseReason.OK))
+
+
+class Inbound:
+    """Serves connections that arrive for local workloads."""
+
+    def __init__(
+        self,
+        *,
+        access_log: AccessLog,
+        live: LiveConnections,
+        drain: Drain,
+        registry: Registry,
+        identities: Identities,
+        server: TunnelServer,
+        relay: Relay,
+        connect_timeout_s: float,
+    ) -> None:
+        self._access_log = access_log
+        self._live = live
+        self._drain = drain
+        self._registry = registry
+        self._identities = identities
+        self._server = server
+        self._relay = relay
+        self._connect_timeout_s = connect_timeout_s
+
+    # -- through a tunnel -----------------------------------------------------
+
+    async def handle_tunnel(self, pod: Pod, connection: socket.socket, peer: PeerAddress) -> None:
+        """Serve one tunnel, connection after connection, until it ends.  Takes ``connection`` over."""
+        tunnel = await self._prove(pod, connection, peer)
+        if tunnel is None:
+            return
+        try:
+            first = True
+            while (message := await self._next(pod, tunnel, peer, first=first)) is not None:
+                first = False
+                if not await self._serve(pod, tunnel, message):
+                    return
+        finally:
+            tunnel.close()
+
+    async def _prove(self, pod: Pod, connection: socket.socket, peer: PeerAddress) -> Tunnel | None:
+        """Complete the handshake; a peer that proves nothing gets an access record of its own."""
+
+        async def context() -> tuple[ssl.SSLContext, datetime]:
+            credentials = await self._identities.wait_for(pod.workload.identity)
+            return credentials.server_context, credentials.not_after
+
+        try:
+            return await self._server.accept(connection, peer.ip, context)
+        except ConnectionFailure as failure:
+            self._record_refusal(pod, peer, failure)
+            return None
+
+    def _record_refusal(self, pod: Pod, peer: PeerAddress, failure: ConnectionFailure) -> None:
+        with self._access_log.connection("inbound") as record:
+            record.note(
+                source_address=peer,
+                destination=pod.workload,
+                destination_identity=pod.workload.identity,
+            )
+            raise failure
+
+    async def _next(self, pod: Pod, tunnel: Tunnel, peer: PeerAddress, *, first: bool) -> Open | None:
+        """Wait for the next connection; None when the tunnel has ended."""
+        try:
+            with self._drain.idle():
+                return await self._server.next_open(tunnel, first=first)
+        except TunnelLost as lost:
+            _log.debug("tunnel from %s ended: %s", peer, lost.detail)
+        except ConnectionFailure as failure:
+            if first or failure.reason is not CloseReason.OPEN_TIMEOUT:
+                self._record_refusal(pod, peer, failure)
+        return None
+
+    async def _serve(self, pod: Pod, tunnel: Tunnel, message: Open) -> bool:
+        """Serve one connection in ``tunnel``; False when the tunnel can not be used again."""
+        ending: Ending | None = None
+        with (
+            self._access_log.connection("inbound") as record,
+            self._live.track(record, pod.workload.uid),
+        ):
+            record.note(
+                source=self._source_of(tunnel, message),
+                source_address=message.source,
+                source_identity=tunnel.peer.identity,
+                original_destination=message.destination,
+                destination=pod.workload,
+                destination_identity=pod.workload.identity,
+                security="mutual_tls",
+            )
+            try:
+                self._check(pod, tunnel, message)
+                upstream = await self._connect_application(pod, message.destination, message.source, record)
+            except ConnectionFailure as failure:
+                await tunnel.send(encode_verdict(Verdict(reason=failure.reason, detail=failure.detail)))
+                ending = Ending.COMPLETE
+                raise
+
+            accepted = Accepted(upstream)
+            with accepted:
+                await tunnel.send(_ACCEPTED)
+                record.opened()
+                outcome = await self._relay.run_tunnel(
+                    accepted.take(), tunnel.sock, _count(record, application_is_plain=True)
+                )
+            ending = outcome.ending
+            tunnel.leftover = outcome.leftover
+            if ending is not Ending.COMPLETE:
+                record.close_because(_TUNNEL_CLOSE_REASONS[ending])
+        return ending is Ending.COMPLETE
+
+    def _source_of(self, tunnel: Tunnel, message: Open) -> Workload | None:
+        """The workload that the peer speaks for, if what we know of it agrees with what the peer proved."""
+        workload = self._registry.workload_at(message.source.ip)
+        return workload if workload is not None and workload.identity == tunnel.peer.identity else None
+
+    def _check(self, pod: Pod, tunnel: Tunnel, message: Open) -> None:
+        """Refuse what the peer may not ask, whatever its identity; raises ConnectionFailure."""
+        if datetime.now(UTC) >= tunnel.not_after:
+            raise ConnectionFailure(CloseReason.CERTIFICATE_EXPIRED, "a certificate expired while the tunnel was idle")
+        if message.source.ip != tunnel.peer_ip:
+            raise ConnectionFailure(
+                CloseReason.SOURCE_MISMATCH, f"the tunnel comes from {tunnel.peer_ip} but names {message.source.ip}"
+            )
+        if message.destination.ip not in pod.workload.addresses:
+            raise ConnectionFailure(
+                CloseReason.UNKNOWN_DESTINATION, f"{message.destination.ip} is not an address of {pod.workload.name}"
+            )
+        _refuse_capture_ports(message.destination)
+
+    # -- in plaintext -----------------------------------------------------------
+
+    async def handle_plaintext(self, pod: Pod, connection: socket.socket, peer: PeerAddress) -> None:
+        """Serve one plaintext connection, or refuse it.  Takes ``connection`` over."""
+        accepted = Accepted(connection)
+        with (
+            self._access_log.connection("inbound") as record,
+            self._live.track(record, pod.workload.uid),
+            accepted as downstream,
+        ):
+            record.note(
+                source=self._registry.workload_at(peer.ip),
+                source_address=peer,
+                destination=pod.workload,
+                destination_identity=pod.workload.identity,
+            )
+            destination = original_destination(downstream, peer)
+            record.note(original_destination=destination)
+
+            self._check_plaintext(pod, destination)
+            upstream = await self._connect_application(pod, destination, peer, record)
+            record.opened()
+            outcome = await self._relay.run_plain(accepted.take(), upstream, _count(record, application_is_plain=False))
+            if outcome.ending is not Ending.COMPLETE:
+                record.close_because(_PLAIN_CLOSE_REASONS[outcome.ending])
+
+    def _check_plaintext(self, pod: Pod, destination: OriginalDestination) -> None:
+        if destination.ip not in pod.workload.addresses:
+            raise ConnectionFailure(
+                CloseReason.UNKNOWN_DESTINATION, f"{destination.ip} is not an address of {pod.workload.name}"
+            )
+        _refuse_capture_ports(destination)
+        mode = self._registry.mtls_mode(pod.workload, destination.port)
+        if mode is MtlsMode.STRICT:
+            raise ConnectionFailure(
+                CloseReason.PLAINTEXT_REFUSED,
+                f"{pod.workload.name} takes only mutual TLS on port {destination.port} (PeerAuthentication STRICT)",
+            )
+
+    # -- both -------------------------------------------------------------------
+
+    async def _connect_application(
+        self, pod: Pod, destination: OriginalDestination, client: PeerAddress, record: ConnectionRecord
+    ) -> socket.socket:
+        """Connect to the application as ``client``; the caller closes the socket."""
+        started = trio.current_time()
+        record.attempts += 1
+        upstream = pod.network.upstream_socket(destination.ip, source_ip=client.ip)
+        try:
+            await connect(upstream, destination.ip, destination.port, timeout_s=self._connect_timeout_s)
+        except BaseException:
+            upstream.close()
+            raise
+        record.connect_ms = (trio.current_time() - started) * 1000
+        return upstream
+
+
+def _refuse_capture_ports(destination: OriginalDestination) -> None:
+    if destination.port in CAPTURE_PORTS:
+        raise ConnectionFailure(
+            CloseReason.DESTINATION_NOT_ALLOWED, f"port {destination.port} is the agent's own listener"
+        )
+
+
+def _count(record: ConnectionRecord, *, application_is_plain: bool) -> Callable[[Pair], None]:
+    """Let ``record`` read the pair's counters: which way is "sent" depends on who sits where."""
+
+    def started(pair: Pair) -> None:
+        if application_is_plain:
+            record.byte_counts = lambda: (pair.up_bytes, pair.down_bytes)
+        else:
+            record.byte_counts = lambda: (pair.down_bytes, pair.up_bytes)
+
+    return started

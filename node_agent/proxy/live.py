@@ -1,0 +1,72 @@
+"""The connections that are alive now, and the way to end one from outside.
+
+A connection is registered *before* it is authorized, so that a change which
+forbids it finds it in the table whichever comes first (as ztunnel does).
+"""
+
+from types import TracebackType
+
+import trio
+
+from node_agent.errors import CloseReason
+from node_agent.telemetry.connection_record import ConnectionRecord
+
+
+class LiveConnection:
+    """The ``with`` block of one connection; leaving it takes the connection out of the table."""
+
+    __slots__ = ("_record", "_scope", "_table", "workload_uid")
+
+    def __init__(self, table: "LiveConnections", record: ConnectionRecord, workload_uid: str) -> None:
+        self._table = table
+        self._record = record
+        self._scope = trio.CancelScope()
+        self.workload_uid = workload_uid
+
+    def cut(self, reason: CloseReason, detail: str) -> None:
+        """End the connection: the reason first, then the cancellation."""
+        self._record.close_because(reason, detail)
+        self._scope.cancel()
+
+    def __enter__(self) -> None:
+        self._table.connections.add(self)
+        self._scope.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._table.leave(self)
+        return bool(self._scope.__exit__(kind, error, trace))
+
+
+class LiveConnections:
+    """All live connections of the agent; one trio thread, no locks."""
+
+    def __init__(self) -> None:
+        self.connections: set[LiveConnection] = set()
+        self._none = trio.Event()
+
+    def track(self, record: ConnectionRecord, workload_uid: str) -> LiveConnection:
+        """Return the block that a connection of the local workload ``workload_uid`` lives in."""
+        return LiveConnection(self, record, workload_uid)
+
+    def leave(self, connection: LiveConnection) -> None:
+        """Called by the block's end."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self._none.set()
+            self._none = trio.Event()
+
+    async def wait_until_none(self) -> None:
+        """Return when no connection is alive."""
+        while self.connections:
+            await self._none.wait()
+
+    def cut_workload(self, workload_uid: str, reason: CloseReason, detail: str) -> None:
+        """Cut every connection of one local workload."""
+        for connection in [live for live in self.connections if live.workload_uid == workload_uid]:
+            connection.cut(reason, detail)
+
+    def cut_all(self, reason: CloseReason, detail: str) -> None:
+        for connection in list(self.connections):
+            connection.cut(reason, detail)

@@ -1,0 +1,228 @@
+"""The pods that this node serves: started when their manifest comes, ended when it goes.
+
+    wanted --namespace there--> opened --plumbed--> serving --manifest gone--> ended
+       ^            |no                    |failed
+       +--- retry --+----------------------+
+
+A pod is keyed by uid: one that was made again under its old name and address is
+another pod.  Ending a pod closes every descriptor that reaches into it, or its
+namespace would outlive it.  A local pod that is not enrolled is set free once:
+an agent that ran before may have left its rules.
+"""
+
+import errno
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from node_agent.capture import Listeners, PlumbingJob, PodNetwork, peer_address, plumb
+from node_agent.drain import Drain
+from node_agent.errors import CloseReason
+from node_agent.model import PeerAddress, Workload
+from node_agent.proxy.inbound import Inbound
+from node_agent.proxy.live import LiveConnections
+from node_agent.proxy.outbound import Outbound
+from node_agent.proxy.pod import Pod
+from node_agent.tunnel import TunnelClient
+
+_log = logging.getLogger("ringfence.pods")
+
+_RETRY_S: Final = 0.2
+_ACCEPTS_A_TURN: Final = 64
+_OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_ACCEPT_BACKOFF_S: Final = 0.1
+
+Handler = Callable[[Pod, socket.socket, PeerAddress], Awaitable[None]]
+
+
+class Pods:
+    """Serves the wanted workloads; ``want`` says which, ``run`` does it."""
+
+    def __init__(
+        self,
+        *,
+        netns_path: Callable[[Workload], Path],
+        outbound: Outbound,
+        inbound: Inbound,
+        tunnels: TunnelClient,
+        live: LiveConnections,
+        drain: Drain,
+    ) -> None:
+        self._netns_path = netns_path
+        self._outbound = outbound
+        self._inbound = inbound
+        self._tunnels = tunnels
+        self._live = live
+        self._drain = drain
+        self._wanted: dict[str, Workload] = {}
+        self._unwanted: dict[str, Workload] = {}
+        self._freed: set[str] = set()
+        self._serving: dict[str, tuple[Pod, trio.CancelScope]] = {}
+        self._errors: dict[str, str] = {}
+        self._changed = trio.Event()
+
+    def want(self, workloads: Iterable[Workload]) -> None:
+        """Serve exactly the enrolled ones among the node's ``workloads`` from now on."""
+        self._wanted = {}
+        self._unwanted = {}
+        for workload in workloads:
+            (self._wanted if workload.enrolled else self._unwanted)[workload.uid] = workload
+        self._changed.set()
+
+    def state(self, uid: str) -> tuple[str, str | None]:
+        """Return ``serving`` or ``pending`` and why it is not serving yet."""
+        if uid in self._serving:
+            return "serving", None
+        return "pending", self._errors.get(uid)
+
+    def pending(self) -> list[str]:
+        """What keeps wanted pods from being served, for readiness."""
+        return [
+            f"pod {workload.name} is not served yet: {self._errors.get(uid, 'starting')}"
+            for uid, workload in self._wanted.items()
+            if uid not in self._serving
+        ]
+
+    async def run(self) -> None:
+        """Keep what is served equal to what is wanted; ends after draining, when the last connection has."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._stop_when_draining, nursery.cancel_scope)
+            while True:
+                self._changed = trio.Event()
+                self._end_unwanted()
+                await self._start_wanted(nursery)
+                with trio.move_on_after(_RETRY_S if self._is_incomplete() else float("inf")):
+                    await self._changed.wait()
+
+    def _is_incomplete(self) -> bool:
+        return not self._wanted.keys() <= self._serving.keys() or not self._unwanted.keys() <= self._freed
+
+    async def _stop_when_draining(self, scope: trio.CancelScope) -> None:
+        await self._drain.begun.wait()
+        for _, accepting in self._serving.values():
+            accepting.cancel()
+        await self._live.wait_until_none()
+        scope.cancel()
+
+    def _end_unwanted(self) -> None:
+        self._freed &= self._unwanted.keys()
+        for uid in self._serving.keys() - self._wanted.keys():
+            pod, _ = self._serving.pop(uid)
+            _log.info("pod %s is gone, ending its connections", pod.workload.name)
+            self._live.cut_workload(uid, CloseReason.WORKLOAD_REMOVED, f"{pod.workload.name} was removed")
+            pod.gone.set()
+        for uid in self._errors.keys() - self._wanted.keys():
+            del self._errors[uid]
+
+    async def _start_wanted(self, nursery: trio.Nursery) -> None:
+        """Open and plumb all pods that are not served yet, in one go."""
+        for uid, (served, _) in self._serving.items():
+            served.workload = self._wanted.get(uid, served.workload)
+        missing = [workload for uid, workload in self._wanted.items() if uid not in self._serving]
+        opened = [pod for workload in missing if (pod := self._open(workload)) is not None]
+        freed = self._namespaces_to_free()
+        if not opened and not freed:
+            return
+        jobs = [PlumbingJob(fd=pod.network.namespace.fd, install=True) for pod in opened]
+        jobs += [PlumbingJob(fd=network.namespace.fd, install=False) for _, network in freed]
+        try:
+            results = await plumb(jobs)
+        except BaseException:
+            for pod in opened:
+                pod.close()
+            raise
+        finally:
+            for _, network in freed:
+                network.close()
+        for pod, error in zip(opened, results, strict=False):
+            if error is not None:
+                self._failed(pod.workload, str(error))
+                pod.close()
+            else:
+                self._serve(nursery, pod)
+        self._freed |= {uid for (uid, _), error in zip(freed, results[len(opened) :], strict=True) if error is None}
+
+    def _open(self, workload: Workload) -> Pod | None:
+        path = self._netns_path(workload)
+        try:
+            network = PodNetwork(path)
+        except OSError as error:
+            self._failed(workload, f"cannot open its network namespace {path}: {error.strerror}")
+            return None
+        try:
+            listeners: Listeners = network.listen()
+        except OSError as error:
+            network.close()
+            self._failed(workload, f"cannot listen inside the pod: {error.strerror}; is another agent serving it?")
+            return None
+        return Pod(workload=workload, network=network, listeners=listeners)
+
+    def _namespaces_to_free(self) -> list[tuple[str, PodNetwork]]:
+        found: list[tuple[str, PodNetwork]] = []
+        for uid, workload in self._unwanted.items():
+            if uid in self._freed:
+                continue
+            try:
+                found.append((uid, PodNetwork(self._netns_path(workload))))
+            except OSError:
+                self._freed.add(uid)  # no namespace, so no rules of ours in it
+        return found
+
+    def _failed(self, workload: Workload, error: str) -> None:
+        if self._errors.get(workload.uid) != error:
+            _log.warning("pod %s is not served: %s", workload.name, error)
+        self._errors[workload.uid] = error
+
+    def _serve(self, nursery: trio.Nursery, pod: Pod) -> None:
+        accepting = trio.CancelScope()
+        if self._drain.begun.is_set():
+            accepting.cancel()
+        self._errors.pop(pod.workload.uid, None)
+        self._serving[pod.workload.uid] = pod, accepting
+        nursery.start_soon(self._run_pod, pod, accepting)
+        _log.info("serving pod %s as %s", pod.workload.name, pod.workload.identity)
+
+    async def _run_pod(self, pod: Pod, accepting: trio.CancelScope) -> None:
+        """Accept until draining or the pod's end, then wait for (or end) its connections."""
+        try:
+            async with trio.open_nursery() as connections:
+                connections.start_soon(self._end_with_pod, pod, connections.cancel_scope)
+                with accepting:
+                    async with trio.open_nursery() as listeners:
+                        for listener, handler in (
+                            (pod.listeners.outbound, self._outbound.handle),
+                            (pod.listeners.inbound_plaintext, self._inbound.handle_plaintext),
+                            (pod.listeners.tunnel, self._inbound.handle_tunnel),
+                        ):
+                            listeners.start_soon(_accept, pod, listener, handler, connections)
+                pod.listeners.close()  # from now on a connect is refused
+        finally:
+            self._tunnels.forget(pod.workload.uid)
+            pod.close()
+
+    async def _end_with_pod(self, pod: Pod, scope: trio.CancelScope) -> None:
+        await pod.gone.wait()
+        scope.cancel()
+
+
+async def _accept(pod: Pod, listener: socket.socket, handler: Handler, connections: trio.Nursery) -> None:
+    """Hand every connection of ``listener`` to ``handler``, for ever."""
+    while True:
+        await trio.lowlevel.wait_readable(listener)
+        for _ in range(_ACCEPTS_A_TURN):
+            try:
+                connection, address = listener.accept()
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno in _OUT_OF_DESCRIPTORS:
+                    _log.error("cannot accept for %s: %s", pod.workload.name, error.strerror)
+                    await trio.sleep(_ACCEPT_BACKOFF_S)
+                    break
+                continue  # that connection is gone already (accept(2): ECONNABORTED and the network's errors)
+            connection.setblocking(False)
+            connections.start_soon(handler, pod, connection, peer_address(address))

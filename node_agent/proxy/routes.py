@@ -1,0 +1,90 @@
+"""Where a connection may go: the decision between resolve and connect.
+
+Sans-I/O but for one wait: an address inside the cluster that the registry does
+not know yet may be a pod whose manifest is on its way.  Sending to it in
+plaintext would be the open reading, so the story waits a moment and then
+refuses.
+"""
+
+import errno
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from node_agent.config import CAPTURE_PORTS
+from node_agent.errors import CloseReason, ConnectionFailure
+from node_agent.model import Endpoint, EndpointAddress, OriginalDestination, ServicePort
+from node_agent.registry import Registry
+
+_REGISTRY_LAG_S: Final = 2.0
+_REGISTRY_LOOK_S: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Where a connection may go: the ``candidates`` of a service (the registry's own tuple, ready or
+    not), or the one place that was asked for."""
+
+    service: ServicePort | None
+    candidates: tuple[Endpoint, ...]
+
+
+class Router:
+    """Asks the registry; ``is_node_address`` tells the node's own addresses inside the pod network."""
+
+    def __init__(self, registry: Registry, *, is_node_address: Callable[[str], bool]) -> None:
+        self._registry = registry
+        self._is_node_address = is_node_address
+
+    async def route(self, destination: OriginalDestination) -> Route:
+        """Return where a connection to ``destination`` may go; raises ConnectionFailure."""
+        route = self._known(destination)
+        if route is None and self._is_missing_pod(destination.ip):
+            with trio.move_on_after(_REGISTRY_LAG_S):
+                while route is None:
+                    await trio.sleep(_REGISTRY_LOOK_S)
+                    route = self._known(destination)
+            if route is None:
+                raise ConnectionFailure(
+                    CloseReason.UNKNOWN_DESTINATION,
+                    f"{destination.ip} is in the pod network but no workload has it; refused, not sent in plaintext",
+                )
+        if route is None:
+            route = Route(
+                service=None,
+                candidates=(Endpoint(address=EndpointAddress(destination.ip, destination.port), workload=None),),
+            )
+        return route
+
+    def _known(self, destination: OriginalDestination) -> Route | None:
+        registry = self._registry
+        ip, port = destination
+        service = registry.service_at(ip, port)
+        if service is not None:
+            return Route(service=service, candidates=registry.endpoints(service, 6 if ":" in ip else 4))
+        workload = registry.workload_at(ip)
+        if workload is not None:
+            if port in CAPTURE_PORTS and workload.enrolled:
+                raise ConnectionFailure(
+                    CloseReason.DESTINATION_NOT_ALLOWED, f"port {port} of {workload.name} is the agent's own listener"
+                )
+            return Route(service=None, candidates=(Endpoint(address=EndpointAddress(ip, port), workload=workload),))
+        if registry.is_service_ip(ip):
+            raise ConnectionFailure(CloseReason.UNKNOWN_DESTINATION, f"the service at {ip} has no port {port}")
+        return None
+
+    def _is_missing_pod(self, ip: str) -> bool:
+        return self._registry.in_pod_network(ip) and not self._is_node_address(ip)
+
+
+def is_local_address(ip: str) -> bool:
+    """Whether ``ip`` is an address of the namespace we are in: exactly those can be bound (bind(2))."""
+    with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((ip, 0))
+        except OSError as error:
+            return error.errno not in (errno.EADDRNOTAVAIL, errno.EINVAL)
+    return True

@@ -1,0 +1,182 @@
+"""What the operator's commands and the readiness probe are told about this agent.
+
+The shapes are documented in docs/cli.md; telemetry/admin.py serves them.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+
+import trio
+
+from ca.manifests import DirectoryState
+from node_agent.balance import Balancer
+from node_agent.config import Config
+from node_agent.drain import Drain
+from node_agent.identity import Identities
+from node_agent.model import Endpoint, ObjectName, ServicePort
+from node_agent.proxy.pods import Pods
+from node_agent.registry import Registry
+from node_agent.telemetry.access_log import AccessLog
+from node_agent.telemetry.admin import AdminSources, Row
+from node_agent.telemetry.logs import set_log_level
+from node_agent.tunnel import TunnelClient
+
+
+class Report:
+    """Reads the agent's parts; changes none but the log level."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        registry: Registry,
+        identities: Identities,
+        balancer: Balancer,
+        pods: Pods,
+        tunnels: TunnelClient,
+        access_log: AccessLog,
+        drain: Drain,
+    ) -> None:
+        self._config = config
+        self._registry = registry
+        self._identities = identities
+        self._balancer = balancer
+        self._pods = pods
+        self._tunnels = tunnels
+        self._access_log = access_log
+        self._drain = drain
+        self._started_at = time.monotonic()
+        self.directory = DirectoryState()
+        self.loaded_at: float | None = None
+
+    def sources(self) -> AdminSources:
+        """The callables that the HTTP routes ask."""
+        return AdminSources(
+            status=self.status,
+            workloads=self.workloads,
+            services=self.services,
+            endpoints=self.endpoints,
+            connections=self._access_log.live,
+            certs=self._identities.status,
+            ready=self.ready,
+            set_log_level=set_log_level,
+        )
+
+    def ready(self) -> tuple[bool, list[str]]:
+        """Whether new connections of every local workload can be served, and what is in the way."""
+        reasons = []
+        if self._drain.begun.is_set():
+            reasons.append("draining")
+        if self.loaded_at is None:
+            reasons.append("the manifests are not loaded yet")
+        has_identities, why = self._identities.ready()
+        if not has_identities:
+            reasons.append(why)
+        reasons += self._pods.pending()
+        return not reasons, reasons
+
+    def status(self) -> Row:
+        ready, reasons = self.ready()
+        kinds: dict[str, int] = {}
+        for key in self.directory.objects:
+            kinds[key.kind] = kinds.get(key.kind, 0) + 1
+        return {
+            "node": self._config.agent.node,
+            "trust_domain": self._config.agent.trust_domain,
+            "version": version("ringfence"),
+            "pid": os.getpid(),
+            "uptime_s": round(time.monotonic() - self._started_at, 1),
+            "ready": ready,
+            "reasons": reasons,
+            "draining": self._drain.begun.is_set(),
+            "registry": {
+                "source": str(self._config.registry.manifests_dir),
+                "digest": self.directory.digest,
+                "revision": self._registry.revision,
+                "objects": kinds,
+                "problems": [
+                    {
+                        "file": problem.file,
+                        "document": problem.document,
+                        "line": problem.line,
+                        "path": problem.path,
+                        "reason": problem.reason,
+                    }
+                    for problem in self.directory.problems
+                ],
+                "conflicts": list(self._registry.conflicts()),
+                "skipped": list(self.directory.skipped),
+            },
+            "connections": {
+                "open": self._access_log.open_connections,
+                "total": self._access_log.total_connections,
+            },
+            "tunnels": {"idle": self._tunnels.idle_count, "busy": self._tunnels.busy_count},
+            "ca": {"reachable": self._identities.ca_error is None, "last_error": self._identities.ca_error},
+        }
+
+    def workloads(self) -> Iterator[Row]:
+        node = self._config.agent.node
+        for workload in list(self._registry.workloads()):
+            state, error = "remote", None
+            if not workload.enrolled:
+                state = "not enrolled"
+            elif workload.node == node:
+                state, error = self._pods.state(workload.uid)
+            yield {
+                "name": workload.name.name,
+                "namespace": workload.name.namespace,
+                "node": workload.node,
+                "identity": str(workload.identity),
+                "addresses": list(workload.addresses),
+                "enrolled": workload.enrolled,
+                "local": workload.node == node,
+                "state": state,
+                "error": error,
+            }
+
+    def services(self) -> Iterator[Row]:
+        for service in list(self._registry.services()):
+            name = ObjectName(service.key.namespace, service.key.name)
+            ports = self._registry.service_ports(name)
+            endpoints = {endpoint.address: endpoint for port in ports for endpoint in self._endpoints(port)}
+            yield {
+                "name": name.name,
+                "namespace": name.namespace,
+                "cluster_ips": list(service.cluster_ips),
+                "ports": [{"name": port.name, "port": port.port} for port in ports],
+                "load_balancing": ports[0].load_balancing if ports else None,
+                "endpoints": len(endpoints),
+                "ready": sum(endpoint.ready for endpoint in endpoints.values()),
+            }
+
+    def endpoints(self, service: str | None) -> Iterable[Row]:
+        if service is None:
+            names = [ObjectName(each.key.namespace, each.key.name) for each in self._registry.services()]
+        else:
+            namespace, _, name = service.rpartition("/")
+            names = [ObjectName(namespace or "default", name)]
+            if self._registry.service_named(names[0]) is None:
+                raise LookupError(f"no service {names[0]}; `ringfence services` lists them")
+        return [row for name in names for port in self._registry.service_ports(name) for row in self._rows_of(port)]
+
+    def _rows_of(self, port: ServicePort) -> Iterator[Row]:
+        for endpoint in self._endpoints(port):
+            workload = endpoint.workload
+            load = self._balancer.load_of(endpoint, trio.current_time())
+            yield {
+                "service": str(port.service),
+                "port": port.port,
+                "address": str(endpoint.address),
+                "workload": str(workload.name) if workload else None,
+                "identity": str(workload.identity) if workload and workload.enrolled else None,
+                "ready": endpoint.ready,
+                "open_connections": load.open_connections,
+                "latency_ms": None if load.latency_s is None else round(load.latency_s * 1000, 3),
+            }
+
+    def _endpoints(self, port: ServicePort) -> Iterator[Endpoint]:
+        yield from self._registry.endpoints(port, 4)
+        yield from self._registry.endpoints(port, 6)

@@ -1,0 +1,225 @@
+"""The source's end: get a tunnel to an endpoint, ask for a connection, hear the verdict."""
+
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+import outcome
+import trio
+
+from ca.spiffe import SpiffeId
+from node_agent.config import TUNNEL_PORT
+from node_agent.errors import CloseReason, ConnectionFailure
+from node_agent.frames import FrameType, Open, decode_verdict, encode_open
+from node_agent.tunnel.connect import connect
+from node_agent.tunnel.pool import DIAL, WAIT, Answer, Grant, TunnelPool
+from node_agent.tunnel.tunnel import Tunnel, TunnelLost, Verify, shake_hands
+
+_MAX_DIALS_A_KEY: Final = 32
+_MAX_IDLE_A_KEY: Final = 512
+_IDLE_S: Final = 240.0  # shorter than the server's, so that the side that would use a tunnel is the one that closes it
+_SWEEP_S: Final = 10.0
+_VERDICT_GRACE_S: Final = 2.0  # beyond the destination's own connect timeout
+
+
+class TunnelKey(NamedTuple):
+    """Connections with an equal key may follow each other in one tunnel.
+
+    The source workload is part of it (its sockets live in its namespace, and
+    the tunnel's source address vouches for the workload's), and so is the
+    identity that the endpoint proved: a new pod with an old address has
+    another key.
+    """
+
+    source_uid: str
+    endpoint_ip: str
+    expected: SpiffeId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialler:
+    """What a dial needs from the story; called only if there is no idle tunnel.
+
+    ``make_socket`` returns an unconnected socket in the source's namespace,
+    ``context`` presents the source's SVID, which is valid until ``not_after``.
+    """
+
+    make_socket: Callable[[str], socket.socket]
+    context: ssl.SSLContext
+    not_after: datetime
+
+
+_Pool = TunnelPool[Tunnel, trio.lowlevel.Task]
+
+
+class TunnelClient:
+    """Owns the idle tunnels; a tunnel returned by ``open`` is the caller's until ``release`` or its close."""
+
+    def __init__(
+        self,
+        *,
+        connect_timeout_s: float,
+        handshake_timeout_s: float,
+        verify: Verify,
+        fault: Callable[[OSError], ConnectionFailure],
+    ) -> None:
+        """``verify`` judges who answered; ``fault`` explains a TLS error."""
+        self._connect_timeout_s = connect_timeout_s
+        self._handshake_timeout_s = handshake_timeout_s
+        self._verify = verify
+        self._fault = fault
+        self._pool: _Pool = TunnelPool(max_dials=_MAX_DIALS_A_KEY, max_idle=_MAX_IDLE_A_KEY, idle_s=_IDLE_S)
+        self.busy_count = 0
+
+    @property
+    def idle_count(self) -> int:
+        return self._pool.idle_count
+
+    async def run(self) -> None:
+        """Close idle tunnels in time, and those whose peer has gone; never returns."""
+        while True:
+            await trio.sleep(_SWEEP_S)
+            self._sweep(trio.current_time(), datetime.now(UTC))
+
+    def _sweep(self, now: float, at: datetime) -> None:
+        stale = self._pool.expire(now)
+        stale += self._pool.drop(lambda _, tunnel: at >= tunnel.not_after or not tunnel.is_quiet())
+        for tunnel in stale:
+            tunnel.close()
+
+    def forget(self, source_uid: str) -> None:
+        """Close the idle tunnels of a source workload that is gone."""
+        for tunnel in self._pool.drop(lambda key, _: isinstance(key, TunnelKey) and key.source_uid == source_uid):
+            tunnel.close()
+
+    def close(self) -> None:
+        for tunnel in self._pool.drop(lambda _, __: True):
+            tunnel.close()
+
+    async def open(self, key: TunnelKey, message: Open, dialler: Dialler) -> Tunnel:
+        """Return a tunnel on which the destination has accepted the connection.
+
+        Raises ConnectionFailure: with the destination's reason when it
+        refused, with ours when there is no way to it.  Until the verdict no
+        application byte has left, so the caller may try another endpoint.
+        """
+        frame = encode_open(message)
+        while True:
+            tunnel, fresh = await self._acquire(key, dialler)
+            self.busy_count += 1
+            try:
+                await tunnel.send(frame)
+                with trio.fail_after(self._connect_timeout_s + _VERDICT_GRACE_S):
+                    payload = await tunnel.read_control(FrameType.VERDICT)
+                verdict = decode_verdict(payload)
+            except trio.TooSlowError as error:
+                self.discard(tunnel)
+                raise ConnectionFailure(
+                    CloseReason.VERDICT_TIMEOUT, "the peer agent gave no verdict in time"
+                ) from error
+            except TunnelLost:
+                self.discard(tunnel)
+                if not fresh:
+                    continue  # it died while it was idle; nothing of this connection was decided on it
+                raise
+            except BaseException:
+                self.discard(tunnel)
+                raise
+            if verdict.reason is CloseReason.OK:
+                return tunnel
+            self.release(key, tunnel)
+            raise ConnectionFailure(verdict.reason, verdict.detail or "refused by the destination's agent")
+
+    def release(self, key: TunnelKey, tunnel: Tunnel) -> None:
+        """Give back a tunnel whose connection is complete; it may be used at once by somebody who waits."""
+        self.busy_count -= 1
+        self._put(key, tunnel)
+
+    def discard(self, tunnel: Tunnel) -> None:
+        """Close a tunnel that can not be used again."""
+        self.busy_count -= 1
+        tunnel.close()
+
+    def _put(self, key: TunnelKey, tunnel: Tunnel) -> None:
+        given = self._pool.release(key, tunnel, trio.current_time())
+        if isinstance(given, Grant):
+            trio.lowlevel.reschedule(given.waiter, outcome.Value(given.tunnel))
+        elif given is not None:
+            given.close()
+
+    async def _acquire(self, key: TunnelKey, dialler: Dialler) -> tuple[Tunnel, bool]:
+        """Return a tunnel and whether it is fresh."""
+        while True:
+            got: Tunnel | Answer | None = self._pool.acquire(key, trio.lowlevel.current_task())
+            if got is WAIT:
+                got = await self._wait(key)
+            if got is DIAL or got is None:
+                return await self._dial(key, dialler), True
+            assert isinstance(got, Tunnel)
+            if datetime.now(UTC) < got.not_after and got.is_quiet():
+                return got, False
+            got.close()
+
+    async def _wait(self, key: TunnelKey) -> Tunnel | None:
+        task = trio.lowlevel.current_task()
+
+        def give_up(_: object) -> trio.lowlevel.Abort:
+            # Granted in this very tick: the reschedule is already under way and must be taken.
+            return trio.lowlevel.Abort.SUCCEEDED if self._pool.give_up(key, task) else trio.lowlevel.Abort.FAILED
+
+        granted: Tunnel | None = await trio.lowlevel.wait_task_rescheduled(give_up)
+        return granted
+
+    async def _dial(self, key: TunnelKey, dialler: Dialler) -> Tunnel:
+        try:
+            return await self._connect(key, dialler)
+        finally:
+            granted = self._pool.dial_ended(key)
+            if granted is not None:
+                trio.lowlevel.reschedule(granted.waiter, outcome.Value(granted.tunnel))
+
+    async def _connect(self, key: TunnelKey, dialler: Dialler) -> Tunnel:
+        sock = dialler.make_socket(key.endpoint_ip)
+        try:
+            await connect(sock, key.endpoint_ip, TUNNEL_PORT, timeout_s=self._connect_timeout_s)
+            tls = dialler.context.wrap_socket(sock, do_handshake_on_connect=False, suppress_ragged_eofs=False)
+        except ConnectionFailure as failure:
+            sock.close()
+            raise ConnectionFailure(CloseReason.PEER_UNAVAILABLE, failure.detail) from failure
+        except BaseException:
+            sock.close()
+            raise
+        try:
+            with trio.fail_after(self._handshake_timeout_s):
+                await shake_hands(tls)
+            return self._checked(tls, key, dialler)
+        except trio.TooSlowError as error:
+            tls.close()
+            raise ConnectionFailure(
+                CloseReason.HANDSHAKE_TIMEOUT,
+                f"no TLS handshake with {key.endpoint_ip} within {self._handshake_timeout_s:g} s",
+            ) from error
+        except OSError as error:
+            tls.close()
+            raise self._fault(error) from error
+        except BaseException:
+            tls.close()
+            raise
+
+    def _checked(self, tls: ssl.SSLSocket, key: TunnelKey, dialler: Dialler) -> Tunnel:
+        """Judge who answered; raises ConnectionFailure."""
+        peer = self._verify(tls, datetime.now(UTC))
+        if peer.identity != key.expected:
+            raise ConnectionFailure(
+                CloseReason.IDENTITY_MISMATCH, f"{key.endpoint_ip} must be {key.expected} but proved {peer.identity}"
+            )
+        return Tunnel(
+            tls,
+            peer=peer,
+            peer_ip=key.endpoint_ip,
+            not_after=min(peer.not_after, dialler.not_after),
+            fault=self._fault,
+        )

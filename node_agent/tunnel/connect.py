@@ -1,0 +1,34 @@
+"""Connect a socket with a deadline, and say in our words why it failed."""
+
+import errno
+import os
+import socket
+
+import trio
+
+from node_agent.errors import CloseReason, ConnectionFailure
+
+_REASONS = {
+    errno.ECONNREFUSED: CloseReason.CONNECT_REFUSED,
+    errno.ECONNRESET: CloseReason.CONNECT_REFUSED,
+    errno.ETIMEDOUT: CloseReason.CONNECT_TIMEOUT,
+    errno.EHOSTUNREACH: CloseReason.CONNECT_UNREACHABLE,
+    errno.ENETUNREACH: CloseReason.CONNECT_UNREACHABLE,
+    errno.EHOSTDOWN: CloseReason.CONNECT_UNREACHABLE,
+}
+
+
+async def connect(sock: socket.socket, ip: str, port: int, *, timeout_s: float) -> None:
+    """Connect a non-blocking socket; raises ConnectionFailure.  The caller closes the socket."""
+    number = sock.connect_ex((ip, port))
+    if number == errno.EINPROGRESS:
+        with trio.move_on_after(timeout_s):
+            await trio.lowlevel.wait_writable(sock)
+            number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number == errno.EINPROGRESS:
+            raise ConnectionFailure(
+                CloseReason.CONNECT_TIMEOUT, f"no answer from {ip} port {port} within {timeout_s:g} s"
+            )
+    if number:
+        reason = _REASONS.get(number, CloseReason.CONNECT_FAILED)
+        raise ConnectionFailure(reason, f"connect to {ip} port {port}: {os.strerror(number)}")

@@ -1,0 +1,118 @@
+"""The destination's end: prove who dials us, then hear what each connection wants."""
+
+import socket
+import ssl
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Final
+
+import trio
+
+from node_agent.errors import CloseReason, ConnectionFailure
+from node_agent.frames import FrameType, Open, decode_open
+from node_agent.tunnel.tunnel import Tunnel, Verify, shake_hands
+
+_IDLE_S: Final = 300.0
+"""How long a tunnel may wait for its next OPEN; longer than the client's, which closes first."""
+
+
+class PendingHandshakes:
+    """Bounds the connections that have proved nothing yet.
+
+    Over the bound the oldest is dropped, not the newest refused: a real agent
+    is through in milliseconds, so the oldest is the one that sends nothing.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._pending: OrderedDict[trio.CancelScope, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def enter(self, scope: trio.CancelScope) -> None:
+        self._pending[scope] = None
+        if len(self._pending) > self._most:
+            oldest, _ = self._pending.popitem(last=False)
+            oldest.cancel()
+
+    def leave(self, scope: trio.CancelScope) -> None:
+        self._pending.pop(scope, None)
+
+
+class TunnelServer:
+    """Accepts tunnels for any workload of the node; shared, stateless but for the bound."""
+
+    def __init__(
+        self,
+        *,
+        handshake_timeout_s: float,
+        open_timeout_s: float,
+        pending: PendingHandshakes,
+        verify: Verify,
+        fault: Callable[[OSError], ConnectionFailure],
+    ) -> None:
+        self._handshake_timeout_s = handshake_timeout_s
+        self._open_timeout_s = open_timeout_s
+        self._pending = pending
+        self._verify = verify
+        self._fault = fault
+
+    async def accept(
+        self, sock: socket.socket, peer_ip: str, context: Callable[[], Awaitable[tuple[ssl.SSLContext, datetime]]]
+    ) -> Tunnel:
+        """Turn an accepted connection into a tunnel whose peer is proven.
+
+        Takes ``sock`` over.  ``context`` is awaited only when the peer has
+        begun to speak, so a silent connection costs no TLS state.  Raises
+        ConnectionFailure; the socket is closed then.
+        """
+        owned: socket.socket = sock
+        try:
+            with trio.CancelScope(deadline=trio.current_time() + self._handshake_timeout_s) as scope:
+                self._pending.enter(scope)
+                try:
+                    await trio.lowlevel.wait_readable(sock)
+                    server_context, not_after = await context()
+                    owned = tls = server_context.wrap_socket(
+                        sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
+                    )
+                    await shake_hands(tls)
+                finally:
+                    self._pending.leave(scope)
+            if scope.cancelled_caught:
+                raise self._too_late(scope)
+            return self._checked(tls, peer_ip, not_after)
+        except OSError as error:
+            owned.close()
+            raise self._fault(error) from error
+        except BaseException:
+            owned.close()
+            raise
+
+    def _too_late(self, scope: trio.CancelScope) -> ConnectionFailure:
+        if trio.current_time() < scope.deadline:
+            return ConnectionFailure(CloseReason.OVERLOADED, "dropped as the oldest of too many unfinished handshakes")
+        return ConnectionFailure(
+            CloseReason.HANDSHAKE_TIMEOUT, f"no TLS handshake within {self._handshake_timeout_s:g} s"
+        )
+
+    def _checked(self, tls: ssl.SSLSocket, peer_ip: str, not_after: datetime) -> Tunnel:
+        peer = self._verify(tls, datetime.now(UTC))
+        return Tunnel(tls, peer=peer, peer_ip=peer_ip, not_after=min(peer.not_after, not_after), fault=self._fault)
+
+    async def next_open(self, tunnel: Tunnel, *, first: bool) -> Open:
+        """Wait for the next connection on ``tunnel``.
+
+        Raises ConnectionFailure: TUNNEL_LOST when the peer closed it, which
+        between two connections is the ordinary end; OPEN_TIMEOUT when a fresh
+        tunnel is never used.
+        """
+        timeout_s = self._open_timeout_s if first else _IDLE_S
+        try:
+            with trio.fail_after(timeout_s):
+                payload = await tunnel.read_control(FrameType.OPEN)
+        except trio.TooSlowError as error:
+            raise ConnectionFailure(CloseReason.OPEN_TIMEOUT, f"nothing was asked for {timeout_s:g} s") from error
+        return decode_open(payload)

@@ -1,0 +1,132 @@
+"""One mutual-TLS connection between two agents, between and before relays.
+
+While a tunnel is relaying, its socket belongs to the relay thread and nothing
+here may be called.  Control frames are read exactly, never a byte further:
+what follows them is the relay's.
+"""
+
+import socket
+import ssl
+from collections.abc import Callable
+from datetime import datetime
+from typing import Protocol
+
+import trio
+
+from ca.spiffe import SpiffeId
+from node_agent.errors import CloseReason, ConnectionFailure
+from node_agent.frames import HEADER_BYTES, FrameType, parse_control_header
+
+
+class PeerCertificate(Protocol):
+    """What the peer proved in the handshake."""
+
+    @property
+    def identity(self) -> SpiffeId: ...
+
+    @property
+    def not_after(self) -> datetime: ...
+
+
+Verify = Callable[[ssl.SSLSocket, datetime], PeerCertificate]
+"""Judges the peer of a finished handshake; raises ConnectionFailure."""
+
+
+class TunnelLost(ConnectionFailure):
+    """The tunnel ended where it should not have."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(CloseReason.TUNNEL_LOST, detail)
+
+
+class Tunnel:
+    """Owns ``sock`` until ``close``, except while the relay has it."""
+
+    __slots__ = ("_fault", "leftover", "not_after", "peer", "peer_ip", "sock")
+
+    def __init__(
+        self,
+        sock: ssl.SSLSocket,
+        *,
+        peer: PeerCertificate,
+        peer_ip: str,
+        not_after: datetime,
+        fault: Callable[[OSError], ConnectionFailure],
+    ) -> None:
+        """``not_after``: until when both ends' certificates are valid; ``fault`` explains a TLS error."""
+        self.sock = sock
+        self.peer = peer
+        self.peer_ip = peer_ip
+        self.not_after = not_after
+        self.leftover = b""
+        self._fault = fault
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def is_quiet(self) -> bool:
+        """Whether an idle tunnel is still usable: connected, and the peer has said nothing."""
+        try:
+            socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return not self.leftover
+        except OSError:
+            return False
+        return False  # bytes or EOF: an idle peer says nothing but goodbye
+
+    async def send(self, frame: bytes) -> None:
+        """Send one control frame; raises TunnelLost."""
+        while True:
+            try:
+                self.sock.send(frame)
+                return
+            except ssl.SSLWantWriteError:
+                await trio.lowlevel.wait_writable(self.sock)
+            except ssl.SSLWantReadError:
+                await trio.lowlevel.wait_readable(self.sock)
+            except OSError as error:
+                raise self._lost(error) from error
+
+    async def read_control(self, expected: FrameType) -> bytes:
+        """Read one frame of the ``expected`` type and return its payload.
+
+        Raises TunnelLost at its end, RemoteProtocolError on anything else.
+        """
+        length = parse_control_header(await self._read_exactly(HEADER_BYTES), expected)
+        return await self._read_exactly(length) if length else b""
+
+    async def _read_exactly(self, size: int) -> bytes:
+        data, self.leftover = self.leftover[:size], self.leftover[size:]
+        while len(data) < size:
+            try:
+                more = self.sock.recv(size - len(data))
+            except ssl.SSLWantReadError:
+                await trio.lowlevel.wait_readable(self.sock)
+                continue
+            except ssl.SSLWantWriteError:
+                await trio.lowlevel.wait_writable(self.sock)
+                continue
+            except OSError as error:
+                raise self._lost(error) from error
+            if not more:
+                raise TunnelLost("the peer agent closed the tunnel")
+            data += more
+        return data
+
+    def _lost(self, error: OSError) -> ConnectionFailure:
+        """A TLS 1.3 server judges our certificate after our handshake is done: its alert arrives here."""
+        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            return self._fault(error)
+        return TunnelLost(f"the tunnel broke: {error}")
+
+
+async def shake_hands(sock: ssl.SSLSocket) -> None:
+    """Complete the TLS handshake; raises OSError (ssl.SSLError among them)."""
+    while True:
+        try:
+            sock.do_handshake()
+            return
+        except ssl.SSLWantReadError:
+            await trio.lowlevel.wait_readable(sock)
+        except ssl.SSLWantWriteError:
+            await trio.lowlevel.wait_writable(sock)
