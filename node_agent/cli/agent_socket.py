@@ -64,6 +64,8 @@ def _request(socket_path: str, method: str, target: str, body: str | None = None
 
 def _explain(socket_path: str, error: Exception) -> str:
     match error:
+        case http.client.RemoteDisconnected() | http.client.IncompleteRead():
+            return f"the agent on {socket_path} broke off its answer; see the agent's log"
         case FileNotFoundError():
             return f"there is no agent socket {socket_path}; is the agent running here? (another path: --agent PATH)"
         case ConnectionRefusedError():

@@ -36,28 +36,25 @@ Cell = str | tuple[str, str]  # text, or text and colour
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Cell]], paint: Paint) -> str:
-    """Aligned columns; a column of numbers is aligned to the right.  Ends without a line feed."""
+    """Aligned columns, those whose header begins with ``>`` to the right.  Ends without a line feed."""
+    right = [header.startswith(">") for header in headers]
+    names = [header.removeprefix(">") for header in headers]
     cells = [[cell if isinstance(cell, tuple) else (cell, "") for cell in row] for row in rows]
     texts = [[printable(text) for text, _ in row] for row in cells]
-    widths = [max(map(len, column)) for column in zip(headers, *texts, strict=True)]
-    numeric = [bool(texts) and all(_is_number(row[i]) for row in texts) for i in range(len(headers))]
-    lines = [_line([paint(h, "bold") for h in headers], list(headers), widths, numeric)]
+    widths = [max(map(len, column)) for column in zip(names, *texts, strict=True)]
+    lines = [_line([paint(name, "bold") for name in names], names, widths, right)]
     for row, plain in zip(cells, texts, strict=True):
         painted = [paint(text, colour) for text, (_, colour) in zip(plain, row, strict=True)]
-        lines.append(_line(painted, plain, widths, numeric))
+        lines.append(_line(painted, plain, widths, right))
     return "\n".join(lines)
 
 
-def _line(painted: Sequence[str], plain: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
+def _line(painted: Sequence[str], plain: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
     padded = [
-        " " * (width - len(text)) + shown if right else shown + " " * (width - len(text))
-        for shown, text, width, right in zip(painted, plain, widths, numeric, strict=True)
+        " " * (width - len(text)) + shown if to_right else shown + " " * (width - len(text))
+        for shown, text, width, to_right in zip(painted, plain, widths, right, strict=True)
     ]
     return _GAP.join(padded).rstrip()
-
-
-def _is_number(text: str) -> bool:
-    return text == "-" or text[:1].isdigit()
 
 
 def duration(seconds: object) -> str:

@@ -89,7 +89,7 @@ def services(rows: Sequence[Row], paint: Paint) -> str:
         ("CLUSTER IPS", lambda r: ",".join(map(str, r.get("cluster_ips") or ())) or "-"),
         ("PORTS", lambda r: ",".join(_port(p) for p in r.get("ports") or ()) or "-"),
         ("BALANCING", lambda r: _text(r.get("load_balancing"))),
-        ("READY", ready),
+        (">READY", ready),
     )
 
 
@@ -102,8 +102,8 @@ def endpoints(rows: Sequence[Row], paint: Paint) -> str:
         ("ADDRESS", lambda r: _text(r.get("address"))),
         ("WORKLOAD", lambda r: _text(r.get("workload"))),
         ("READY", lambda r: ("yes", "green") if r.get("ready") else ("no", "red")),
-        ("OPEN", lambda r: _text(r.get("open_connections"))),
-        ("LATENCY", lambda r: _milliseconds(r.get("latency_ms"))),
+        (">OPEN", lambda r: _text(r.get("open_connections"))),
+        (">LATENCY", lambda r: _milliseconds(r.get("latency_ms"))),
         ("IDENTITY", lambda r: _text(r.get("identity"))),
     )
 
@@ -119,9 +119,9 @@ def connections(rows: Sequence[Row], paint: Paint) -> str:
         ("DESTINATION", lambda r: _text(r.get("original_destination"))),
         ("SERVICE", lambda r: _text(r.get("service"))),
         ("ENDPOINT", lambda r: _text(r.get("endpoint"))),
-        ("AGE", lambda r: duration(r.get("age_s"))),
-        ("RECEIVED", lambda r: size(r.get("received_bytes"))),
-        ("SENT", lambda r: size(r.get("sent_bytes"))),
+        (">AGE", lambda r: duration(r.get("age_s"))),
+        (">RECEIVED", lambda r: size(r.get("received_bytes"))),
+        (">SENT", lambda r: size(r.get("sent_bytes"))),
         ("STATE", lambda r: _state(r.get("state"))),
     )
 
