@@ -29,7 +29,7 @@ from ca.messages import (
     parse_reply,
 )
 from ca.spiffe import SpiffeId
-from ca.svid import SvidError, identity_of
+from ca.svid import SvidError, identity_of, load_certificate
 from ca.tls import KeyAndChain, strict_context
 from ca.wire import FrameDecoder, encode_frame
 
@@ -118,7 +118,7 @@ class CaClient:
             await trio.aclose_forcefully(stream)
 
     def _require_authority(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
-        identity = identity_of(x509.load_der_x509_certificate(stream.getpeercert(binary_form=True)))
+        identity = identity_of(load_certificate(stream.getpeercert(binary_form=True)))
         if identity != self._authority:
             raise SvidError(f"it is {identity}, not {self._authority}", "ca.messages")
         if stream.selected_alpn_protocol() != ALPN:
@@ -162,6 +162,6 @@ def load_chain(chain_der: Sequence[bytes]) -> tuple[x509.Certificate, ...]:
         CaProtocolError: one of them is not a certificate.
     """
     try:
-        return tuple(x509.load_der_x509_certificate(der) for der in chain_der)
-    except ValueError as error:
-        raise CaProtocolError(f"the CA sent something else than a certificate: {error}") from error
+        return tuple(load_certificate(der) for der in chain_der)
+    except SvidError as error:
+        raise CaProtocolError(f"the CA sent a bad certificate: {error}") from error

@@ -16,13 +16,16 @@ Sans-I/O: callers pass ``at``, an aware datetime in UTC.  Section numbers are
 those of X509-SVID unless another document is named.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from ca.spiffe import SpiffeId, SpiffeIdError
@@ -31,6 +34,15 @@ CLOCK_SKEW: Final = timedelta(seconds=60)  # nodes 5-30 s apart are common; beyo
 _MIN_RSA_BITS: Final = 2048
 _CURVES: Final = ("secp256r1", "secp384r1", "secp521r1")
 _DIGESTS: Final = ("sha256", "sha384", "sha512")
+
+# What the X.509 parser raises, some of it only when an extension is looked at.
+_MALFORMED: Final = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 _Kind = TypeVar("_Kind", bound=x509.ExtensionType)
 
@@ -51,6 +63,19 @@ class SvidDateError(SvidError):
     """A certificate of the chain is expired or not yet valid, by more than the clock skew."""
 
 
+def load_certificate(der: bytes) -> x509.Certificate:
+    """Read one certificate that somebody else sent.
+
+    Raises:
+        SvidError: it is not a certificate.
+    """
+    try:
+        with _lenient_parser():
+            return x509.load_der_x509_certificate(der)
+    except _MALFORMED as error:
+        raise SvidError(f"malformed certificate: {error}", "RFC 5280 section 4") from error
+
+
 def identity_of(leaf: x509.Certificate) -> SpiffeId:
     """Return the SPIFFE ID that ``leaf`` carries, if ``leaf`` is a valid leaf.
 
@@ -63,10 +88,9 @@ def identity_of(leaf: x509.Certificate) -> SpiffeId:
         _check_form(leaf)
         identity = _spiffe_id(leaf)
         _check_leaf_constraints(leaf)
-    except ValueError as error:
-        if isinstance(error, SvidError):
-            raise
-        # What the X.509 parser finds only when an extension is looked at.
+    except SvidError:
+        raise
+    except _MALFORMED as error:
         raise SvidError(f"malformed certificate: {error}", "RFC 5280 section 4") from error
     return identity
 
@@ -115,9 +139,9 @@ def check_signing_certificate(signer: x509.Certificate, *, trust_domain: str) ->
         if len(uris) > 1:
             raise SvidError("a signing certificate has more than one URI name", "X509-SVID 2")
         identity = _parse_id(uris[0])
-    except ValueError as error:
-        if isinstance(error, SvidError):
-            raise
+    except SvidError:
+        raise
+    except _MALFORMED as error:
         raise SvidError(f"malformed certificate: {error}", "RFC 5280 section 4") from error
     if identity.path:
         raise SvidError(f"the ID of a signing certificate has a path: {identity}", "X509-SVID 3.2")
@@ -144,11 +168,21 @@ def check_dates(certificate: x509.Certificate, *, at: datetime, skew: timedelta 
     )
 
 
+@contextmanager
+def _lenient_parser() -> Iterator[None]:
+    """The parser only warns of a serial number that is not positive; rejecting it is ours, silence too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+        yield
+
+
 def _check_form(certificate: x509.Certificate) -> None:
     """What holds for every certificate of a chain: version, serial, key and signature algorithm."""
     if certificate.version is not x509.Version.v3:
         raise SvidError("not an X.509 version 3 certificate", "RFC 5280 section 4.1.2.1")
-    if certificate.serial_number <= 0:
+    with _lenient_parser():
+        serial = certificate.serial_number
+    if serial <= 0:
         raise SvidError("the serial number is not positive", "RFC 5280 section 4.1.2.2")
     _check_key(certificate)
     try:

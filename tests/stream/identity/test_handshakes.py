@@ -1,0 +1,159 @@
+"""Every vector in a real handshake, from either side; and what broken handshakes are called."""
+
+import ssl
+from datetime import timedelta
+
+import pytest
+from cryptography import x509
+
+from node_agent.errors import CloseReason, ConnectionFailure
+from node_agent.identity import handshake_failure, peer_identity
+from node_agent.identity.peers import PeerCertificate
+from tests.certificates import START, TRUST_DOMAIN, WEB, Leaf, Vector, make_root, vectors
+from tests.handshakes import Side, careless_context, context, feed_server, shake_hands
+
+_ROOT = make_root()
+_OTHER_ROOT = make_root()
+
+
+def _present(leaf: Leaf, root: x509.Certificate, *, by_server: bool) -> Side:
+    """Let ``leaf`` be presented to a peer that trusts ``root``; returns that peer's end."""
+    presenting = careless_context(leaf.own, _ROOT.certificate, server_side=by_server)
+    judging = context(_ROOT.intermediate().leaf(WEB).own, root, server_side=not by_server)
+    if by_server:
+        client, _ = shake_hands(judging, presenting)
+        return client
+    _, server = shake_hands(presenting, judging)
+    return server
+
+
+def _judge(vector: Vector, *, by_server: bool) -> PeerCertificate:
+    judge = _present(vector.leaf, vector.root, by_server=by_server)
+    if not judge.finished:
+        assert judge.error is not None
+        raise handshake_failure(judge.error)
+    return peer_identity(judge.tls, trust_domain=TRUST_DOMAIN, at=vector.at)
+
+
+@pytest.mark.parametrize("by_server", [False, True], ids=["client", "server"])
+@pytest.mark.parametrize("vector", [v for v in vectors() if v.accepted], ids=lambda v: v.name)
+def test_a_good_peer_is_known_by_its_identity(vector: Vector, by_server: bool) -> None:
+    peer = _judge(vector, by_server=by_server)
+    assert str(peer.identity).startswith(WEB)
+    assert peer.serial == vector.leaf.certificate.serial_number
+    assert peer.not_after == min(certificate.not_valid_after_utc for certificate in vector.leaf.chain)
+
+
+@pytest.mark.parametrize("by_server", [False, True], ids=["client", "server"])
+@pytest.mark.parametrize("vector", [v for v in vectors() if v.presentable and not v.accepted], ids=lambda v: v.name)
+def test_a_bad_peer_is_refused_with_the_reason(vector: Vector, by_server: bool) -> None:
+    with pytest.raises(ConnectionFailure) as caught:
+        _judge(vector, by_server=by_server)
+    if vector.expired:
+        assert caught.value.reason is CloseReason.CERTIFICATE_EXPIRED
+    else:
+        assert caught.value.reason in (CloseReason.CERTIFICATE_INVALID, CloseReason.CERTIFICATE_UNTRUSTED)
+    assert caught.value.detail
+
+
+def test_an_answer_that_is_remembered_still_expires() -> None:
+    leaf = _ROOT.leaf(WEB)
+    judge = _present(leaf, _ROOT.certificate, by_server=True)
+    peer_identity(judge.tls, trust_domain=TRUST_DOMAIN, at=START)
+    with pytest.raises(ConnectionFailure) as caught:
+        peer_identity(judge.tls, trust_domain=TRUST_DOMAIN, at=START + timedelta(hours=2))
+    assert caught.value.reason is CloseReason.CERTIFICATE_EXPIRED
+
+
+def _server() -> ssl.SSLContext:
+    return context(_ROOT.leaf(WEB).own, _ROOT.certificate, server_side=True)
+
+
+def _client(**changes: object) -> ssl.SSLContext:
+    made = context(_ROOT.leaf(WEB).own, _ROOT.certificate, server_side=False)
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+def _reason(side: Side) -> CloseReason:
+    assert side.error is not None
+    return handshake_failure(side.error).reason
+
+
+def test_a_client_without_a_certificate_is_called_that_on_both_sides() -> None:
+    client, server = shake_hands(context(None, _ROOT.certificate, server_side=False), _server())
+    assert _reason(server) is CloseReason.CERTIFICATE_MISSING
+    assert client.finished  # a TLS 1.3 client has finished before the server judges
+    assert _reason(client) is CloseReason.CERTIFICATE_MISSING
+
+
+def test_a_client_of_another_ca_is_untrusted_on_both_sides() -> None:
+    stranger = context(_OTHER_ROOT.leaf(WEB).own, _ROOT.certificate, server_side=False)
+    client, server = shake_hands(stranger, _server())
+    assert _reason(server) is CloseReason.CERTIFICATE_UNTRUSTED
+    assert _reason(client) is CloseReason.CERTIFICATE_UNTRUSTED
+
+
+def test_a_server_of_another_ca_is_untrusted_on_both_sides() -> None:
+    stranger = context(_OTHER_ROOT.leaf(WEB).own, _ROOT.certificate, server_side=True)
+    client, server = shake_hands(_client(), stranger)
+    assert _reason(client) is CloseReason.CERTIFICATE_UNTRUSTED
+    assert _reason(server) is CloseReason.CERTIFICATE_UNTRUSTED
+
+
+def test_tls_1_2_is_refused_by_name() -> None:
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old.check_hostname = False
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    client, server = shake_hands(old, _server())
+    assert _reason(server) is CloseReason.TLS_VERSION
+    assert _reason(client) is CloseReason.TLS_VERSION
+
+
+def test_a_server_that_speaks_only_tls_1_2_is_refused_by_name() -> None:
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    client, _ = shake_hands(_client(), old)
+    assert _reason(client) is CloseReason.TLS_VERSION
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\nHost: web\r\n\r\n",
+        b"POST /a HTTP/1.0\r\n\r\n",
+        b"CONNECT web:80 HTTP/1.1\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"\x00\x00\x00\x08\x04\xd2\x16\x2f",
+        b"*1\r\n$4\r\nPING\r\n",
+        b"\x00" * 64,
+        b"\xff" * 64,
+    ],
+)
+def test_plain_bytes_to_a_server_are_not_tls(data: bytes) -> None:
+    assert _reason(feed_server(_server(), data)) is CloseReason.NOT_TLS
+
+
+def test_plain_bytes_from_a_server_are_not_tls() -> None:
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = Side(_client().wrap_bio(incoming, outgoing), incoming, outgoing)
+    incoming.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    client.step()
+    assert _reason(client) is CloseReason.NOT_TLS
+
+
+def test_a_peer_that_goes_away_has_failed_the_handshake() -> None:
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = Side(_server().wrap_bio(incoming, outgoing, server_side=True), incoming, outgoing)
+    incoming.write_eof()
+    server.step()
+    assert _reason(server) is CloseReason.HANDSHAKE_FAILED
+    assert handshake_failure(ConnectionResetError(104, "Connection reset by peer")).detail == "Connection reset by peer"
+
+
+def test_no_session_ticket_is_ever_sent() -> None:
+    client, server = shake_hands(_client(), _server())
+    assert client.finished
+    assert server.finished
+    assert client.tls.session is None or not client.tls.session.has_ticket
