@@ -41,9 +41,9 @@ def ask(node: int, path: str) -> Any:
     status = head.split(b"\r\n", 1)[0].split()
     if len(status) < 2 or not status[0].startswith(b"HTTP/1."):
         raise AgentSilentError(f"{address}: the answer to {path} is not HTTP")
-    if b"transfer-encoding: chunked" in head.lower():
-        body = _dechunk(body)
     try:
+        if b"transfer-encoding: chunked" in head.lower():
+            body = _dechunk(body)
         return json.loads(body)
     except ValueError as exc:
         raise AgentSilentError(f"{address}: the answer to {path} is not JSON (status {status[1].decode()})") from exc
@@ -68,9 +68,3 @@ def workload(node: int, namespace: str, name: str) -> dict[str, Any] | None:
             found: dict[str, Any] = each
             return found
     return None
-
-
-def registry_digest(node: int) -> str | None:
-    """Which content of the manifests directory agent K has loaded."""
-    digest = ask(node, "/status").get("registry", {}).get("digest")
-    return None if digest is None else str(digest)

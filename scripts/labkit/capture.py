@@ -26,7 +26,9 @@ def tap(path: Path, *, seconds: float) -> None:
         raise LabError(f"{path}: can not be written: {exc.strerror}") from exc
     with file, netns.inside(layout.LINK_NETNS):
         try:
-            recorder = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.PIPE, text=True)
+            recorder = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.PIPE, text=True
+            )
         except FileNotFoundError as exc:
             raise LabError("tcpdump is not installed; run `scripts/setup`") from exc
     with recorder:

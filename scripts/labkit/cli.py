@@ -1,4 +1,4 @@
-"""The commands of scripts/lab.  Modules that take long to import are imported by the commands that need them."""
+"""The commands of scripts/lab."""
 
 import argparse
 import json
@@ -9,7 +9,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from labkit import execution, faults, layout, pods, processes, state, status, waiting
+from labkit import (
+    capture,
+    cluster,
+    execution,
+    faults,
+    layout,
+    manifests,
+    operator_command,
+    pods,
+    processes,
+    removal,
+    state,
+    status,
+    waiting,
+)
 from labkit.errors import CommandError, LabError
 
 
@@ -35,8 +49,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _up(arguments: argparse.Namespace) -> None:
-    from labkit import cluster
-
     begin = time.monotonic()
     with state.locked("up"):
         lab = cluster.up(nodes=arguments.nodes, capture=arguments.capture, with_agents=not arguments.no_agents)
@@ -45,8 +57,6 @@ def _up(arguments: argparse.Namespace) -> None:
 
 
 def _down(_arguments: argparse.Namespace) -> None:
-    from labkit import cluster
-
     with state.locked("down"):
         existed = cluster.down()
     print("lab: down" if existed else "lab: there was none")
@@ -70,7 +80,7 @@ def _pod(arguments: argparse.Namespace) -> None:
     if lab.agents:
         pods.say_if_agent_is_down(pod.node, running)
     if not arguments.no_wait:
-        deadline = time.monotonic() + waiting.TIMEOUT_S
+        deadline = time.monotonic() + arguments.timeout
         try:
             if running and described["identity"] is not None:
                 waiting.until_served(lab, namespace=pod.namespace, name=pod.name, node=pod.node, deadline=deadline)
@@ -98,8 +108,6 @@ def _exec(arguments: argparse.Namespace) -> NoReturn:
 
 
 def _apply(arguments: argparse.Namespace) -> None:
-    from labkit import manifests
-
     origin = "standard input" if arguments.file == "-" else arguments.file
     try:
         raw = sys.stdin.buffer.read() if arguments.file == "-" else Path(arguments.file).read_bytes()
@@ -119,11 +127,9 @@ def _apply(arguments: argparse.Namespace) -> None:
 
 
 def _delete(arguments: argparse.Namespace) -> None:
-    from labkit import removal
-
-    with state.locked(f"delete {arguments.object}"):
+    with state.locked(f"delete {' '.join(arguments.objects)}"):
         lab = state.load()
-        lines = removal.delete(lab, arguments.object)
+        lines = [line for each in arguments.objects for line in removal.delete(lab, each)]
     waiting.until_loaded(lab)
     print("\n".join(lines))
 
@@ -175,8 +181,6 @@ def _heal(arguments: argparse.Namespace) -> None:
 
 
 def _tap(arguments: argparse.Namespace) -> None:
-    from labkit import capture
-
     state.load()
     capture.tap(Path(arguments.file), seconds=arguments.seconds)
 
@@ -196,8 +200,6 @@ def _status(arguments: argparse.Namespace) -> None:
 
 
 def _ringfence(arguments: argparse.Namespace) -> NoReturn:
-    from labkit import operator_command
-
     operator_command.run(state.load(), arguments.target, arguments.arguments)
 
 
@@ -258,6 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     pod.add_argument("--label", type=_label, action="append", default=[], metavar="KEY=VALUE", help="repeatable")
     pod.add_argument("--port", type=_port, action="append", default=[], metavar="N", help="container port; repeatable")
     pod.add_argument("--no-mesh", action="store_true", help="do not enrol it in the mesh")
+    pod.add_argument("--timeout", type=_seconds, default=waiting.TIMEOUT_S, metavar="S", help="for its agent (20)")
     pod.add_argument("--no-wait", action="store_true", help="do not wait until its agent serves it")
     listed = command("pods", _pods, "list the pods")
     listed.add_argument("--json", action="store_true")
@@ -269,7 +272,7 @@ def _parser() -> argparse.ArgumentParser:
     apply = command("apply", _apply, "apply manifests, as kubectl would")
     apply.add_argument("file", metavar="FILE|-")
     delete = command("delete", _delete, "delete an object, as kubectl would")
-    delete.add_argument("object", metavar="KIND/NAMESPACE/NAME", help="KIND/NAME for nodes and namespaces")
+    delete.add_argument("objects", metavar="KIND/NAMESPACE/NAME", nargs="+", help="KIND/NAME for nodes and namespaces")
 
     for name, run, text in (
         ("stop", _stop, "SIGTERM, wait for the end"),

@@ -15,7 +15,6 @@ from labkit import layout, manifests, netns, pods, processes, state, topology
 from labkit.errors import LabError
 
 _GRACE_S: Final = 3.0
-_TOKEN_TTL_S: Final = 600
 
 
 def up(*, nodes: int, capture: str, with_agents: bool) -> state.Lab:
@@ -126,9 +125,6 @@ def _start_agents(lab: state.Lab) -> None:
 def _configure_agent(lab: state.Lab, node: int) -> None:
     directory = layout.agent_dir(node)
     directory.mkdir(mode=0o700)
-    arguments = ["--config", str(layout.CA_DIR / "ca.toml"), "--node", layout.node_name(node)]
-    token = processes.run_ringfence(lab, 0, ["ca", "token", *arguments, "--ttl", str(_TOKEN_TTL_S)])
-    state.write_atomically(directory / "join-token", token, mode=0o600)
     state.write_atomically(
         directory / "agent.toml",
         f"""\
@@ -140,7 +136,7 @@ runtime_dir = "{directory}"
 [ca]
 address = "{layout.link_v4(0)}:{layout.CA_PORT}"
 bundle_file = "{layout.CA_DIR}/state/bundle.pem"
-join_token_file = "{directory}/join-token"
+join_token_file = "{processes.join_token(node)}"
 node_key_dir = "{directory}/node"
 
 [registry]

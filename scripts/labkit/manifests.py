@@ -40,16 +40,11 @@ def key_of(document: Object) -> tuple[str, str | None, str]:
 def read_all() -> list[Object]:
     """Every object of the directory; files that can not be read are skipped (the agents report them)."""
     found: list[Object] = []
-    for path in sorted(layout.MANIFESTS_DIR.glob("[!.]*")):
-        if path.suffix not in (".yaml", ".yml", ".json"):
-            continue
+    for name in sorted(filter(_is_manifest, os.listdir(layout.MANIFESTS_DIR))):
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            continue
-        try:
+            text = (layout.MANIFESTS_DIR / name).read_text(encoding="utf-8")
             found += [document for document in _documents(text) if _is_object(document)]
-        except ValueError:
+        except (OSError, ValueError):
             continue
     return found
 
@@ -76,16 +71,20 @@ def remove(kind: str, namespace: str | None, name: str) -> bool:
 
 def digest() -> str:
     """What the directory holds now, as the agents compute it (ca.manifests)."""
-    whole = hashlib.sha256()
+    lines: list[str] = []
     for name in sorted(os.listdir(layout.MANIFESTS_DIR)):
-        if name.startswith(".") or not name.endswith((".yaml", ".yml", ".json")):
+        if not _is_manifest(name):
             continue
         try:
             content = (layout.MANIFESTS_DIR / name).read_bytes()
-        except FileNotFoundError:
+        except OSError:
             continue
-        whole.update(name.encode() + b"\0" + hashlib.sha256(content).digest())
-    return whole.hexdigest()
+        lines.append(f"{hashlib.sha256(content).hexdigest()}  {name}\n")
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def _is_manifest(name: str) -> bool:
+    return name.endswith((".yaml", ".yml", ".json")) and not name.startswith((".", "#"))
 
 
 def apply(text: str, *, origin: str) -> tuple[list[str], list[str]]:
@@ -172,8 +171,8 @@ def _is_object(document: Any) -> bool:
 def _checked(document: Any, number: int, origin: str) -> Object:
     if not _is_object(document) or not isinstance(document.get("apiVersion"), str):
         raise LabError(f"{origin}, document {number}: needs apiVersion, kind and metadata.name\nnothing was changed")
-    kind, namespace, name = key_of(document)
-    for part in (kind, namespace or "", name):
+    parts: list[Any] = [part for part in key_of(document) if part is not None]
+    for part in parts:
         if not isinstance(part, str) or "/" in part or part.startswith("."):
             raise LabError(f"{origin}, document {number}: {part!r} can not be part of a name\nnothing was changed")
     found: Object = json.loads(json.dumps(document))  # a copy that may be changed

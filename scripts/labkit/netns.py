@@ -5,6 +5,7 @@ pair of system calls.  Nothing here starts a process.
 """
 
 import ctypes
+import errno
 import os
 import select
 import signal
@@ -29,8 +30,8 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 def libc_call(what: str, result: int) -> None:
     """Raise the errno of a libc call that returned -1."""
     if result == -1:
-        errno = ctypes.get_errno()
-        raise OSError(errno, f"{what}: {os.strerror(errno)}")
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
@@ -42,7 +43,7 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str |
 
 def unmount(target: str) -> bool:
     """Detach one mount of ``target``; False when there is none."""
-    return _libc.umount2(target.encode(), _MNT_DETACH) == 0
+    return bool(_libc.umount2(target.encode(), _MNT_DETACH) == 0)
 
 
 def setns(fd: int, kind: int = _CLONE_NEWNET) -> None:
@@ -115,7 +116,11 @@ def _share_netns_dir() -> None:
     """Namespaces that are made later must show up in mount namespaces that exist already (ip-netns(8))."""
     directory = str(layout.NETNS_DIR)
     os.makedirs(directory, exist_ok=True)
-    if not os.path.ismount(directory):
+    try:
+        mount("", directory, None, _MS_SHARED | _MS_REC)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:  # not a mount point yet
+            raise
         mount(directory, directory, None, _MS_BIND | _MS_REC)
         mount("", directory, None, _MS_SHARED | _MS_REC)
 

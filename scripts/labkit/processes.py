@@ -22,6 +22,7 @@ from labkit.errors import LabError
 
 READY_S: Final = 20.0
 _SPAWN_S: Final = 5.0
+_TOKEN_TTL_S: Final = 600
 _STOP_S: Final = 45.0  # the agent's default grace is 30 s
 _POLL_S: Final = 0.02
 _LOG_TAIL_LINES: Final = 15
@@ -110,6 +111,8 @@ def begin(lab: state.Lab, process: Process) -> None:
         raise LabError(f"{process.name} runs already (pid {process.pid()})")
     for name in ("pid", "exit"):
         (process.directory / name).unlink(missing_ok=True)
+    if process.node != 0:
+        _renew_join_token(lab, process.node)
     what = ["ca", "serve"] if process.node == 0 else ["agent"]
     config = process.directory / ("ca.toml" if process.node == 0 else "agent.toml")
     command = [lab.ringfence, *what, "--config", str(config)]
@@ -128,6 +131,25 @@ def begin(lab: state.Lab, process: Process) -> None:
         if time.monotonic() > deadline:
             raise LabError(f"{process.name} did not start within {_SPAWN_S:.0f} s")
         time.sleep(_POLL_S)
+
+
+def join_token(node: int) -> Path:
+    """The file with agent K's join token."""
+    return layout.agent_dir(node) / "join-token"
+
+
+def _renew_join_token(lab: state.Lab, node: int) -> None:
+    """A token that has expired is replaced: an agent that was down for long has no node certificate any more either."""
+    path = join_token(node)
+    try:
+        age_s = time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        age_s = _TOKEN_TTL_S
+    if 0 <= age_s < _TOKEN_TTL_S:
+        return
+    arguments = ["--config", str(layout.CA_DIR / "ca.toml"), "--node", layout.node_name(node)]
+    token = run_ringfence(lab, 0, ["ca", "token", *arguments, "--ttl-s", str(_TOKEN_TTL_S)])
+    state.write_atomically(path, token, mode=0o600)
 
 
 def wait_until_ready(process: Process, *, timeout_s: float = READY_S) -> None:

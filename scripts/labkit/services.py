@@ -13,7 +13,10 @@ from labkit import layout
 from labkit.errors import LabError
 
 Object = dict[str, Any]
-_NETWORKS: Final = {"IPv4": layout.SERVICE_NETWORK_V4, "IPv6": layout.SERVICE_NETWORK_V6}
+_NETWORKS: Final[dict[str, ipaddress.IPv4Network | ipaddress.IPv6Network]] = {
+    "IPv4": layout.SERVICE_NETWORK_V4,
+    "IPv6": layout.SERVICE_NETWORK_V6,
+}
 _MANAGED_LABEL: Final = "kubernetes.io/service-name"
 
 
@@ -198,11 +201,16 @@ def hosts_lines(objects: list[Object]) -> dict[str, list[tuple[str, str]]]:
 
 
 def hosts_file(*, namespace: str, name: str, ips: Iterable[str], lines: dict[str, list[tuple[str, str]]]) -> str:
-    """A pod's /etc/hosts: Services of its own namespace also answer to their short name."""
-    text = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback", *(f"{ip} {name}" for ip in ips)]
+    """A pod's /etc/hosts: Services of its own namespace also answer to their short name.
+
+    A Service with the pod's own name has that name: a Deployment's pods are not named like their Service.
+    """
+    text = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
+    if all(service != name for _, service in lines.get(namespace, [])):
+        text += [f"{ip} {name}" for ip in ips]
     for service_namespace, services in sorted(lines.items()):
         for ip, service in services:
             full = f"{service}.{service_namespace}.svc.{layout.TRUST_DOMAIN}"
-            short = f" {service}" if service_namespace == namespace and service != name else ""
+            short = f" {service}" if service_namespace == namespace else ""
             text.append(f"{ip} {full} {service}.{service_namespace}.svc {service}.{service_namespace}{short}")
     return "\n".join(text) + "\n"

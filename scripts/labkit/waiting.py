@@ -81,8 +81,9 @@ def until_let_go(lab: state.Lab, *, namespace: str, name: str, node: int) -> Non
 
 
 def _wait(pending: Callable[[], str | None], deadline: float | None) -> None:
-    limit = time.monotonic() + TIMEOUT_S if deadline is None else deadline
+    begin = time.monotonic()
+    limit = begin + TIMEOUT_S if deadline is None else deadline
     while (reason := pending()) is not None:
         if time.monotonic() > limit:
-            raise LabError(f"after {TIMEOUT_S:.0f} s {reason}")
+            raise LabError(f"after {time.monotonic() - begin:.0f} s {reason}")
         time.sleep(_POLL_S)

@@ -1,0 +1,180 @@
+"""What `up` makes and `down` removes, whatever happens in between."""
+
+import os
+import signal
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab.conftest import LabUnderTest
+
+pytestmark = pytest.mark.mesh
+
+
+def _pids(status: Any) -> set[int]:
+    return {status["ca"]["pid"], *(agent["pid"] for agent in status["agents"])}
+
+
+def test_up_makes_nodes_a_ca_and_a_ready_agent_on_each(lab: LabUnderTest) -> None:
+    lab("up", "--nodes", "3")
+
+    status = lab.status()
+    assert [node["name"] for node in status["nodes"]] == ["node-1", "node-2", "node-3"]
+    assert status["ca"]["running"]
+    assert [agent["ready"] for agent in status["agents"]] == [True, True, True]
+    assert stat.S_IMODE(lab.state_dir.stat().st_mode) == 0o700
+    assert f"{lab.state_dir} tmpfs" in Path("/proc/mounts").read_text()
+
+
+def test_every_process_is_in_its_own_session_and_its_nodes_network(cluster: LabUnderTest) -> None:
+    for agent in cluster.status()["agents"]:
+        expected = os.stat(f"/run/netns/rf_{cluster.instance}-node{agent['node']}").st_ino
+        assert os.stat(f"/proc/{agent['pid']}/ns/net").st_ino == expected
+        assert os.stat(f"/proc/{agent['pid']}/ns/mnt").st_ino == os.stat("/proc/self/ns/mnt").st_ino
+        assert os.getsid(agent["pid"]) != os.getsid(0)
+
+
+def test_down_leaves_no_namespace_no_mount_no_process_and_no_file(cluster: LabUnderTest) -> None:
+    cluster.pod("web")
+    program = cluster.begin("exec", "web", "--", "sleep", "600")
+    pids = _pids(cluster.status())
+
+    cluster("down")
+
+    assert program.wait(10) == -signal.SIGTERM
+    cluster.assert_nothing_left(processes=pids)
+
+
+def test_down_ends_a_program_that_ignores_sigterm(network: LabUnderTest) -> None:
+    network.pod("web")
+    command = ["exec", "web", "--", "sh", "-c", "trap '' TERM; echo deaf; while :; do sleep 600; done"]
+    program = network.begin(*command, stdout=subprocess.PIPE)
+    assert program.stdout is not None
+    assert program.stdout.readline() == "deaf\n"
+
+    network("down")
+
+    assert program.wait(10) == -signal.SIGKILL
+    program.stdout.close()
+    network.assert_nothing_left(processes=set())
+
+
+def test_down_without_a_lab_is_not_an_error(lab: LabUnderTest) -> None:
+    assert "there was none" in lab("down")
+
+
+def test_a_second_up_begins_anew(cluster: LabUnderTest) -> None:
+    cluster.pod("web")
+    before = _pids(cluster.status())
+
+    cluster("up")
+
+    assert cluster("pods", "--json").strip() == "[]"
+    assert all(not Path(f"/proc/{pid}/exe").exists() for pid in before)
+    assert cluster.pod("web")["ipv4"] == "10.247.1.2"
+
+
+@pytest.mark.parametrize("killed_after_s", [0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8])
+def test_up_killed_on_the_way_leaves_nothing_that_down_and_up_do_not_remove(
+    lab: LabUnderTest, killed_after_s: float
+) -> None:
+    _killed(lab, "up", after_s=killed_after_s)
+
+    lab("down")
+    lab.assert_nothing_left(processes=set())
+    _killed(lab, "up", after_s=killed_after_s)
+    lab("up")
+    assert lab.pod("web")["ipv4"] == "10.247.1.2"
+
+
+@pytest.mark.parametrize("killed_after_s", [0.06, 0.1, 0.14, 0.18, 0.25])
+def test_a_pod_command_killed_on_the_way_does_not_disturb_the_next(
+    network: LabUnderTest, killed_after_s: float
+) -> None:
+    _killed(network, "pod", "web", "--node", "1", after_s=killed_after_s)
+
+    if network("pods", "--json").strip() != "[]":
+        network("delete", "pod/default/web")
+    network.pod("other")
+    network.pod("web")
+    assert "1 received" in network("exec", "web", "--", "ping", "-c", "1", "-W", "5", "10.247.1.2")
+
+
+def _killed(lab: LabUnderTest, *arguments: str, after_s: float) -> None:
+    command = lab.begin(*arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        command.wait(after_s)
+    except subprocess.TimeoutExpired:
+        command.kill()
+        command.wait()
+
+
+def test_sigterm_in_the_middle_of_up_removes_what_it_made(lab: LabUnderTest) -> None:
+    command = lab.begin("up", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while command.poll() is None and not (lab.state_dir / "agent-1").exists():
+        pass
+    command.send_signal(signal.SIGTERM)
+    output, _ = command.communicate(timeout=30)
+
+    assert "interrupted" in output
+    assert command.returncode == 130
+    lab.assert_nothing_left(processes=set())
+
+
+def test_an_up_that_did_not_end_is_not_a_lab(network: LabUnderTest) -> None:
+    (network.state_dir / "lab.json").unlink()
+    assert "did not end" in network.fails("status")
+
+
+def test_up_that_fails_says_why_and_leaves_nothing(lab: LabUnderTest) -> None:
+    lab.environment["RINGFENCE_LAB_COMMAND"] = "/bin/false"
+    error = lab.fails("up")
+    assert "ca init" in error
+    assert "exit code 1" in error
+    lab.assert_nothing_left(processes=set())
+
+
+def test_another_lab_is_left_alone(lab: LabUnderTest) -> None:
+    other = LabUnderTest(instance=f"{lab.instance}x", command=Path("/bin/true"))
+    other("up", "--no-agents")
+    try:
+        lab("up", "--no-agents")
+        assert lab.pod("web")["ipv4"] == other.pod("web")["ipv4"]
+        lab("down")
+        assert len(other.namespaces()) == 5
+        assert "web" in other("pods")
+    finally:
+        other("down")
+        Path(f"{other.state_dir}.lock").unlink()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["status"], "scripts/lab up"),
+        (["pod", "web", "--node", "1"], "scripts/lab up"),
+        (["up", "--nodes", "0"], "--nodes 0"),
+        (["up", "--capture", "cgroup"], "not available yet"),
+    ],
+)
+def test_errors_say_what_to_do(lab: LabUnderTest, arguments: list[str], said: str) -> None:
+    assert said in lab.fails(*arguments)
+
+
+def test_a_failed_up_with_wrong_arguments_leaves_the_lab_that_runs(network: LabUnderTest) -> None:
+    network.pod("web")
+    network.fails("up", "--capture", "cgroup")
+    assert "web" in network("pods")
+
+
+def test_only_root_may(lab: LabUnderTest) -> None:
+    probe = "import os, sys; os.setuid(65534); from labkit.cli import main; sys.exit(main(['status']))"
+    python = Path(__file__).resolve().parents[2] / ".venv/bin/python"
+    scripts = Path(__file__).resolve().parents[2] / "scripts"
+    command = [str(python), "-c", f"import sys; sys.path.insert(0, {str(scripts)!r}); import labkit.cli; {probe}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=lab.environment)
+    assert done.returncode == 1
+    assert "run it as root" in done.stderr
