@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from ca.authority.errors import AuthorityError
 from ca.csr import PrivateKey, key_to_pem
 
-_MIN_PASSPHRASE_BYTES: Final = 8
+_MIN_PASSPHRASE_BYTES: Final = 16  # PKCS8 stretches it with 2048 rounds only: it must be random, not remembered
 _MAX_PASSPHRASE_BYTES: Final = 1024  # OpenSSL's own limit for PEM passphrases
 _GROUP_AND_WORLD: Final = 0o077
 
@@ -36,22 +36,25 @@ def read_passphrase(path: Path | None) -> bytes:
             "or give --passphrase-file"
         )
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # O_NONBLOCK: opening a FIFO must not wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as exc:
         raise AuthorityError(
             f"{path}: the passphrase file can not be read: {exc.strerror}; "
             f"make it: (umask 077; openssl rand -hex 32 > {path})"
         ) from exc
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
             raise AuthorityError(f"{path}: the passphrase file must be a regular file")
-        if stat.S_IMODE(status.st_mode) & _GROUP_AND_WORLD:
+        if stat.S_IMODE(mode) & _GROUP_AND_WORLD:
             raise AuthorityError(
-                f"{path}: the passphrase file is open to other users (mode {stat.S_IMODE(status.st_mode):04o}); "
+                f"{path}: the passphrase file is open to other users (mode {stat.S_IMODE(mode):04o}); "
                 f"run: chmod 0600 {path}"
             )
-        passphrase = file.read(_MAX_PASSPHRASE_BYTES + 2).removesuffix(b"\n").removesuffix(b"\r")
+        passphrase = os.read(descriptor, _MAX_PASSPHRASE_BYTES + 2).removesuffix(b"\n").removesuffix(b"\r")
+    finally:
+        os.close(descriptor)
     if not _MIN_PASSPHRASE_BYTES <= len(passphrase) <= _MAX_PASSPHRASE_BYTES:
         raise AuthorityError(
             f"{path}: the passphrase must have {_MIN_PASSPHRASE_BYTES} to {_MAX_PASSPHRASE_BYTES} bytes, "

@@ -113,7 +113,11 @@ class Server:
     async def _serve_tls(self, stream: trio.SocketStream, address: str) -> None:
         tls = trio.SSLStream(stream, self._certificate.context, server_side=True, https_compatible=True)
         with self._until_drained() as drained, trio.move_on_after(_HANDSHAKE_TIMEOUT_S) as deadline:
-            await tls.do_handshake()
+            try:
+                await tls.do_handshake()
+            except trio.BrokenResourceError:
+                await _send_alert(tls, stream)
+                raise
         if drained.cancelled_caught:
             return
         if deadline.cancelled_caught:
@@ -185,6 +189,18 @@ async def _receive(tls: _TlsStream, decoder: FrameDecoder) -> list[dict[str, Any
     if decoder.mid_frame:
         raise _Dropped("the connection ended in the middle of a request")
     return []
+
+
+async def _send_alert(tls: _TlsStream, stream: trio.SocketStream) -> None:
+    """Tell the peer why the handshake failed, as RFC 8446 6.2 wants.
+
+    OpenSSL has written the alert, but trio leaves it in its buffer; without it
+    an agent with an expired certificate would see a closed connection and no reason.
+    """
+    outgoing = getattr(tls, "_outgoing", None)
+    if isinstance(outgoing, ssl.MemoryBIO) and outgoing.pending:
+        await stream.send_all(outgoing.read())
+        await stream.send_eof()
 
 
 async def _send(tls: _TlsStream, reply: Reply) -> None:

@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtensionOID
@@ -115,8 +114,9 @@ def requested_key(csr_der: bytes, identity: SpiffeId) -> profile.PublicKey:
         key = csr.public_key()
         signed_with = csr.signature_hash_algorithm
         proven = csr.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature, x509.DuplicateExtension) as exc:
-        # The parser's own text may quote the request: it stays here.
+    except Exception as exc:
+        # The parser's exceptions are an open set (InvalidVersion is only an Exception), and their texts may
+        # quote the request: none of them gets out.
         raise _bad("it can not be parsed, or its key or signature is of a kind that is not supported") from exc
     if any(attribute.oid != _EXTENSION_REQUEST for attribute in attributes):
         raise _bad("it has attributes other than extensionRequest (RFC 2986 4.1)")
