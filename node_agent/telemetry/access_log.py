@@ -16,12 +16,10 @@ Of an exception group only the part that is not an ``Exception`` goes on.
 """
 
 import errno
-import json
 import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final
 
@@ -37,7 +35,6 @@ ACCESS_LOGGER: Final = "ringfence.access"
 
 _LOG = logging.getLogger("ringfence.connection")
 _ACCESS = logging.getLogger(ACCESS_LOGGER)
-_encode: Final = json.JSONEncoder(separators=(",", ":")).encode  # ASCII only: control characters are escaped
 
 # The stages translate what they expect; this is for what slips through.
 _BY_ERRNO: Final[Mapping[int | None, CloseReason]] = {
@@ -122,7 +119,7 @@ class AccessLog:
         self._closed[closed] = self._closed.get(closed, 0) + 1
         record.ended(RESPONSE_FLAGS[reason])
         if _ACCESS.isEnabledFor(logging.INFO):
-            text = _encode(record.fields(reason, now=self._now(), at=datetime.fromtimestamp(self._wall(), UTC)))
+            text = record.render(reason, now=self._now(), at_s=self._wall())
             # Not Logger.info(): looking for the calling line costs more than all of the above.
             _ACCESS.handle(logging.LogRecord(ACCESS_LOGGER, logging.INFO, "", 0, text, None, None))
 

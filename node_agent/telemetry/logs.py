@@ -74,6 +74,8 @@ def configure_logging(level: str, *, stdout_fd: int = _STDOUT, stderr_fd: int = 
     access.propagate = False
     access.handlers[:] = [_QueueingHandler(records, logging.Formatter("%(message)s"))]
     logging.captureWarnings(capture=True)
+    # What no line of ours shows need not be looked up for each of them (Python's "Logging HOWTO", Optimization).
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
     configured = Logging({"stdout": records, "stderr": errors})
     atexit.register(configured.close)
