@@ -46,18 +46,21 @@ def test_pods_reach_each_other_on_one_node_and_across_by_both_families(network: 
 def test_the_node_drops_what_a_pod_sends_from_an_address_not_its_own(network: LabUnderTest) -> None:
     network.pod("one")
     network.pod("two")
-    for prefix, target in (("10.247.1.99/32", "10.247.1.3"), ("fd52:4647:0:1::99/128", "fd52:4647:0:1::3")):
+    for own, prefix, target in (
+        ("10.247.1.2", "10.247.1.99/32", "10.247.1.3"),
+        ("fd52:4647:0:1::2", "fd52:4647:0:1::99/128", "fd52:4647:0:1::3"),
+    ):
         network("exec", "one", "--", "ip", "addr", "add", prefix, "dev", "eth0", "nodad")
         spoofed = prefix.partition("/")[0]
-        heard = network.begin(
-            "exec", "two", "--", "timeout", "2", "tcpdump", "-nl", "--immediate-mode", "-i", "eth0", "icmp or icmp6 and ip6[40] == 128",
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        echoes = "icmp or (icmp6 and ip6[40] == 128)"
+        command = ["tcpdump", "-nl", "--immediate-mode", "-i", "eth0", echoes]
+        heard = network.begin("exec", "two", "--", *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert heard.stderr is not None
         while "listening on" not in heard.stderr.readline():
             pass
-        network.run("exec", "one", "--", "ping", "-c", "1", "-W", "1", "-I", spoofed, target)
-        network("exec", "one", "--", "ping", "-c", "1", "-W", "5", target)
+        network("exec", "one", "--", "ping", "-c", "1", "-W", "5", "-I", own, target)
+        network.run("exec", "one", "--", "ping", "-c", "1", "-W", "0.3", "-I", spoofed, target)
+        heard.send_signal(signal.SIGINT)
         output, _ = heard.communicate()
         assert target in output
         assert spoofed not in output
