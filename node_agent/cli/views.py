@@ -55,6 +55,7 @@ def status(answer: Row, paint: Paint) -> str:
             f"{paint('problem', 'red')}       {_text(problem.get('file'))}{f' ({where})' if where else ''}: "
             f"{_text(problem.get('reason'))}"
         )
+    lines += [f"{paint('conflict', 'yellow')}      {_text(line)}" for line in registry.get("conflicts") or ()]
     lines += [f"{paint('skipped', 'yellow')}       {_text(skipped)}" for skipped in registry.get("skipped") or ()]
     return "\n".join(lines)
 

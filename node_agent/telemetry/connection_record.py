@@ -129,6 +129,20 @@ class ConnectionRecord:
         if security is not None:
             self.security = security
 
+    def chose(
+        self,
+        *,
+        endpoint: EndpointAddress,
+        destination: Workload | None,
+        destination_identity: SpiffeId | None,
+        security: SecurityPolicy,
+    ) -> None:
+        """Write down the endpoint that is tried now; nothing of an endpoint tried before stays."""
+        self.endpoint = endpoint
+        self.destination = destination
+        self.destination_identity = destination_identity
+        self.security = security
+
     def opened(self) -> None:
         """The connection is up and its identities are known: count it, and fix its labels."""
         if self._series is None:

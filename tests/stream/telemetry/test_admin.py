@@ -10,6 +10,7 @@ import h11
 import pytest
 import trio
 
+from node_agent.cli.main import main
 from node_agent.errors import AgentError, ConfigError
 from node_agent.telemetry.admin import AdminSources, Row, admin_routes, metrics_routes, readiness_routes
 from node_agent.telemetry.http_server import HttpServer, Routes
@@ -93,6 +94,23 @@ async def test_the_admin_socket_answers_every_question(tmp_path: Path) -> None:
 
         status, answer = await ask(path, "GET", "/endpoints?service=nope")
         assert (status, json.loads(answer)) == (404, {"error": "no service nope"})
+
+
+async def test_the_command_line_and_the_socket_understand_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent, path = FakeAgent(), tmp_path / "agent.sock"
+
+    async def ringfence(*arguments: str) -> int:
+        return await trio.to_thread.run_sync(main, [*arguments, "--agent", str(path)])
+
+    async with serving(admin_routes(agent.sources()), path):
+        assert await ringfence("connections", "--json") == 0
+        assert json.loads(capsys.readouterr().out) == [{"id": str(number)} for number in range(1000)]
+        assert await ringfence("endpoints", "default/nope") == 1
+        assert capsys.readouterr().err == "ringfence: no service default/nope\n"
+        assert await ringfence("log-level", "debug") == 0
+    assert agent.level == "debug"
 
 
 async def test_the_log_level_is_changed_only_to_a_known_one(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ STATUS: dict[str, Any] = {
         "revision": 7,
         "objects": {"Pod": 3, "Service": 1},
         "problems": [{"file": "bad.yaml", "document": 2, "line": 4, "path": "spec.ports[0]", "reason": "\x1b[2J?"}],
+        "conflicts": ["address 10.0.0.1 is claimed twice"],
         "skipped": ["ConfigMap default/x"],
     },
     "connections": {"open": 2, "total": 90},
@@ -161,6 +162,7 @@ def test_status_says_what_is_wrong_and_escapes_what_others_wrote(
         "tunnels       2 busy, 4 idle\n"
         "CA            not reachable: refused\n"
         "problem       bad.yaml (document 2, line 4, at spec.ports[0]): \\x1b[2J?\n"
+        "conflict      address 10.0.0.1 is claimed twice\n"
         "skipped       ConfigMap default/x\n"
     )
 

@@ -284,6 +284,19 @@ def test_bytes_of_a_live_connection_are_counted_at_each_scrape_and_never_twice(b
     assert (bench.only["sent_bytes"], bench.only["received_bytes"]) == (25, 4)
 
 
+def test_of_an_endpoint_that_was_tried_before_nothing_stays(bench: Bench) -> None:
+    with bench.log.connection("outbound") as record:
+        fill(record)
+        record.chose(
+            endpoint=EndpointAddress("192.0.2.1", 80), destination=None, destination_identity=None, security="none"
+        )
+
+    assert bench.only["endpoint"] == "192.0.2.1:80"
+    assert bench.only["destination_workload"] is None
+    assert bench.only["destination_identity"] is None
+    assert bench.only["connection_security_policy"] == "none"
+
+
 def test_labels_are_fixed_when_the_connection_is_opened(bench: Bench) -> None:
     with bench.log.connection("inbound") as record:
         fill(record)

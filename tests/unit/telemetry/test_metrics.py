@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ca.spiffe import SpiffeId
 from node_agent.model import ObjectName, Workload
 from node_agent.telemetry.metrics import Metrics
+from node_agent.telemetry.process_metrics import register_process_metrics
 from node_agent.telemetry.response_flags import ResponseFlag
 from node_agent.telemetry.traffic import LABELS, Traffic, TrafficKey, label_values, owner_name
 
@@ -89,6 +90,19 @@ def test_a_long_scrape_comes_in_chunks() -> None:
 
     assert len(chunks) > 5
     assert max(map(len, chunks)) < 20_000
+
+
+def test_the_agent_shows_what_it_costs() -> None:
+    metrics = Metrics()
+    register_process_metrics(metrics, version="1.2.3", wall=lambda: 1_700_000_000.5)
+
+    found = parsed(metrics)
+
+    assert found["ringfence_build_info"] == {("1.2.3",): 1}
+    assert 1_000_000 < found["ringfence_process_resident_memory_bytes"][()] < 10**12
+    assert found["ringfence_process_cpu_seconds_total"][()] > 0
+    assert found["ringfence_process_open_fds"][()] >= 3
+    assert found["ringfence_process_start_time_seconds"] == {(): 1_700_000_000.5}
 
 
 def test_the_labels_are_istios() -> None:
