@@ -72,6 +72,9 @@ class RequestHandler:
             log("journal_failed", level=logging.ERROR, exc_info=True, request=request.TYPE)
             text = "the authority can not write its journal, so it hands out nothing"
             return Refusal(RefusalCode.UNAVAILABLE, text, retry_after_s=_STORE_RETRY_S).reply()
+        except Exception:  # a bug of ours, or a certificate that broke its profile: nothing was handed out
+            log("internal_error", level=logging.ERROR, exc_info=True, request=request.TYPE)
+            return Refusal(RefusalCode.INTERNAL, "the authority failed; its log says why").reply()
 
     def _attest(self, request: AttestWithToken, requester: Requester, at: datetime) -> Reply:
         found = self._store.token(attestation.token_hash(request.token))

@@ -1,6 +1,9 @@
 """Composition root of the authority: builds every part, serves, and drains on SIGTERM."""
 
+import logging
+import resource
 import signal
+import sqlite3
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -9,16 +12,17 @@ import trio
 
 from ca.authority import hierarchy
 from ca.authority.config import AuthorityConfig
-from ca.authority.errors import AuthorityError
+from ca.authority.errors import AuthorityError, Refusal
 from ca.authority.logs import log
 from ca.authority.placement import PlacementDirectory
 from ca.authority.requests import RequestHandler
-from ca.authority.server import Server
+from ca.authority.server import MAX_CONNECTIONS, Server
 from ca.authority.server_certificate import ServerCertificate
 from ca.authority.signer import Signer
 from ca.authority.store import Store
 
 _BACKLOG: Final = 1024  # a mesh's agents may all come back at once
+_OTHER_FILES: Final = 64  # database, manifests, listeners, log
 _DRAIN_S: Final = 10.0  # for requests that run; a healthy one takes milliseconds
 
 
@@ -30,6 +34,7 @@ async def serve(
     Raises:
         AuthorityError: the authority can not run; nothing was served.
     """
+    _allow_many_files()
     store = Store.open(config.database)
     try:
         loaded = hierarchy.load(config, store, passphrase=passphrase, at=datetime.now(UTC))
@@ -40,10 +45,14 @@ async def serve(
         certificate = ServerCertificate(trust_domain=config.trust_domain, signer=signer, store=store, worker=worker)
         handler = RequestHandler(trust_domain=config.trust_domain, signer=signer, store=store, placement=placement)
         server = Server(handler=handler, certificate=certificate, worker=worker, trust_domain=config.trust_domain)
+        try:
+            await certificate.renew()
+        except (sqlite3.Error, Refusal) as exc:
+            raise AuthorityError(f"{config.database}: the authority can not certify itself: {exc}") from exc
         listeners = await _listen(config)
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
-                await nursery.start(certificate.run)
+                nursery.start_soon(certificate.run)
                 nursery.start_soon(_drain_on_signal, signals, server, nursery.cancel_scope)
                 port: int = listeners[0].socket.getsockname()[1]
                 log("serving", port=port, trust_domain=config.trust_domain, issuer_key_id=loaded.issuer_key_id)
@@ -53,6 +62,17 @@ async def serve(
         log("stopped")
     finally:
         store.close()
+
+
+def _allow_many_files() -> None:
+    """Raise the soft limit of open files (often 1024) to what the server may need, as far as the hard one lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        if limit < wanted:
+            log("few_open_files", level=logging.WARNING, limit=limit, wanted=wanted)
 
 
 async def _listen(config: AuthorityConfig) -> list[trio.SocketListener]:

@@ -34,7 +34,7 @@ from ca.wire import MAX_FRAME_BYTES, FrameDecoder, WireError, encode_frame
 
 _HANDSHAKE_TIMEOUT_S: Final = 10.0
 _IDLE_TIMEOUT_S: Final = 30.0  # for a whole request to arrive, and for a reply to be taken
-_MAX_CONNECTIONS: Final = 2048
+MAX_CONNECTIONS: Final = 2048
 _MAX_WAITING: Final = 512  # requests for the worker; at 1000 a second the last of them waits half a second
 _MAX_ANONYMOUS_FRAME_BYTES: Final = 32 * 1024  # a token and a 16 KiB CSR at most
 _RECEIVE_BYTES: Final = 64 * 1024
@@ -94,7 +94,7 @@ class Server:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         address = _peer_address(stream)
-        if self._connections >= _MAX_CONNECTIONS:
+        if self._connections >= MAX_CONNECTIONS:
             await trio.aclose_forcefully(stream)
             return
         self._connections += 1
@@ -204,7 +204,12 @@ async def _send_alert(tls: _TlsStream, stream: trio.SocketStream) -> None:
 
 
 async def _send(tls: _TlsStream, reply: Reply) -> None:
-    await tls.send_all(encode_frame(reply.to_wire()))
+    try:
+        frame = encode_frame(reply.to_wire())
+    except ValueError:  # hundreds of refusals that each repeat a very long identity
+        text = f"the reply would have more than {MAX_FRAME_BYTES} bytes: ask for fewer identities at once"
+        frame = encode_frame(Refusal(RefusalCode.BAD_REQUEST, text).reply().to_wire())
+    await tls.send_all(frame)
 
 
 def _peer_address(stream: trio.SocketStream) -> str:

@@ -37,32 +37,37 @@ class ServerCertificate:
         self._store = store
         self._worker = worker
         self._context: ssl.SSLContext | None = None
+        self._renew_at = datetime.min.replace(tzinfo=UTC)
 
     @property
     def context(self) -> ssl.SSLContext:
         """For new connections; those that are open keep theirs."""
-        assert self._context is not None, "run() has started"
+        assert self._context is not None, "renew() has been called"
         return self._context
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Renew at half-life, for ever; the first one is there when this reports started."""
-        renew_at = await self._renew()
-        task_status.started()
+    async def run(self) -> None:
+        """Renew at half-life, for ever; ``renew`` has been called once."""
         while True:
-            remaining_s = (renew_at - datetime.now(UTC)).total_seconds()
+            remaining_s = (self._renew_at - datetime.now(UTC)).total_seconds()
             if remaining_s > 0:
                 await trio.sleep(min(remaining_s, _CLOCK_CHECK_S))
                 continue
             try:
-                renew_at = await self._renew()
+                await self.renew()
             except Exception:  # what serves now stays valid for the other half of its life
                 log("server_certificate_failed", level=logging.ERROR, exc_info=True)
                 await trio.sleep(_RETRY_S)
 
-    async def _renew(self) -> datetime:
+    async def renew(self) -> None:
+        """Issue a new certificate and serve new connections with it.
+
+        Raises:
+            Refusal: the intermediate has no life left.
+            sqlite3.Error: it could not be journalled, so it is not used.
+        """
         at = datetime.now(UTC)
         self._context, not_after = await trio.to_thread.run_sync(self._issue, at, limiter=self._worker)
-        return at + (not_after - at) / 2
+        self._renew_at = at + (not_after - at) / 2
 
     def _issue(self, at: datetime) -> tuple[ssl.SSLContext, datetime]:
         key = new_key()

@@ -12,6 +12,7 @@ purpose (``token``).
 import argparse
 import json
 import secrets
+import sqlite3
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -68,7 +69,7 @@ def _command(
 def _reported(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
     try:
         return run(arguments)
-    except AuthorityError as exc:
+    except (AuthorityError, sqlite3.Error, OSError) as exc:
         print(f"ringfence ca {arguments.ca_command}: {exc}", file=sys.stderr)
         return 1
 

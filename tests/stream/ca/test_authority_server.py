@@ -338,7 +338,7 @@ async def test_another_protocol_over_tls_is_not_answered(authority: Authority) -
 async def test_more_connections_than_allowed_are_closed_and_the_others_served(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "_MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 2)
     async with serving(authority) as port, connected(authority, port) as first, connected(authority, port) as second:
         async with tcp(port) as third:
             assert await ended(third)
