@@ -27,12 +27,14 @@ A pick ends exactly once:
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from random import Random
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from node_agent.balance.latency import PeakEwma
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.model import Endpoint, EndpointAddress, ServicePort
+
+if TYPE_CHECKING:
+    from random import Random
 
 ROUND_ROBIN: Final = "round-robin"
 LEAST_LATENCY: Final = "least-latency"
@@ -125,7 +127,7 @@ class Balancer:
         policy: for every service; by default each service's own ``load_balancing``.
     """
 
-    def __init__(self, *, rng: Random, policy: str | None = None) -> None:
+    def __init__(self, *, rng: "Random", policy: str | None = None) -> None:
         if policy is not None and policy not in POLICIES:
             raise ValueError(f"policy must be one of {', '.join(POLICIES)}, not {policy!r}")
         self._random = rng.random

@@ -22,7 +22,8 @@ class Changes:
     again is in both, with the same name and often the same address, but never
     with the same uid and addresses and identity.  ``workloads_changed`` holds
     the new values of workloads that kept uid, node, addresses, identity and
-    enrolment (readiness, labels or ports differ).
+    enrolment: readiness, labels or ports differ, or who holds an address that
+    several pods claim.
 
     ``services_changed`` names services that are new, or whose definition or
     endpoints may differ; of services whose endpoints come from EndpointSlices,

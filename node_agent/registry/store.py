@@ -146,8 +146,7 @@ class Registry:
         other: list[Workload] = []
         for before, after in workloads:
             if before is not None and after is not None and _same_incarnation(before, after):
-                if before != after:
-                    other.append(after)
+                other.append(after)
                 continue
             if before is not None:
                 self._peer_authentications.forget(before.name)

@@ -27,6 +27,7 @@ class Incarnation(NamedTuple):
     workload: Workload
     created: str
     terminating: bool
+    host_network: bool
 
 
 class WorkloadChange(NamedTuple):
@@ -135,7 +136,7 @@ class Workloads:
         if after is not None:
             # Keep the very key that the workload holds: one object instead of two.
             self._incarnations[after.workload.name] = after
-            self._file(after, rivals, host_network=pod is not None and pod.host_network)
+            self._file(after, rivals)
         return WorkloadChange(before.workload if before else None, after.workload if after else None)
 
     def _incarnation(self, name: ObjectName, pod: Pod) -> Incarnation:
@@ -152,12 +153,12 @@ class Workloads:
             locality=self._localities.get(pod.node_name, Locality()),
             named_ports=_named_ports(pod.ports),
         )
-        return Incarnation(workload, pod.created, pod.terminating)
+        return Incarnation(workload, pod.created, pod.terminating, pod.host_network)
 
-    def _file(self, each: Incarnation, rivals: set[ObjectName], *, host_network: bool) -> None:
+    def _file(self, each: Incarnation, rivals: set[ObjectName]) -> None:
         workload = each.workload
         self._on_node.setdefault(workload.node, set()).add(workload.name)
-        if not host_network:
+        if not each.host_network:
             for ip in workload.addresses:
                 self._claims.add(ip, each)
                 rivals.update(other.workload.name for other in self._claims.contested.get(ip, ()))
@@ -168,7 +169,7 @@ class Workloads:
         on_node.discard(workload.name)
         if not on_node:
             del self._on_node[workload.node]
-        for ip in workload.addresses:
+        for ip in workload.addresses if not each.host_network else ():
             rivals.update(other.workload.name for other in self._claims.contested.get(ip, ()))
             self._claims.remove(ip, each)
 

@@ -1,0 +1,89 @@
+"""Whatever the text, a manifest is read or refused: nothing else happens."""
+
+import json
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ca.manifests import ManifestError, parse_manifests
+from ca.manifests.documents import DocumentError, line_of, read_documents
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+FIELD_NAMES = st.sampled_from(
+    [
+        *("apiVersion", "kind", "items", "metadata", "name", "namespace", "labels", "annotations", "spec", "status"),
+        *(
+            "podIP",
+            "podIPs",
+            "ip",
+            "phase",
+            "conditions",
+            "type",
+            "ready",
+            "containers",
+            "containerPort",
+            "hostNetwork",
+        ),
+        *("ports", "port", "targetPort", "clusterIP", "clusterIPs", "selector", "podCIDRs", "addressType"),
+        *("endpoints", "addresses", "targetRef", "kubernetes.io/service-name", "mtls", "mode", "portLevelMtls"),
+    ]
+)
+KINDS = st.sampled_from(
+    ["Pod", "Service", "Namespace", "Node", "List", "PodList", "EndpointSlice", "PeerAuthentication", "Other"]
+)
+VERSIONS = st.sampled_from(["v1", "discovery.k8s.io/v1", "security.istio.io/v1", "apps/v1"])
+WORDS = st.sampled_from(["10.1.2.3", "fd00::1", "web", "TCP", "IPv4", "Ready", "Running", "STRICT", "a.b", "None"])
+VALUES = st.recursive(
+    SCALARS | WORDS | st.integers(0, 70000),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELD_NAMES | st.text(max_size=4), inner, max_size=5),
+    max_leaves=12,
+)
+OBJECTS = st.fixed_dictionaries(
+    {"apiVersion": VERSIONS, "kind": KINDS},
+    optional={
+        "metadata": st.dictionaries(FIELD_NAMES, WORDS | VALUES, max_size=4),
+        "spec": VALUES,
+        "status": VALUES,
+        "items": VALUES,
+        "addressType": WORDS,
+        "endpoints": VALUES,
+        "ports": VALUES,
+    },
+)
+
+
+@given(st.text(alphabet=st.sampled_from("ab:-{}[],\n \"'&*!#|>?%@`~<0.1\t\r\x00é\ufeff")) | st.text())
+def test_any_text_is_read_or_refused(text: str) -> None:
+    try:
+        parse_manifests(text, origin="x.yaml")
+    except ManifestError as error:
+        assert "\n" not in str(error)
+
+
+@given(OBJECTS)
+def test_any_object_is_read_or_refused_with_a_line(data: dict[str, Any]) -> None:
+    text = json.dumps(data, indent=1)
+    try:
+        parse_manifests(text, origin="x.json")
+    except ManifestError as error:
+        assert "\n" not in str(error)
+        assert 1 <= error.problem.line <= text.count("\n") + 1
+
+
+@given(st.dictionaries(st.text(st.characters(codec="ascii", exclude_categories=["C"])), VALUES, max_size=4))
+def test_json_means_the_same_to_the_yaml_reader(data: dict[str, Any]) -> None:
+    text = json.dumps(data)
+    (as_json,) = read_documents(text)
+    try:
+        (as_yaml,) = read_documents("--- " + text)
+    except DocumentError as error:
+        assert "\\u" in text or "<<" in data or "too long" in error.reason, error
+    else:
+        assert as_yaml.data == as_json.data
+
+
+@given(st.lists(st.sampled_from(["a", "b", 0, 1]), max_size=4), st.integers(1, 3))
+def test_any_path_has_a_line(path: list[str | int], number: int) -> None:
+    text = "a:\n  b:\n  - a: 1\n  - b\n---\n- a\n- b: []\n"
+    assert 1 <= line_of(text, number, tuple(path)) <= 7

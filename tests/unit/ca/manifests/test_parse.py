@@ -1,0 +1,389 @@
+"""What is read from a manifest, what is refused, and what the refusal says."""
+
+import json
+
+import pytest
+
+from ca.manifests import (
+    ContainerPort,
+    EndpointSlice,
+    ManifestError,
+    ManifestObject,
+    Namespace,
+    Node,
+    PeerAuthentication,
+    Pod,
+    Service,
+    ServicePortSpec,
+    SliceEndpoint,
+    SlicePort,
+    enrolled,
+    parse_manifests,
+)
+
+POD = """\
+apiVersion: v1
+kind: Pod
+metadata:
+  name: web-6d4b75cb6d-x8zvq
+  namespace: shop
+  uid: 0d2a7c8e-7c31-4b6e-9a65-d4c1e1b2f001
+  creationTimestamp: "2024-05-01T12:00:00Z"
+  generateName: web-6d4b75cb6d-
+  resourceVersion: "812345"
+  labels: {app: web, pod-template-hash: 6d4b75cb6d, ringfence.io/mesh: enabled}
+  ownerReferences:
+  - {apiVersion: apps/v1, kind: ReplicaSet, name: web-6d4b75cb6d, controller: true}
+  managedFields:
+  - manager: kubelet
+    fieldsV1: {"f:metadata": {"f:labels": {".": {}}}}
+spec:
+  nodeName: node-1
+  serviceAccountName: web
+  restartPolicy: Always
+  containers:
+  - name: web
+    image: nginx:1.27
+    resources: {limits: {cpu: 500m, memory: 128Mi}}
+    ports:
+    - {name: http, containerPort: 8080, protocol: TCP}
+    - {name: dns, containerPort: 53, protocol: UDP}
+    readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 10}
+  - name: sidecar
+    ports:
+    - containerPort: 9090
+status:
+  phase: Running
+  hostIP: 192.168.0.10
+  podIP: 10.1.2.3
+  podIPs:
+  - ip: 10.1.2.3
+  - ip: FD00:0:0::0003
+  conditions:
+  - {type: Initialized, status: "True"}
+  - {type: Ready, status: "True", lastProbeTime: null}
+"""
+
+SERVICE = """\
+apiVersion: v1
+kind: Service
+metadata:
+  name: web
+  namespace: shop
+  annotations: {ringfence.io/load-balancing: round-robin, other: anything}
+spec:
+  type: ClusterIP
+  clusterIP: 10.96.0.1
+  clusterIPs: [10.96.0.1, "fd00:96::1"]
+  ipFamilyPolicy: PreferDualStack
+  selector: {app: web}
+  sessionAffinity: None
+  ports:
+  - {name: http, port: 80, targetPort: http, protocol: TCP}
+  - {name: admin, port: 9090}
+  - {name: dns, port: 53, protocol: UDP}
+"""
+
+
+def only(text: str) -> ManifestObject:
+    (found,) = parse_manifests(text, origin="test.yaml").objects
+    return found
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(ManifestError) as caught:
+        parse_manifests(text, origin="test.yaml")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_pod_as_the_api_server_writes_it() -> None:
+    assert only(POD) == Pod(
+        namespace="shop",
+        name="web-6d4b75cb6d-x8zvq",
+        uid="0d2a7c8e-7c31-4b6e-9a65-d4c1e1b2f001",
+        labels={"app": "web", "pod-template-hash": "6d4b75cb6d", "ringfence.io/mesh": "enabled"},
+        created="2024-05-01T12:00:00+00:00",
+        node_name="node-1",
+        service_account="web",
+        ports=(ContainerPort("http", 8080), ContainerPort("", 9090)),
+        phase="Running",
+        addresses=("10.1.2.3", "fd00::3"),
+        ready=True,
+    )
+
+
+def test_the_least_pod_that_can_be_written_by_hand() -> None:
+    found = only("{apiVersion: v1, kind: Pod, metadata: {name: a}, status: {podIP: 10.1.2.3}}")
+    assert isinstance(found, Pod)
+    assert (found.namespace, found.service_account, found.phase, found.ready) == ("default", "default", "Running", True)
+    assert found.uid.startswith("derived-")
+
+
+def test_a_derived_uid_differs_with_the_address_and_the_account() -> None:
+    def uid(ip: str, account: str) -> str:
+        found = only(
+            "{apiVersion: v1, kind: Pod, metadata: {name: a}, "
+            f"spec: {{serviceAccountName: {account}}}, status: {{podIP: {ip}}}}}"
+        )
+        assert isinstance(found, Pod)
+        return found.uid
+
+    assert uid("10.1.2.3", "web") == uid("10.1.2.3", "web")
+    assert len({uid("10.1.2.3", "web"), uid("10.1.2.4", "web"), uid("10.1.2.3", "cart")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "ready"),
+    [
+        ("{phase: Running}", True),
+        ("{phase: Pending}", False),
+        ('{phase: Running, conditions: [{type: Ready, status: "False"}]}', False),
+        ('{phase: Running, conditions: [{type: Ready, status: "Unknown"}]}', False),
+        ('{phase: Running, conditions: [{type: Initialized, status: "False"}]}', True),
+        ("{}", False),
+    ],
+)
+def test_readiness_of_a_pod(status: str, ready: bool) -> None:
+    found = only(f"{{apiVersion: v1, kind: Pod, metadata: {{name: a}}, status: {status}}}")
+    assert isinstance(found, Pod)
+    assert found.ready is ready
+
+
+def test_a_service_keeps_its_tcp_ports_and_both_families() -> None:
+    assert only(SERVICE) == Service(
+        namespace="shop",
+        name="web",
+        cluster_ips=("10.96.0.1", "fd00:96::1"),
+        ports=(ServicePortSpec("http", 80, "http"), ServicePortSpec("admin", 9090, 9090)),
+        selector={"app": "web"},
+        load_balancing="round-robin",
+    )
+
+
+def test_a_headless_service_has_no_cluster_ip() -> None:
+    found = only(
+        SERVICE.replace("clusterIP: 10.96.0.1", "clusterIP: None").replace('[10.96.0.1, "fd00:96::1"]', '["None"]')
+    )
+    assert isinstance(found, Service)
+    assert found.cluster_ips == ()
+
+
+def test_an_endpoint_slice() -> None:
+    text = """\
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-abc12, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: http, port: 8080, protocol: TCP}, {name: dns, port: 53, protocol: UDP}, {name: all}]
+endpoints:
+- {addresses: [10.1.2.3], conditions: {ready: true}, nodeName: node-1, targetRef: {kind: Pod, name: web-1}, zone: a}
+- {addresses: [10.1.2.4, 10.1.2.5], conditions: {ready: false, serving: true, terminating: true}}
+- {addresses: [192.0.2.1], conditions: {ready: null}}
+"""
+    assert only(text) == EndpointSlice(
+        namespace="shop",
+        name="web-abc12",
+        service="web",
+        ip_version=4,
+        endpoints=(
+            SliceEndpoint("10.1.2.3", True, "web-1"),
+            SliceEndpoint("10.1.2.4", False, ""),
+            SliceEndpoint("192.0.2.1", True, ""),
+        ),
+        ports=(SlicePort("http", 8080),),
+    )
+
+
+def test_a_node_and_a_namespace() -> None:
+    node = """\
+apiVersion: v1
+kind: Node
+metadata: {name: node-1.example, labels: {topology.kubernetes.io/zone: a}}
+spec: {podCIDR: 10.1.2.0/24, podCIDRs: [10.1.2.0/24, "FD00:1::/64"]}
+status: {addresses: [{type: InternalIP, address: 192.168.0.10}, {type: Hostname, address: node-1}]}
+"""
+    assert only(node) == Node(
+        name="node-1.example",
+        labels={"topology.kubernetes.io/zone": "a"},
+        pod_cidrs=("10.1.2.0/24", "fd00:1::/64"),
+        addresses=("192.168.0.10",),
+    )
+    assert only("{apiVersion: v1, kind: Namespace, metadata: {name: shop}}") == Namespace(name="shop")
+
+
+def test_a_peer_authentication_with_ports() -> None:
+    text = """\
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: web, namespace: shop}
+spec:
+  selector: {matchLabels: {app: web}}
+  mtls: {mode: STRICT}
+  portLevelMtls: {8080: {mode: DISABLE}, "9090": {mode: UNSET}}
+"""
+    assert only(text) == PeerAuthentication(
+        namespace="shop", name="web", selector={"app": "web"}, mode="STRICT", port_modes={8080: "DISABLE", 9090: None}
+    )
+
+
+def test_several_documents_and_lists_are_unwrapped() -> None:
+    item = {"metadata": {"name": "a", "namespace": "shop"}, "status": {"podIP": "10.1.2.3"}}
+    pods = json.dumps({"apiVersion": "v1", "kind": "PodList", "metadata": {"resourceVersion": "1"}, "items": [item]})
+    plain = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Namespace, metadata: {name: shop}}\n"
+    found = parse_manifests(f"---\n{pods}\n---\n# nothing\n---\n{plain}...\n", origin="test.yaml")
+    assert [str(each.key) for each in found.objects] == ["Pod shop/a", "Namespace shop"]
+
+
+def test_json_is_read_and_reported_like_yaml() -> None:
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "web", "namespace": "shop"},
+        "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
+    }
+    assert isinstance(only(json.dumps(service)), Service)
+    service["spec"] = {"ports": [{"port": "80"}]}
+    assert "test.yaml:11: document 1, spec.ports[0].port: " in refusal(json.dumps(service, indent=1))
+
+
+def test_unknown_kinds_and_unserved_variants_are_skipped_and_reported() -> None:
+    text = """\
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: db}
+spec: {type: ExternalName, externalName: db.example}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: x}
+addressType: FQDN
+endpoints: []
+"""
+    found = parse_manifests(text, origin="test.yaml")
+    assert found.objects == ()
+    assert [line.split(": ", 2)[1] for line in found.skipped] == ["document 1", "document 2", "document 3"]
+    assert "apps/v1 Deployment 'web'" in found.skipped[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("podIP: 10.1.2.3", "podIP: 10.1.2.300", "test.yaml:34: document 1, status.podIP: must be an IP address"),
+        ("podIP: 10.1.2.3", "podIP: 127.0.0.1", "status.podIP: must not be unspecified, loopback"),
+        ("podIP: 10.1.2.3", "podIP: fe80::1%eth0", "status.podIP: must not have a zone"),
+        (
+            "containerPort: 8080",
+            "containerPort: 0",
+            "test.yaml:25: document 1, spec.containers[0].ports[0].containerPort",
+        ),
+        ("containerPort: 8080", "containerPort: true", "must be a port number from 1 to 65535, not True"),
+        ("containerPort: 8080", "containerPort: 8080.5", "must be a port number from 1 to 65535, not 8080.5"),
+        ("app: web", "app: 1", "metadata.labels.app: must be text, not 1; quote it"),
+        ("ringfence.io/mesh: enabled", "ringfence.io/mesh: on", "metadata.labels['ringfence.io/mesh']: must be one of"),
+        ("  name: web-6d4b75cb6d-x8zvq\n", "", "metadata.name: is missing; add it"),
+        ("name: web-6d4b75cb6d-x8zvq", "name: Web", "metadata.name: must be an RFC 1123 name"),
+        ("namespace: shop", "namespace: a.b", "metadata.namespace: must be an RFC 1123 label"),
+        ("serviceAccountName: web", "serviceAccountName: ../x", "spec.serviceAccountName: must be an RFC 1123 name"),
+        ("phase: Running", "phase: Asleep", "status.phase: must be one of Failed, Pending"),
+        ('"2024-05-01T12:00:00Z"', "yesterday", "metadata.creationTimestamp: must be a time such as"),
+        ("apiVersion: v1", "apiVersion: v2", "apiVersion: 'v2' is not supported for Pod; write v1"),
+        ("spec:", "spec: []\nother:", "spec: must be a mapping, not []"),
+        ("  containers:", "  containers: {}\n  other:", "spec.containers: must be a list, not {}"),
+        ("kind: Pod\n", "", "kind: is missing"),
+        ("  uid:", "  name: twice\n  uid:", "test.yaml:6: document 1: the key 'name' appears twice; remove one"),
+        ("  uid:", "  more: *x\n  uid:", "test.yaml:6: document 1: the alias *x is not supported"),
+        ("  uid:", "  <<: {}\n  uid:", "test.yaml:6: document 1: merge keys"),
+        ("  uid:", "  a: !!python/object:x 1\n  uid:", "is not supported; remove it"),
+        ("  uid:", "\tuid:", "test.yaml:6: document 1: not valid YAML: "),
+    ],
+)
+def test_a_broken_pod_is_refused_with_its_place_and_reason(old: str, new: str, complaint: str) -> None:
+    assert old in POD
+    assert complaint in refusal(POD.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("port: 80,", "port: 65536,", "spec.ports[0].port: must be a port number"),
+        ("port: 80,", "", "spec.ports[0].port: is missing"),
+        ("port: 9090", "port: 80", "spec.ports: the same TCP port appears twice"),
+        ("targetPort: http", "targetPort: 0", "spec.ports[0].targetPort: must be a port number"),
+        ("protocol: UDP", "protocol: ICMP", "spec.ports[2].protocol: must be one of SCTP, TCP, UDP"),
+        ("round-robin", "fastest", "metadata.annotations['ringfence.io/load-balancing']: must be one of least-latency"),
+        ("type: ClusterIP", "type: Cluster", "spec.type: must be one of ClusterIP"),
+        ("clusterIP: 10.96.0.1", "clusterIP: web", "spec.clusterIP: must be an IP address"),
+        ("name: web\n", "name: web.shop\n", "metadata.name: must be an RFC 1123 label"),
+    ],
+)
+def test_a_broken_service_is_refused_with_its_place_and_reason(old: str, new: str, complaint: str) -> None:
+    assert old in SERVICE
+    assert complaint in refusal(SERVICE.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("just a text", "document 1: must be a mapping, not 'just a text'"),
+        ("[" * 100, "nested deeper than"),
+        ("{a: " * 100, "nested deeper than"),
+        ("a: " + "9" * 5000, "the number is too long"),
+        ("a: \x00", "not valid YAML"),
+        (POD + "---\n" + POD, "document 2: Pod shop/web-6d4b75cb6d-x8zvq appears twice in this file"),
+        (
+            "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: a}, "
+            "spec: {portLevelMtls: {80: {mode: STRICT}}}}",
+            "spec.portLevelMtls: needs a workload",
+        ),
+        (
+            "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: a}, "
+            "spec: {selector: {matchLabels: {a: b}}, portLevelMtls: {http: {mode: STRICT}}}}",
+            "spec.portLevelMtls.http: the key must be a port number",
+        ),
+        (
+            "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv6, "
+            "metadata: {name: a, labels: {kubernetes.io/service-name: web}}, endpoints: [{addresses: [10.0.0.1]}]}",
+            "endpoints[0].addresses: 10.0.0.1 is not IPv6",
+        ),
+    ],
+)
+def test_other_broken_files(text: str, complaint: str) -> None:
+    assert complaint in refusal(text)
+
+
+def test_a_billion_laughs_is_refused_at_the_first_alias() -> None:
+    laughs = "a0: &a0 [lol, lol]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+    assert "test.yaml:2: document 1: the alias *a0 is not supported" in refusal(laughs)
+
+
+def test_plain_scalars_are_read_as_kubernetes_users_mean_them() -> None:
+    found = only(
+        "{apiVersion: v1, kind: Namespace, metadata: {name: no, labels: {a: 'yes', b: on, c: 2024-05-01, d: 1:30}}}"
+    )
+    assert found == Namespace(name="no", labels={"a": "yes", "b": "on", "c": "2024-05-01", "d": "1:30"})
+
+
+@pytest.mark.parametrize(
+    ("on_namespace", "on_pod", "host_network", "expected"),
+    [
+        (None, None, False, False),
+        ("enabled", None, False, True),
+        ("enabled", "disabled", False, False),
+        ("disabled", "enabled", False, True),
+        (None, "enabled", False, True),
+        ("enabled", "enabled", True, False),
+    ],
+)
+def test_enrolment(on_namespace: str | None, on_pod: str | None, host_network: bool, expected: bool) -> None:
+    def labels(value: str | None) -> dict[str, str]:
+        return {"ringfence.io/mesh": value} if value else {}
+
+    pod = Pod(namespace="shop", name="a", uid="1", labels=labels(on_pod), host_network=host_network)
+    assert enrolled(Namespace(name="shop", labels=labels(on_namespace)), pod) is expected
+    if on_namespace is None:
+        assert enrolled(None, pod) is expected
