@@ -27,33 +27,47 @@ def tap(path: Path, *, seconds: float) -> None:
     with file, netns.inside(layout.LINK_NETNS):
         try:
             recorder = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.PIPE, text=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.PIPE,
+                text=True,
+                preexec_fn=netns.end_with_parent,
             )
         except FileNotFoundError as exc:
             raise LabError("tcpdump is not installed; run `scripts/setup`") from exc
     with recorder:
-        _record(recorder, seconds)
-    if recorder.returncode:
-        raise LabError(f"tcpdump ended with exit code {recorder.returncode}")
+        complete = _record(recorder, seconds)
+    if recorder.returncode or not complete:
+        raise LabError(f"tcpdump ended early, with exit code {recorder.returncode}; is the lab still up?")
 
 
-def _record(recorder: "subprocess.Popen[str]", seconds: float) -> None:
+def _record(recorder: "subprocess.Popen[str]", seconds: float) -> bool:
+    """Whether it recorded until the time was over or somebody pressed Ctrl-C."""
     assert recorder.stderr is not None
     for line in recorder.stderr:
         if "listening on" in line:
             break
         sys.stderr.write(line)
     else:
-        return
+        return False
     print("recording", flush=True)
-    stop = threading.Timer(seconds, recorder.send_signal, [signal.SIGINT])
+    over = threading.Event()
+
+    def end() -> None:
+        over.set()
+        recorder.send_signal(signal.SIGINT)
+
+    stop = threading.Timer(seconds, end)
     stop.daemon = True
     stop.start()
     try:
         sys.stderr.write(recorder.stderr.read())
     except KeyboardInterrupt:  # tcpdump got it too
+        over.set()
         sys.stderr.write(recorder.stderr.read())
     finally:
         stop.cancel()
         if recorder.poll() is None:
             recorder.send_signal(signal.SIGINT)
+    return over.is_set()

@@ -38,15 +38,23 @@ def key_of(document: Object) -> tuple[str, str | None, str]:
 
 
 def read_all() -> list[Object]:
-    """Every object of the directory; files that can not be read are skipped (the agents report them)."""
-    found: list[Object] = []
+    """Every object of the directory, each once.
+
+    People put files of their own here too, wrong ones among them; those are
+    skipped, and the agents report them.
+    """
+    found: dict[tuple[str, str | None, str], Object] = {}
     for name in sorted(filter(_is_manifest, os.listdir(layout.MANIFESTS_DIR))):
         try:
             text = (layout.MANIFESTS_DIR / name).read_text(encoding="utf-8")
-            found += [document for document in _documents(text) if _is_object(document)]
-        except (OSError, ValueError):
+            documents = [document for document in _documents(text) if _is_object(document)]
+            if [file_name(*key_of(document)) for document in documents] != [name]:
+                _validate(text, name)  # not written, and not checked, by `apply`
+        except (OSError, ValueError, LabError):
             continue
-    return found
+        for document in documents:
+            found.setdefault(key_of(document), document)
+    return list(found.values())
 
 
 def read(kind: str, namespace: str | None, name: str) -> Object | None:

@@ -22,6 +22,7 @@ _MS_BIND: Final = 0x1000
 _MS_REC: Final = 0x4000
 _MS_SHARED: Final = 1 << 20
 _MNT_DETACH: Final = 2
+_PR_SET_PDEATHSIG: Final = 1
 _KILL_ROUNDS: Final = 50  # a program that forks faster than it is killed
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -178,7 +179,8 @@ def end_processes(names: Iterable[str], *, grace_s: float) -> None:
     names = list(names)
     if grace_s > 0:
         _signal_all(processes_in(names), signal.SIGTERM, wait_s=grace_s)
-    for _ in range(_KILL_ROUNDS):
+    for _ in range(_PR_SET_PDEATHSIG: Final = 1
+_KILL_ROUNDS):
         left = processes_in(names)
         if not left:
             return
@@ -217,3 +219,8 @@ def wait_for_exit(pidfd: int, timeout_s: float) -> bool:
 def set_host_name(name: str) -> None:
     """sethostname(2), in the caller's UTS namespace."""
     libc_call("sethostname", _libc.sethostname(name.encode(), len(name.encode())))
+
+
+def end_with_parent() -> None:
+    """For the child between fork and exec: it is terminated when its parent is gone, however that ended."""
+    libc_call("prctl", _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0))

@@ -64,7 +64,8 @@ class Wanted:
 
 def all_pods() -> list[Pod]:
     """The pods of the lab, by node and address."""
-    found = [Pod(**state.read_json(path, None)) for path in layout.PODS_DIR.glob("*/*/pod.json")]
+    described = [state.read_json(path, None) for path in layout.PODS_DIR.glob("*/*/pod.json")]
+    found = [Pod(**each) for each in described if each is not None]  # None: deleted meanwhile
     return sorted(found, key=lambda pod: (pod.node, pod.host))
 
 

@@ -17,6 +17,10 @@ _NETWORKS: Final[dict[str, ipaddress.IPv4Network | ipaddress.IPv6Network]] = {
     "IPv4": layout.SERVICE_NETWORK_V4,
     "IPv6": layout.SERVICE_NETWORK_V6,
 }
+_ANY: Final[dict[str, ipaddress.IPv4Network | ipaddress.IPv6Network]] = {
+    "IPv4": ipaddress.IPv4Network("0.0.0.0/0"),
+    "IPv6": ipaddress.IPv6Network("::/0"),
+}
 _MANAGED_LABEL: Final = "kubernetes.io/service-name"
 
 
@@ -113,7 +117,8 @@ def frontends(objects: list[Object]) -> list[Frontend]:
                         endpoints=tuple(sorted(set(_endpoints(service, port, ":" in ip, objects)))),
                     )
                 )
-    return [each for each in found if each.protocol in ("tcp", "udp")]
+    unique = {(each.ip, each.protocol, each.port): each for each in reversed(found)}
+    return [each for each in reversed(unique.values()) if each.protocol in ("tcp", "udp")]
 
 
 def _services(objects: list[Object]) -> list[Object]:
@@ -151,7 +156,7 @@ def _slice_endpoints(item: Object, port: Object, v6: bool) -> Iterator[tuple[str
         if (endpoint.get("conditions") or {}).get("ready", True) is False:
             continue
         for ip in endpoint.get("addresses") or []:
-            if (":" in ip) == v6:
+            if _in(ip, _ANY["IPv6" if v6 else "IPv4"]):
                 yield from ((ip, number) for number in numbers)
 
 

@@ -68,7 +68,11 @@ def save(lab: Lab) -> None:
 def mount_state() -> None:
     """Make the empty state directory."""
     layout.STATE_DIR.mkdir(mode=0o700, exist_ok=True)
-    netns.mount("ringfence-lab", str(layout.STATE_DIR), "tmpfs", _MS_NOSUID_NODEV_NOEXEC, "mode=0700,size=512m")
+    options = "mode=0700,size=512m"
+    try:  # noswap: Linux 6.4
+        netns.mount("ringfence-lab", str(layout.STATE_DIR), "tmpfs", _MS_NOSUID_NODEV_NOEXEC, options + ",noswap")
+    except OSError:
+        netns.mount("ringfence-lab", str(layout.STATE_DIR), "tmpfs", _MS_NOSUID_NODEV_NOEXEC, options)
     layout.MANIFESTS_DIR.mkdir()
     layout.PODS_DIR.mkdir()
 

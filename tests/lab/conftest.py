@@ -93,6 +93,17 @@ def network(lab: LabUnderTest) -> LabUnderTest:
     return lab
 
 
+@pytest.fixture(scope="module")
+def standing(ringfence_stand_in: Path) -> Iterator[LabUnderTest]:
+    """One network with the pod default/web for the tests of a file that leave it as it is."""
+    found = LabUnderTest(instance=f"s{os.getpid()}", command=ringfence_stand_in)
+    found("up", "--no-agents")
+    found.pod("web")
+    yield found
+    found("down")
+    Path(f"{found.state_dir}.lock").unlink()
+
+
 @pytest.fixture
 def cluster(lab: LabUnderTest) -> LabUnderTest:
     """Nodes, link, and stand-ins for the CA and the agents."""

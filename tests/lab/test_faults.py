@@ -62,7 +62,7 @@ def test_cut_drops_both_families_between_the_pods_and_nodes_until_healed(network
     pairs = [("one", two["ipv4"]), ("one", two["ipv6"]), ("node-2", one["ipv4"]), ("node-1", "10.247.0.12")]
 
     def reached() -> list[bool]:
-        ping = ["--", "ping", "-c", "1", "-W", "1"]
+        ping = ["--", "ping", "-c", "1", "-W", "0.4"]
         return [network.run("exec", source, *ping, target).returncode == 0 for source, target in pairs]
 
     assert reached() == [True] * 4
@@ -92,6 +92,18 @@ def test_tap_records_whole_packets_from_the_moment_it_says_so(network: LabUnderT
     assert tap.returncode == 0
     assert 2 < time.monotonic() - begin < 5
     assert file.read_bytes().count(b"RI" * 600) == 2
+
+
+def test_no_recorder_is_left_of_a_tap_that_was_killed(network: LabUnderTest, tmp_path: Path) -> None:
+    tap = network.begin("tap", str(tmp_path / "x.pcap"), "--seconds", "600", stdout=subprocess.PIPE)
+    assert tap.stdout is not None
+    assert tap.stdout.readline() == "recording\n"
+    tap.kill()
+    tap.communicate()
+    deadline = time.monotonic() + 10
+    link = f"rf_{network.instance}-link"
+    while subprocess.run(["ip", "netns", "pids", link], capture_output=True, check=True).stdout:
+        assert time.monotonic() < deadline
 
 
 def test_tap_into_a_file_that_can_not_be_written(network: LabUnderTest) -> None:

@@ -74,12 +74,25 @@ def test_one_wrong_document_and_nothing_changes(network: LabUnderTest) -> None:
         ("just text", "document 1"),
     ],
 )
-def test_apply_errors_are_clear(network: LabUnderTest, text: str, said: str) -> None:
-    assert said in network.fails("apply", "-", stdin=text)
+def test_apply_errors_are_clear(standing: LabUnderTest, text: str, said: str) -> None:
+    assert said in standing.fails("apply", "-", stdin=text)
 
 
-def test_a_file_that_can_not_be_read(network: LabUnderTest) -> None:
-    assert "/no/such.yaml" in network.fails("apply", "/no/such.yaml")
+def test_a_file_that_can_not_be_read(standing: LabUnderTest) -> None:
+    assert "/no/such.yaml" in standing.fails("apply", "/no/such.yaml")
+
+
+def test_files_that_people_put_there_themselves(network: LabUnderTest) -> None:
+    network.pod("one", "--no-mesh", "--label", "app=web")
+    (network.manifests_dir / "mine.yaml").write_text(_SERVICE.replace("spec:", "spec:\n  clusterIP: 10.248.9.9"))
+    for name, text in {
+        "broken": "kind: [",
+        "wrong": _SERVICE.replace("ports: [{", "ports: {{"),
+        "other": _SERVICE,
+    }.items():
+        (network.manifests_dir / f"{name}.yaml").write_text(text)
+    network.pod("two", "--no-mesh")
+    assert "10.248.9.9" in network("exec", "two", "--", "getent", "ahosts", "web")
 
 
 def test_a_kind_that_is_not_used_is_kept_and_reported(network: LabUnderTest) -> None:
@@ -110,8 +123,8 @@ def test_delete_one_object_and_a_namespace_with_all_in_it(cluster: LabUnderTest)
 
 
 @pytest.mark.parametrize("name", ["service", "service//web", "node/default/node-1", "a/b/c/d", "service/../x"])
-def test_delete_wants_a_whole_name(network: LabUnderTest, name: str) -> None:
-    assert "write " in network.fails("delete", name)
+def test_delete_wants_a_whole_name(standing: LabUnderTest, name: str) -> None:
+    assert "write " in standing.fails("delete", name)
 
 
 def test_a_running_program_sees_new_services_by_every_name(network: LabUnderTest) -> None:

@@ -97,9 +97,8 @@ def _wait_for_a_program_in(network: LabUnderTest, name: str) -> None:
         (["Other_", "--node", "1"], "begin and end with a letter or digit"),
     ],
 )
-def test_pod_errors_say_what_was_wrong(network: LabUnderTest, arguments: list[str], said: str) -> None:
-    network.pod("web")
-    assert said in network.fails("pod", *arguments)
+def test_pod_errors_say_what_was_wrong(standing: LabUnderTest, arguments: list[str], said: str) -> None:
+    assert said in standing.fails("pod", *arguments)
 
 
 def test_two_pods_whose_namespaces_would_have_one_name(network: LabUnderTest) -> None:
@@ -115,31 +114,27 @@ def test_pods_made_at_the_same_time_get_different_addresses(network: LabUnderTes
 
 
 @pytest.mark.parametrize("code", [0, 1, 7, 255])
-def test_exec_ends_with_the_exit_code_of_the_command(network: LabUnderTest, code: int) -> None:
-    network.pod("web")
-    assert network.run("exec", "web", "--", "sh", "-c", f"exit {code}").returncode == code
+def test_exec_ends_with_the_exit_code_of_the_command(standing: LabUnderTest, code: int) -> None:
+    assert standing.run("exec", "web", "--", "sh", "-c", f"exit {code}").returncode == code
 
 
-def test_exec_has_its_own_exit_codes(network: LabUnderTest) -> None:
-    network.pod("web")
-    missing = network.run("exec", "web", "--", "no-such-command")
+def test_exec_has_its_own_exit_codes(standing: LabUnderTest) -> None:
+    missing = standing.run("exec", "web", "--", "no-such-command")
     assert (missing.returncode, "not found" in missing.stderr) == (127, True)
-    assert network.run("exec", "web", "--", "/etc/passwd").returncode == 126
-    unknown = network.run("exec", "nobody", "--", "true")
+    assert standing.run("exec", "web", "--", "/etc/passwd").returncode == 126
+    unknown = standing.run("exec", "nobody", "--", "true")
     assert (unknown.returncode, "default/web" in unknown.stderr) == (125, True)
 
 
-def test_exec_passes_stdio_and_arguments_through(network: LabUnderTest) -> None:
-    network.pod("web")
-    assert network("exec", "web", "--", "cat", stdin="h\u00e9llo\n") == "h\u00e9llo\n"
+def test_exec_passes_stdio_and_arguments_through(standing: LabUnderTest) -> None:
+    assert standing("exec", "web", "--", "cat", stdin="h\u00e9llo\n") == "h\u00e9llo\n"
     words = ["-n", "--", "a b", "$HOME", "--help", "*"]
-    assert network("exec", "web", "--", "printf", "%s|", *words) == "".join(f"{word}|" for word in words)
+    assert standing("exec", "web", "--", "printf", "%s|", *words) == "".join(f"{word}|" for word in words)
 
 
-def test_exec_passes_signals_through(network: LabUnderTest) -> None:
-    network.pod("web")
+def test_exec_passes_signals_through(standing: LabUnderTest) -> None:
     script = "trap 'echo got; exit 9' TERM; echo on; while :; do read -r line; done"
-    program = network.begin(
+    program = standing.begin(
         "exec", "web", "--", "bash", "-c", script, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )  # fmt: skip
     assert program.stdout is not None
@@ -149,18 +144,16 @@ def test_exec_passes_signals_through(network: LabUnderTest) -> None:
     assert program.returncode == 9
 
 
-def test_exec_leaves_no_ignored_signals_to_the_command(network: LabUnderTest) -> None:
-    network.pod("web")
-    ignored = network("exec", "web", "--", "grep", "SigIgn", "/proc/self/status").split()[1]
+def test_exec_leaves_no_ignored_signals_to_the_command(standing: LabUnderTest) -> None:
+    ignored = standing("exec", "web", "--", "grep", "SigIgn", "/proc/self/status").split()[1]
     assert int(ignored, 16) & (1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1)) == 0
 
 
-def test_exec_gives_the_pod_its_name_and_leaves_the_machine_alone(network: LabUnderTest) -> None:
-    network.pod("web")
+def test_exec_gives_the_pod_its_name_and_leaves_the_machine_alone(standing: LabUnderTest) -> None:
     hosts = Path("/etc/hosts").read_bytes()
-    assert network("exec", "web", "--", "hostname") == "web\n"
-    assert "10.247.1.2 web" in network("exec", "web", "--", "cat", "/etc/hosts")
-    assert "127.0.0.1" in network("exec", "web", "--", "cat", "/etc/resolv.conf")
+    assert standing("exec", "web", "--", "hostname") == "web\n"
+    assert "10.247.1.2 web" in standing("exec", "web", "--", "cat", "/etc/hosts")
+    assert "127.0.0.1" in standing("exec", "web", "--", "cat", "/etc/resolv.conf")
     assert Path("/etc/hosts").read_bytes() == hosts
     assert "resolv" not in Path("/proc/mounts").read_text()
 
@@ -171,8 +164,8 @@ def test_exec_hands_the_environment_on_untouched(network: LabUnderTest) -> None:
     assert network("exec", "web", "--", "printenv", "PYTHONPATH") == "/of/the/caller\n"
 
 
-def test_exec_runs_in_a_node_too(network: LabUnderTest) -> None:
-    assert "10.247.0.12" in network("exec", "node-2", "--", "ip", "addr")
+def test_exec_runs_in_a_node_too(standing: LabUnderTest) -> None:
+    assert "10.247.0.12" in standing("exec", "node-2", "--", "ip", "addr")
 
 
 def test_exec_finds_a_pod_by_its_bare_name_or_with_its_namespace(network: LabUnderTest) -> None:
@@ -184,13 +177,12 @@ def test_exec_finds_a_pod_by_its_bare_name_or_with_its_namespace(network: LabUnd
     assert "10.247.1.3" in network("exec", "shop/both", "--", "ip", "addr")
 
 
-def test_exec_and_status_start_fast(network: LabUnderTest) -> None:
-    network.pod("web")
+def test_exec_and_status_start_fast(standing: LabUnderTest) -> None:
     for arguments in (["exec", "web", "--", "true"], ["status"]):
         durations_s = []
         for _ in range(5):
             begin = time.monotonic()
-            network(*arguments)
+            standing(*arguments)
             durations_s.append(time.monotonic() - begin)
         assert min(durations_s) < 0.15, arguments
 
