@@ -32,7 +32,7 @@ def tap(path: Path, *, seconds: float) -> None:
                 stdout=file,
                 stderr=subprocess.PIPE,
                 text=True,
-                preexec_fn=netns.end_with_parent,
+                preexec_fn=netns.end_with_parent,  # noqa: PLW1509 - no thread exists yet
             )
         except FileNotFoundError as exc:
             raise LabError("tcpdump is not installed; run `scripts/setup`") from exc

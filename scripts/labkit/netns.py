@@ -179,8 +179,7 @@ def end_processes(names: Iterable[str], *, grace_s: float) -> None:
     names = list(names)
     if grace_s > 0:
         _signal_all(processes_in(names), signal.SIGTERM, wait_s=grace_s)
-    for _ in range(_PR_SET_PDEATHSIG: Final = 1
-_KILL_ROUNDS):
+    for _ in range(_KILL_ROUNDS):
         left = processes_in(names)
         if not left:
             return
