@@ -19,7 +19,9 @@ def tap(path: Path, *, seconds: float) -> None:
     Raises:
         LabError: the file can not be written, or tcpdump failed.
     """
-    command = ["tcpdump", "-i", layout.BRIDGE, "-n", "-s", "0", "-B", "65536", "-U", "--immediate-mode", "-w", "-"]
+    # -Z root: giving up root would make the kernel forget that the recorder ends with us.
+    command = ["tcpdump", "-i", layout.BRIDGE, "-n", "-s", "0", "-B", "65536", "-Z", "root"]
+    command += ["-U", "--immediate-mode", "-w", "-"]
     try:
         file = path.open("wb")
     except OSError as exc:
