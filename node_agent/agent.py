@@ -18,6 +18,7 @@ import ssl
 from collections.abc import Iterable
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -55,6 +56,7 @@ from node_agent.telemetry.admin import admin_routes, metrics_routes, readiness_r
 from node_agent.telemetry.http_server import HttpServer
 from node_agent.telemetry.logs import Logging, configure_logging
 from node_agent.telemetry.metrics import Metrics
+from node_agent.telemetry.process_metrics import register_process_metrics
 from node_agent.telemetry.unix_socket import UnixListener
 from node_agent.tunnel import PendingHandshakes, TunnelClient, TunnelServer
 
@@ -102,6 +104,7 @@ class _Agent:
         rng = random.SystemRandom()
         metrics = Metrics()
         logs.register(metrics)
+        register_process_metrics(metrics, version=version("ringfence"))
         access_log = AccessLog(metrics=metrics, node=config.agent.node)
         self._drain = Drain()
         self._live = LiveConnections()

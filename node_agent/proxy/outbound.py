@@ -162,18 +162,22 @@ class Outbound:
 
     async def _connect(self, pod: Pod, peer: PeerAddress, endpoint: Endpoint, record: ConnectionRecord) -> _Target:
         workload = endpoint.workload
-        record.note(endpoint=endpoint.address, destination=workload)
         if workload is None or not workload.enrolled:
+            record.chose(endpoint=endpoint.address, destination=workload, destination_identity=None, security="none")
             plain = pod.network.upstream_socket(endpoint.address.ip)
             try:
                 await connect(plain, endpoint.address.ip, endpoint.address.port, timeout_s=self._connect_timeout_s)
             except BaseException:
                 plain.close()
                 raise
-            record.note(security="none")
             return _Target(plain=plain)
 
-        record.note(destination_identity=workload.identity, security="mutual_tls")
+        record.chose(
+            endpoint=endpoint.address,
+            destination=workload,
+            destination_identity=workload.identity,
+            security="mutual_tls",
+        )
         credentials = await self._identities.wait_for(pod.workload.identity)
         key = TunnelKey(pod.workload.uid, endpoint.address.ip, workload.identity)
         message = Open(destination=OriginalDestination(*endpoint.address), source=peer, workload=pod.workload.name)
