@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from labkit import (
+    argument_types,
     capture,
     cluster,
     execution,
@@ -203,38 +204,6 @@ def _ringfence(arguments: argparse.Namespace) -> NoReturn:
     operator_command.run(state.load(), arguments.target, arguments.arguments)
 
 
-def _label(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise argparse.ArgumentTypeError(f"{text!r}: write it as key=value")
-    return key, value
-
-
-def _node_number(text: str) -> int:
-    number = text.removeprefix("node-").removeprefix("agent-")
-    if text == "ca":
-        return 0
-    if not number.isascii() or not number.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a node")
-    return int(number)
-
-
-def _port(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r}: a port is 1 to 65535")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 86_400:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be more than 0 and less than 86400 (seconds)")
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scripts/lab", description="A small cluster in network namespaces on this machine. See docs/lab.md."
@@ -254,13 +223,19 @@ def _parser() -> argparse.ArgumentParser:
 
     pod = command("pod", _pod, "add a pod; prints it as JSON once its agent serves it")
     pod.add_argument("name", metavar="NAME")
-    pod.add_argument("--node", type=_node_number, required=True, metavar="K")
+    pod.add_argument("--node", type=argument_types.node_number, required=True, metavar="K")
     pod.add_argument("--namespace", default="default")
     pod.add_argument("--service-account", default="default", metavar="NAME")
-    pod.add_argument("--label", type=_label, action="append", default=[], metavar="KEY=VALUE", help="repeatable")
-    pod.add_argument("--port", type=_port, action="append", default=[], metavar="N", help="container port; repeatable")
+    pod.add_argument(
+        "--label", type=argument_types.label, action="append", default=[], metavar="KEY=VALUE", help="repeatable"
+    )
+    pod.add_argument(
+        "--port", type=argument_types.port, action="append", default=[], metavar="N", help="container port; repeatable"
+    )
     pod.add_argument("--no-mesh", action="store_true", help="do not enrol it in the mesh")
-    pod.add_argument("--timeout", type=_seconds, default=waiting.TIMEOUT_S, metavar="S", help="for its agent (20)")
+    pod.add_argument(
+        "--timeout", type=argument_types.seconds, default=waiting.TIMEOUT_S, metavar="S", help="for its agent (20)"
+    )
     pod.add_argument("--no-wait", action="store_true", help="do not wait until its agent serves it")
     listed = command("pods", _pods, "list the pods")
     listed.add_argument("--json", action="store_true")
@@ -286,12 +261,12 @@ def _parser() -> argparse.ArgumentParser:
         ("heal", _heal, "undo cut"),
     ):
         ends = command(name, run, text)
-        ends.add_argument("one", type=_node_number, metavar="K")
-        ends.add_argument("other", type=_node_number, metavar="L")
+        ends.add_argument("one", type=argument_types.node_number, metavar="K")
+        ends.add_argument("other", type=argument_types.node_number, metavar="L")
 
     tap = command("tap", _tap, "record the link between the nodes; prints 'recording' once it does")
     tap.add_argument("file", metavar="FILE.pcap")
-    tap.add_argument("--seconds", type=_seconds, required=True, metavar="S")
+    tap.add_argument("--seconds", type=argument_types.seconds, required=True, metavar="S")
     logs = command("logs", _logs, "print the log of a process")
     logs.add_argument("process", metavar="ca|agent-K")
     logs.add_argument("--follow", "-f", action="store_true", help="go on until interrupted")
