@@ -102,6 +102,7 @@ class Signer:
         self,
         *uris: str,
         key: AnyKey | None = None,
+        public_key: Any = None,
         other_names: Sequence[x509.GeneralName] = (),
         names_critical: bool = True,
         subject: str | None = None,
@@ -114,7 +115,10 @@ class Signer:
         not_after: datetime = START + timedelta(hours=1),
         authority_key: AnyKey | None = None,
     ) -> Leaf:
-        """Sign a leaf; every argument but the URI names is a way to make it unusual."""
+        """Sign a leaf; every argument but the URI names is a way to make it unusual.
+
+        With ``public_key``, the key is somebody else's, and ``key`` of the result is not its own.
+        """
         key = key or p256()
         parts = [] if subject is None else [x509.NameAttribute(NameOID.COMMON_NAME, subject)]
         builder = (
@@ -122,7 +126,7 @@ class Signer:
             .subject_name(x509.Name(parts))
             .issuer_name(self.certificate.subject)
             .serial_number(next(_serials))
-            .public_key(key.public_key())
+            .public_key(public_key or key.public_key())
             .not_valid_before(not_before)
             .not_valid_after(not_after)
             .add_extension(

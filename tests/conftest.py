@@ -39,7 +39,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
-    clock = next((value for value in arguments.values() if isinstance(value, trio.testing.MockClock)), None)
+    # Also when another fixture asked for it.
+    clock = next((value for value in pyfuncitem.funcargs.values() if isinstance(value, trio.testing.MockClock)), None)
     mark = pyfuncitem.get_closest_marker("deadline_s")
     deadline_s = float(mark.args[0]) if mark else _DEADLINE_S if clock is None else _VIRTUAL_DEADLINE_S
 

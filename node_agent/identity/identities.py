@@ -237,19 +237,20 @@ class Identities:
         slot = self._slots.get(identity)
         if slot is None:
             return
-        refused = isinstance(error, CaRefused)
-        soon = isinstance(error, CaRefused) and error.code in (RefusalCode.NOT_SCHEDULED, RefusalCode.UNAVAILABLE)
+        code = error.code if isinstance(error, CaRefused) else None
+        # Refused because the CA reads its manifests a moment after we read ours: soon is soon enough.
+        placed_late = code == RefusalCode.NOT_SCHEDULED
         slot.rotation.failed(
             now=trio.current_time(),
             draw=self._rng.random(),
-            longest_pause_s=LONGEST_PAUSE_NOT_SCHEDULED_S if soon else LONGEST_PAUSE_S,
-            wish_s=error.retry_after_s if isinstance(error, CaRefused) else 0.0,
+            longest_pause_s=LONGEST_PAUSE_NOT_SCHEDULED_S if placed_late else LONGEST_PAUSE_S,
+            wish_s=error.retry_after_s if isinstance(error, CaRefused) and not placed_late else 0.0,
         )
-        text = f"the CA refuses: {error}" if refused else str(error)
+        text = f"the CA refuses: {error}" if code else str(error)
         if text != slot.last_error:
             _log.warning("no new SVID of %s: %s", identity, text)
         slot.last_error = text
-        slot.refused = refused
+        slot.refused = code is not None
 
     def _is_urgent(self, slot: _Slot) -> bool:
         return slot.waiting > 0 and slot.credentials is None
