@@ -65,7 +65,6 @@ class DirectoryState:
 
     files: Mapping[str, ManifestFile] = field(default_factory=dict)
     objects: Mapping[ObjectKey, ManifestObject] = field(default_factory=dict)
-    claims: Mapping[ObjectKey, tuple[str, ...]] = field(default_factory=dict)
     duplicates: Mapping[ObjectKey, tuple[str, ...]] = field(default_factory=dict)
     broken: Mapping[str, ManifestProblem] = field(default_factory=dict)
     touched: frozenset[ObjectKey] = frozenset()
@@ -213,51 +212,40 @@ def _advance(before: DirectoryState, read: Mapping[str, ManifestFile | None]) ->
     """Take the files that were read into the state."""
     if not read and before.directory_problem is None:
         return replace(before, touched=frozenset()) if before.touched else before
-    files, objects, claims = dict(before.files), dict(before.objects), dict(before.claims)
+    files, objects = dict(before.files), dict(before.objects)
     duplicates, broken = dict(before.duplicates), dict(before.broken)
-    touched: set[ObjectKey] = set()
+    left: set[ObjectKey] = set()
     for name, file in read.items():
-        _forget_claims(claims, name, files.pop(name, None), touched)
+        if (gone := files.pop(name, None)) is not None:
+            left.update(each.key for each in gone.objects)
         broken.pop(name, None)
         if file is not None:
             files[name] = file
             if file.problem is not None:
                 broken[name] = file.problem
-            mine = (name,)
-            for each in file.objects:
-                others = claims.get(key := each.key, ())
-                claims[key] = tuple(sorted((*others, name))) if others else mine
-                touched.add(key)
-    by_file: dict[str, dict[ObjectKey, ManifestObject]] = {}
+    found = _by_key({name: file for name, file in read.items() if file is not None})
+    touched = left | found.keys()
+    # Only where files contradict each other is every file searched: an object that one of the
+    # others claims too, or that is in force from one of the others.
+    if any(key in duplicates or (key in objects and key not in left) for key in touched):
+        found = _by_key(files)
     for key in touched:
-        owners = claims.get(key, ())
+        claims = found.get(key, [])
         duplicates.pop(key, None)
-        if not owners:
-            objects.pop(key, None)
-            continue
-        if len(owners) > 1:
-            duplicates[key] = owners
-        if (owner := owners[0]) not in by_file:
-            by_file[owner] = {each.key: each for each in files[owner].objects}
-        objects[key] = by_file[owner][key]
+        objects.pop(key, None)
+        if claims:
+            objects[key] = claims[0][1]
+        if len(claims) > 1:
+            duplicates[key] = tuple(name for name, _ in claims)
     return DirectoryState(
-        files=files,
-        objects=objects,
-        claims=claims,
-        duplicates=duplicates,
-        broken=broken,
-        touched=frozenset(touched),
+        files=files, objects=objects, duplicates=duplicates, broken=broken, touched=frozenset(touched)
     )
 
 
-def _forget_claims(
-    claims: dict[ObjectKey, tuple[str, ...]], name: str, file: ManifestFile | None, touched: set[ObjectKey]
-) -> None:
-    for each in file.objects if file else ():
-        key = each.key
-        left = tuple(owner for owner in claims[key] if owner != name)
-        touched.add(key)
-        if left:
-            claims[key] = left
-        else:
-            del claims[key]
+def _by_key(files: Mapping[str, ManifestFile]) -> dict[ObjectKey, list[tuple[str, ManifestObject]]]:
+    """Every file that holds an object, in the order of their names."""
+    found: dict[ObjectKey, list[tuple[str, ManifestObject]]] = {}
+    for name in sorted(files):
+        for each in files[name].objects:
+            found.setdefault(each.key, []).append((name, each))
+    return found

@@ -9,6 +9,7 @@ Kubernetes API are read by the same rules.
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from ca.manifests.documents import DocumentError, Path, line_of, read_documents
@@ -159,11 +160,10 @@ def _pod(top: Fields) -> Pod:
     node_name = spec.name("nodeName") if spec.text("nodeName", "") else ""
     # The API server always writes a phase; a hand-written pod with an address is meant to run.
     phase = status.choice("phase", _PHASES, "Running" if addresses else "Pending")
-    derived = _derived_uid(namespace, name, service_account, node_name, *addresses)
     return Pod(
         namespace=namespace,
         name=name,
-        uid=metadata.text("uid", "") or derived,
+        uid=metadata.text("uid", "") or _derived_uid(namespace, name, service_account, node_name, *addresses),
         labels=_mesh_labels(metadata),
         created=metadata.moment("creationTimestamp"),
         terminating=metadata.has("deletionTimestamp"),
@@ -193,7 +193,13 @@ def _container_ports(spec: Fields) -> tuple[ContainerPort, ...]:
         for each in container.list_of_fields("ports"):
             if each.choice("protocol", _PROTOCOLS, "TCP") == "TCP":
                 ports.append(ContainerPort(each.text("name", ""), each.port("containerPort")))
-    return tuple(ports)
+    return _shared_ports(tuple(ports))
+
+
+@lru_cache(maxsize=4096)
+def _shared_ports(ports: tuple[ContainerPort, ...]) -> tuple[ContainerPort, ...]:
+    """Pods of one deployment have equal ports: hold them once."""
+    return ports
 
 
 def _ready_condition(status: Fields, phase: str) -> bool:

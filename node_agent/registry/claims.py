@@ -38,7 +38,7 @@ class Claims(Generic[C]):
         self.holders[address] = self._choose(claimants)
 
     def remove(self, address: str, claimant: C) -> None:
-        """Take back a claim; ``claimant`` is the very object that was added."""
+        """Take back a claim, if there is one; ``claimant`` is the very object that was added."""
         claimants = self._contested.get(address)
         if claimants is None:
             if self.holders.get(address) is claimant:

@@ -21,15 +21,6 @@ from node_agent.registry.claims import Claims
 V = TypeVar("V")
 
 
-class Incarnation(NamedTuple):
-    """A workload with what only this module needs to know about its pod."""
-
-    workload: Workload
-    created: str
-    terminating: bool
-    host_network: bool
-
-
 class WorkloadChange(NamedTuple):
     """``before`` or ``after`` is None where it came or went."""
 
@@ -37,8 +28,9 @@ class WorkloadChange(NamedTuple):
     after: Workload | None
 
 
-def _newest(claimants: list[Incarnation]) -> Incarnation:
-    return max(claimants, key=lambda each: (not each.terminating, each.created, each.workload.uid, each.workload.name))
+def _claim(pod: Pod | None) -> tuple[bool, str, bool] | None:
+    """What decides, besides the workload itself, who holds an address."""
+    return (pod.terminating, pod.created, pod.host_network) if pod is not None else None
 
 
 @lru_cache(maxsize=4096)
@@ -59,39 +51,37 @@ class Workloads:
         self._pods: dict[str, dict[str, Pod]] = {}  # namespace: name: pod
         self._namespaces: dict[str, Namespace] = {}
         self._localities: dict[str, Locality] = {}
-        self._incarnations: dict[ObjectName, Incarnation] = {}
+        self._workloads: dict[ObjectName, Workload] = {}
         self._on_node: dict[str, set[ObjectName]] = {}
-        self._claims: Claims[Incarnation] = Claims(_newest)
+        self._claims: Claims[Workload] = Claims(self._newest)
         self._holders = self._claims.holders
 
     def at(self, ip: str) -> Workload | None:
-        found = self._holders.get(ip)
-        return found.workload if found is not None else None
+        return self._holders.get(ip)
 
     def named(self, name: ObjectName) -> Workload | None:
-        found = self._incarnations.get(name)
-        return found.workload if found is not None else None
+        return self._workloads.get(name)
 
     def on(self, node: str) -> tuple[Workload, ...]:
-        return tuple(self._incarnations[name].workload for name in sorted(self._on_node.get(node, ())))
+        return tuple(self._workloads[name] for name in sorted(self._on_node.get(node, ())))
 
     def in_namespace(self, namespace: str) -> Iterator[Workload]:
         for name in self._pods.get(namespace, {}):
-            found = self._incarnations.get(ObjectName(namespace, name))
+            found = self._workloads.get(ObjectName(namespace, name))
             if found is not None:
-                yield found.workload
+                yield found
 
     def __iter__(self) -> Iterator[Workload]:
-        return (each.workload for each in self._incarnations.values())
+        return iter(self._workloads.values())
 
     def __len__(self) -> int:
-        return len(self._incarnations)
+        return len(self._workloads)
 
     def conflicts(self) -> Iterator[str]:
         """One line for each address that several pods claim."""
         for ip, claimants in sorted(self._claims.contested.items()):
-            holder = self._holders[ip].workload
-            others = sorted(str(each.workload.name) for each in claimants if each.workload is not holder)
+            holder = self._holders[ip]
+            others = sorted(str(each.name) for each in claimants if each is not holder)
             yield f"address {ip} is claimed by pods {holder.name} and {', '.join(others)}; {holder.name} is in force"
 
     def apply(
@@ -114,33 +104,46 @@ class Workloads:
             if locality != self._localities.get(name, Locality()):
                 touched.update(dict.fromkeys(self._on_node.get(name, ())))
             _put(self._localities, name, locality)
+        reranked = set()
         for pod_name, pod in pods.items():
             in_namespace = self._pods.setdefault(pod_name.namespace, {})
+            if _claim(in_namespace.get(pod_name.name)) != _claim(pod):
+                reranked.add(pod_name)
             _put(in_namespace, pod_name.name, pod)
             if not in_namespace:
                 del self._pods[pod_name.namespace]
         rivals: set[ObjectName] = set()
-        changes = [change for name in touched if (change := self._rebuild(name, rivals)) is not None]
+        changes = [change for name in touched if (change := self._rebuild(name, rivals, reranked))]
         changes += (WorkloadChange(each, each) for name in rivals - touched.keys() if (each := self.named(name)))
         return changes
 
-    def _rebuild(self, name: ObjectName, rivals: set[ObjectName]) -> WorkloadChange | None:
+    def _rebuild(self, name: ObjectName, rivals: set[ObjectName], reranked: set[ObjectName]) -> WorkloadChange | None:
         pod = self._pods.get(name.namespace, {}).get(name.name)
-        before = self._incarnations.get(name)
-        after = self._incarnation(name, pod) if pod and pod.addresses and not pod.finished else None
-        if before == after:
+        before = self._workloads.get(name)
+        after = self._workload(name, pod) if pod and pod.addresses and not pod.finished else None
+        if before == after and not (before is not None and name in reranked):
             return None
         if before is not None:
-            del self._incarnations[name]
+            del self._workloads[name]
             self._unfile(before, rivals)
         if after is not None:
             # Keep the very key that the workload holds: one object instead of two.
-            self._incarnations[after.workload.name] = after
-            self._file(after, rivals)
-        return WorkloadChange(before.workload if before else None, after.workload if after else None)
+            self._workloads[after.name] = after
+            self._file(after, rivals, host_network=pod is not None and pod.host_network)
+        return WorkloadChange(before, after)
 
-    def _incarnation(self, name: ObjectName, pod: Pod) -> Incarnation:
-        workload = Workload(
+    def _newest(self, claimants: list[Workload]) -> Workload:
+        """Who holds an address; a pod that is about to be taken out does not."""
+
+        def rank(workload: Workload) -> tuple[bool, str, str, ObjectName]:
+            pod = self._pods.get(workload.name.namespace, {}).get(workload.name.name)
+            alive = pod is not None and not pod.terminating
+            return (alive, pod.created if pod is not None else "", workload.uid, workload.name)
+
+        return max(claimants, key=rank)
+
+    def _workload(self, name: ObjectName, pod: Pod) -> Workload:
+        return Workload(
             uid=pod.uid,
             name=name,
             service_account=pod.service_account,
@@ -153,25 +156,22 @@ class Workloads:
             locality=self._localities.get(pod.node_name, Locality()),
             named_ports=_named_ports(pod.ports),
         )
-        return Incarnation(workload, pod.created, pod.terminating, pod.host_network)
 
-    def _file(self, each: Incarnation, rivals: set[ObjectName]) -> None:
-        workload = each.workload
+    def _file(self, workload: Workload, rivals: set[ObjectName], *, host_network: bool) -> None:
         self._on_node.setdefault(workload.node, set()).add(workload.name)
-        if not each.host_network:
+        if not host_network:
             for ip in workload.addresses:
-                self._claims.add(ip, each)
-                rivals.update(other.workload.name for other in self._claims.contested.get(ip, ()))
+                self._claims.add(ip, workload)
+                rivals.update(other.name for other in self._claims.contested.get(ip, ()))
 
-    def _unfile(self, each: Incarnation, rivals: set[ObjectName]) -> None:
-        workload = each.workload
+    def _unfile(self, workload: Workload, rivals: set[ObjectName]) -> None:
         on_node = self._on_node[workload.node]
         on_node.discard(workload.name)
         if not on_node:
             del self._on_node[workload.node]
-        for ip in workload.addresses if not each.host_network else ():
-            rivals.update(other.workload.name for other in self._claims.contested.get(ip, ()))
-            self._claims.remove(ip, each)
+        for ip in workload.addresses:
+            rivals.update(other.name for other in self._claims.contested.get(ip, ()))
+            self._claims.remove(ip, workload)
 
 
 def _put(table: dict[str, V], key: str, value: V | None) -> None:
