@@ -30,6 +30,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from node_agent.frames import HEADER_BYTES
+
 _log = logging.getLogger("ringfence.relay")
 
 IN: Final = select.EPOLLIN
@@ -143,6 +145,7 @@ class RelayLoop:
 
     def _take_arena(self) -> None:
         self.arena = memoryview(self._spare.pop() if self._spare else bytearray(ARENA_BYTES))
+        self.arena_body = self.arena[HEADER_BYTES:]
 
     def _run(self) -> None:
         try:

@@ -126,6 +126,9 @@ class TunnelPair:
     # -- events -------------------------------------------------------------
 
     def _on_plain(self, event: int) -> None:
+        if event == IN and self._plain_mask == IN:
+            self._pump_up()
+            return
         if self._to_plain is not None and event & OUT:
             self._flush_plain()
         if self._over:
@@ -141,6 +144,9 @@ class TunnelPair:
             self._plain_mask = _SILENT
 
     def _on_tunnel(self, event: int) -> None:
+        if event == IN and self._tunnel_mask == IN:
+            self._pump_down()
+            return
         if event & OUT:
             if self._to_tunnel is not None:
                 self._flush_tunnel()
@@ -157,9 +163,9 @@ class TunnelPair:
     # -- up: application to tunnel --------------------------------------------
 
     def _pump_up(self) -> None:
-        arena = self._loop.arena
+        loop = self._loop
         try:
-            received = self._recv_into(arena[HEADER_BYTES:], self._read_bytes)
+            received = self._recv_into(loop.arena_body, self._read_bytes)
         except BlockingIOError:
             return
         except OSError:
@@ -167,6 +173,7 @@ class TunnelPair:
             return
         if received:
             self.up_bytes += received
+            arena = loop.arena
             _pack_header(arena, 0, _DATA_WORD | received)
             if received == self._read_bytes and received < MAX_DATA_BYTES:
                 self._read_bytes = min((received + HEADER_BYTES) * 4 - HEADER_BYTES, MAX_DATA_BYTES)
@@ -207,15 +214,21 @@ class TunnelPair:
     def _pump_down(self) -> None:
         arena = self._loop.arena
         read = self._tls_read
-        end = 0
         lost = False
+        end = 0
         try:
-            while end <= _LAST_START:
-                got = read(_TLS_RECORD_BYTES, arena[end:] if end else arena)
+            end = read(_TLS_RECORD_BYTES, arena)
+            if HEADER_BYTES < end < _TLS_RECORD_BYTES and not self._remaining:
+                # Nearly always: one record, and in it one whole DATA frame.
+                (word,) = _unpack_header(arena)
+                if word == _DATA_WORD | end - HEADER_BYTES and not self._header and not self._down_ended:
+                    self._send_payload(arena[HEADER_BYTES:end])
+                    return
+            got = end
+            while got == _TLS_RECORD_BYTES and end <= _LAST_START:
+                got = read(_TLS_RECORD_BYTES, arena[end:])
                 end += got
-                if got < _TLS_RECORD_BYTES:
-                    lost = got == 0
-                    break
+            lost = got == 0
         except _WANT:
             pass
         except OSError:
@@ -259,8 +272,10 @@ class TunnelPair:
                 # Our EOF is out and so is theirs: what follows opens the tunnel's next connection.
                 self._leftover = bytes(arena[start:end])
                 break
-        if payloads:
-            self._send_plain(payloads)
+        if len(payloads) == 1:
+            self._send_payload(payloads[0])
+        elif payloads:
+            self._send_payloads(payloads)
         elif self._down_ended and self._to_plain is None:
             self._shut_plain()
 
@@ -273,22 +288,38 @@ class TunnelPair:
         self._abort(Ending.PEER_RESET if kind == FrameType.RESET and length == 0 else Ending.PROTOCOL_ERROR)
         return False
 
-    def _send_plain(self, payloads: list[memoryview]) -> None:
-        if len(payloads) > _GATHER_AT_MOST:
-            payloads = [memoryview(b"".join(payloads))]
-        gather = len(payloads) > 1
-        size = sum(map(len, payloads)) if gather else len(payloads[0])
+    def _send_payload(self, payload: memoryview) -> None:
+        size = len(payload)
         self.down_bytes += size
         try:
-            sent = self._plain.sendmsg(payloads) if gather else self._send(payloads[0])
+            sent = self._send(payload)
         except BlockingIOError:
             sent = 0
         except OSError:
             self._abort(Ending.PLAIN_RESET)
             return
         if sent < size:
-            rest = memoryview(b"".join(payloads)) if gather else payloads[0]
-            self._to_plain = rest[sent:] if gather else self._loop.keep(rest[sent:])
+            self._to_plain = self._loop.keep(payload[sent:])
+            self._update_interest()
+        elif self._down_ended:
+            self._shut_plain()
+
+    def _send_payloads(self, payloads: list[memoryview]) -> None:
+        """Send several payloads at once; what can not be sent is joined."""
+        if len(payloads) > _GATHER_AT_MOST:
+            self._send_payload(memoryview(b"".join(payloads)))
+            return
+        size = sum(map(len, payloads))
+        self.down_bytes += size
+        try:
+            sent = self._plain.sendmsg(payloads)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._abort(Ending.PLAIN_RESET)
+            return
+        if sent < size:
+            self._to_plain = memoryview(b"".join(payloads))[sent:]
             self._update_interest()
         elif self._down_ended:
             self._shut_plain()
