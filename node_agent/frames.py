@@ -50,6 +50,8 @@ class FrameType(IntEnum):
 
 EOF_FRAME: Final = HEADER.pack(FrameType.EOF << TYPE_SHIFT)
 RESET_FRAME: Final = HEADER.pack(FrameType.RESET << TYPE_SHIFT)
+_CUTS: Final = frozenset({CloseReason.DRAINED, CloseReason.WORKLOAD_REMOVED})
+"""Why an agent ends a connection that was running; the other agent's record then says the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,20 @@ def encode_open(message: Open) -> bytes:
 def encode_verdict(message: Verdict) -> bytes:
     """Return the VERDICT frame."""
     return _control(FrameType.VERDICT, {"reason": str(message.reason), "detail": message.detail[:1024]})
+
+
+def encode_reset(reason: CloseReason | None) -> bytes:
+    """Return the RESET frame; ``reason`` is told if it is one of an agent, not of an application."""
+    return RESET_FRAME if reason not in _CUTS else _reset_frame(str(reason).encode())
+
+
+def _reset_frame(payload: bytes) -> bytes:
+    return HEADER.pack(FrameType.RESET << TYPE_SHIFT | len(payload)) + payload
+
+
+def decode_reset(payload: bytes) -> CloseReason | None:
+    """Why the peer agent cut; None for a reset by the application, or for a reason that we do not know."""
+    return next((reason for reason in _CUTS if reason.encode() == payload), None)
 
 
 def _control(kind: FrameType, fields: Mapping[str, object]) -> bytes:

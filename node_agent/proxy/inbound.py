@@ -156,12 +156,15 @@ class Inbound:
                 await tunnel.send(_ACCEPTED)
                 record.opened()
                 outcome = await self._relay.run_tunnel(
-                    accepted.take(), tunnel.sock, _count(record, application_is_plain=True)
+                    accepted.take(),
+                    tunnel.sock,
+                    _count(record, application_is_plain=True),
+                    why=lambda: record.close_reason,
                 )
             ending = outcome.ending
             tunnel.leftover = outcome.leftover
             if ending is not Ending.COMPLETE:
-                record.close_because(_TUNNEL_CLOSE_REASONS[ending])
+                record.close_because(outcome.reason or _TUNNEL_CLOSE_REASONS[ending])
         return ending is Ending.COMPLETE
 
     def _source_of(self, tunnel: Tunnel, message: Open) -> Workload | None:

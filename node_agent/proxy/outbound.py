@@ -114,7 +114,7 @@ class Outbound:
                     target.pick.release(trio.current_time())
 
             if outcome.ending is not Ending.COMPLETE:
-                record.close_because(_CLOSE_REASONS[outcome.ending])
+                record.close_because(outcome.reason or _CLOSE_REASONS[outcome.ending])
 
     async def _reach(self, pod: Pod, peer: PeerAddress, route: Route, record: ConnectionRecord) -> _Target:
         """Get through to the one candidate, or to one endpoint of the service."""
@@ -200,7 +200,9 @@ class Outbound:
         assert target.key is not None
         ending: Ending | None = None
         try:
-            outcome = await self._relay.run_tunnel(downstream, target.tunnel.sock, started)
+            outcome = await self._relay.run_tunnel(
+                downstream, target.tunnel.sock, started, why=lambda: record.close_reason
+            )
             ending = outcome.ending
         finally:
             if ending is Ending.COMPLETE:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from node_agent.errors import CloseReason
+
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 
 
@@ -16,7 +18,7 @@ class Ending(StrEnum):
     PLAIN_RESET = "plain_reset"
     """The application's socket (of a plain pair: the first socket) was reset."""
     PEER_RESET = "peer_reset"
-    """The other side said that its application reset the connection."""
+    """The other side said RESET: its application did, or its agent, for ``Outcome.reason``."""
     TUNNEL_LOST = "tunnel_lost"
     """The tunnel broke, or ended without an EOF frame: never a clean end, bytes may be missing."""
     PROTOCOL_ERROR = "protocol_error"
@@ -30,11 +32,13 @@ class Outcome:
 
     ``leftover`` holds bytes that arrived behind the peer's EOF frame: the
     beginning of the tunnel's next connection.  The tunnel may be used again
-    only after ``Ending.COMPLETE``.
+    only after ``Ending.COMPLETE``.  ``reason``: with ``PEER_RESET``, why the
+    peer agent cut the connection; None when the peer's application reset it.
     """
 
     ending: Ending
     leftover: bytes = b""
+    reason: CloseReason | None = None
 
 
 def reset_on_close(sock: socket.socket) -> None:

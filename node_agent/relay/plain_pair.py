@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
+from node_agent.errors import CloseReason
 from node_agent.relay.ending import Ending, Outcome, reset_on_close
 from node_agent.relay.loop import ARENA_BYTES, ERR, HUP, IN, OUT, RelayLoop
 
@@ -75,7 +76,7 @@ class PlainPair:
         self._loop.adopt(second_fd, IN, lambda event: self._serve(event, second_fd, self._down, self._up))
         self._loop.adopt(first_fd, IN, lambda event: self._serve(event, first_fd, self._up, self._down))
 
-    def cut(self) -> None:
+    def cut(self, _reason: CloseReason | None) -> None:
         """Abort both sides; called from any thread, harmless when it is over."""
         self._loop.call_soon(lambda: self._abort(Ending.CUT))
 

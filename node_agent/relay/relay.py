@@ -8,6 +8,7 @@ from typing import Protocol
 import outcome as trio_outcome
 import trio
 
+from node_agent.errors import CloseReason
 from node_agent.relay.ending import Ending, Outcome
 from node_agent.relay.loop import RelayLoop
 from node_agent.relay.plain_pair import PlainPair
@@ -25,7 +26,7 @@ class Pair(Protocol):
 
     def start(self) -> None: ...
 
-    def cut(self) -> None: ...
+    def cut(self, reason: CloseReason | None) -> None: ...
 
 
 class _Relaying:
@@ -66,38 +67,48 @@ class Relay:
             loop.stop()
 
     async def run_tunnel(
-        self, plain: socket.socket, tunnel: ssl.SSLSocket, on_start: Callable[[Pair], None]
+        self,
+        plain: socket.socket,
+        tunnel: ssl.SSLSocket,
+        on_start: Callable[[Pair], None],
+        *,
+        why: Callable[[], CloseReason | None],
     ) -> Outcome:
         """Relay between an application's socket and a tunnel until both directions have ended.
 
         Takes both sockets over.  ``plain`` is closed on return; ``tunnel``
         unless the ending is COMPLETE.  ``on_start`` gets the pair, to read its
-        counters and to cut it.  Cancellation cuts the pair first.
+        counters.  Cancellation cuts the pair first, and tells the peer agent
+        what ``why`` then returns.
         """
         waiting = _Relaying(self._token)
         pair = TunnelPair(loop=self._loop(), plain=plain, tunnel=tunnel, on_done=waiting.done)
         on_start(pair)
-        return await _wait(pair, waiting)
+        return await _wait(pair, waiting, why)
 
     async def run_plain(self, first: socket.socket, second: socket.socket, on_start: Callable[[Pair], None]) -> Outcome:
         """Relay between two sockets; takes both over and closes both."""
         waiting = _Relaying(self._token)
         pair = PlainPair(loop=self._loop(), first=first, second=second, on_done=waiting.done)
         on_start(pair)
-        return await _wait(pair, waiting)
+        return await _wait(pair, waiting, _nobody_to_tell)
 
     def _loop(self) -> RelayLoop:
         self._next = (self._next + 1) % len(self._loops)
         return self._loops[self._next]
 
 
-async def _wait(pair: Pair, waiting: _Relaying) -> Outcome:
+def _nobody_to_tell() -> None:
+    """A plain connection knows no reason but RST."""
+
+
+async def _wait(pair: Pair, waiting: _Relaying, why: Callable[[], CloseReason | None]) -> Outcome:
     cancelled = False
 
     def cut(_: object) -> trio.lowlevel.Abort:
         nonlocal cancelled
         cancelled = True
-        pair.cut()
+        pair.cut(why())
         return trio.lowlevel.Abort.FAILED  # the pair's own report wakes the task: nobody else may touch its sockets
 
     pair.start()

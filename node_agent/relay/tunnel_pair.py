@@ -18,15 +18,17 @@ import ssl
 from collections.abc import Callable
 from typing import Final
 
+from node_agent.errors import CloseReason
 from node_agent.frames import (
     EOF_FRAME,
     HEADER,
     HEADER_BYTES,
     LENGTH_MASK,
     MAX_DATA_BYTES,
-    RESET_FRAME,
     TYPE_SHIFT,
     FrameType,
+    decode_reset,
+    encode_reset,
 )
 from node_agent.relay.ending import Ending, Outcome, reset_on_close
 from node_agent.relay.loop import ARENA_BYTES, ERR, HUP, IN, OUT, RelayLoop
@@ -119,9 +121,9 @@ class TunnelPair:
         self._loop.adopt(self._tunnel_fd, self._tunnel_mask, self._on_tunnel)
         self._loop.adopt(self._plain_fd, IN, self._on_plain)
 
-    def cut(self) -> None:
-        """Abort both sides; called from any thread, harmless when it is over."""
-        self._loop.call_soon(lambda: self._abort(Ending.CUT))
+    def cut(self, reason: CloseReason | None) -> None:
+        """Abort both sides and tell the peer agent why; called from any thread, harmless when it is over."""
+        self._loop.call_soon(lambda: self._abort(Ending.CUT, reason))
 
     # -- events -------------------------------------------------------------
 
@@ -266,7 +268,7 @@ class TunnelPair:
                     continue
                 self._abort(Ending.PROTOCOL_ERROR)
                 return
-            if not self._take_control(word):
+            if not self._take_control(word, arena[start:end]):
                 return
             if self._down_ended and start < end and self._up_ended and self._to_tunnel is None:
                 # Our EOF is out and so is theirs: what follows opens the tunnel's next connection.
@@ -279,13 +281,16 @@ class TunnelPair:
         elif self._down_ended and self._to_plain is None:
             self._shut_plain()
 
-    def _take_control(self, word: int) -> bool:
-        """Obey a frame that is not DATA; False when the pair is over."""
+    def _take_control(self, word: int, rest: memoryview) -> bool:
+        """Obey a frame that is not DATA, ``rest`` is what came behind its header; False when the pair is over."""
         kind, length = word >> TYPE_SHIFT, word & LENGTH_MASK
         if kind == FrameType.EOF and length == 0 and not self._down_ended:
             self._down_ended = True
             return True
-        self._abort(Ending.PEER_RESET if kind == FrameType.RESET and length == 0 else Ending.PROTOCOL_ERROR)
+        if kind == FrameType.RESET:
+            self._abort(Ending.PEER_RESET, decode_reset(bytes(rest[:length])))
+        else:
+            self._abort(Ending.PROTOCOL_ERROR)
         return False
 
     def _send_payload(self, payload: memoryview) -> None:
@@ -382,20 +387,20 @@ class TunnelPair:
             return True
         return False
 
-    def _abort(self, ending: Ending) -> None:
+    def _abort(self, ending: Ending, reason: CloseReason | None = None) -> None:
         if self._over:
             return
         if self._to_tunnel is None and ending is not Ending.TUNNEL_LOST:
             try:
-                self._tls_write(RESET_FRAME)
+                self._tls_write(encode_reset(reason if ending is Ending.CUT else None))
             except OSError:
                 pass  # the peer then sees the tunnel end without EOF, which it must treat as a reset as well
         reset_on_close(self._plain)
         self._loop.close_later(self._tunnel)
-        self._end(ending)
+        self._end(ending, reason)
 
-    def _end(self, ending: Ending) -> None:
+    def _end(self, ending: Ending, reason: CloseReason | None = None) -> None:
         self._over = True
         self._loop.close_later(self._plain)
-        outcome = Outcome(ending=ending, leftover=self._leftover)
+        outcome = Outcome(ending=ending, leftover=self._leftover, reason=reason)
         self._loop.report_later(lambda: self._on_done(outcome))
