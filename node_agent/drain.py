@@ -3,8 +3,7 @@
 serving --begin--> draining (idle tunnels closed, nothing new) --all ended or deadline--> gone
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 import trio
 
@@ -22,18 +21,40 @@ class Drain:
         for scope in list(self._idle):
             scope.cancel()
 
-    @contextmanager
-    def idle(self) -> Iterator[None]:
+    def idle(self) -> "Idle":
         """A block in which nothing would be lost by stopping; it is cancelled when draining begins.
 
         The block falls through silently then: its caller sees what it sees when
         there is nothing more to come.
         """
-        with trio.CancelScope() as scope:
-            if self.begun.is_set():
-                scope.cancel()
-            self._idle.add(scope)
-            try:
-                yield
-            finally:
-                self._idle.discard(scope)
+        return Idle(self)
+
+    def enter(self, scope: trio.CancelScope) -> None:
+        """Called by an idle block."""
+        self._idle.add(scope)
+        if self.begun.is_set():
+            scope.cancel()
+
+    def leave(self, scope: trio.CancelScope) -> None:
+        """Called by an idle block."""
+        self._idle.discard(scope)
+
+
+class Idle:
+    """The block that ``Drain.idle`` returns; a class, because one is entered for every connection."""
+
+    __slots__ = ("_drain", "_scope")
+
+    def __init__(self, drain: Drain) -> None:
+        self._drain = drain
+        self._scope = trio.CancelScope()
+
+    def __enter__(self) -> None:
+        self._scope.__enter__()
+        self._drain.enter(self._scope)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._drain.leave(self._scope)
+        return bool(self._scope.__exit__(kind, error, trace))

@@ -13,7 +13,7 @@ import trio
 from ca.spiffe import SpiffeId
 from node_agent.config import TUNNEL_PORT
 from node_agent.errors import CloseReason, ConnectionFailure
-from node_agent.frames import FrameType, Open, decode_verdict, encode_open
+from node_agent.frames import FrameType, Open, Verdict, decode_verdict, encode_open
 from node_agent.tunnel.connect import connect
 from node_agent.tunnel.pool import DIAL, WAIT, Answer, Grant, TunnelPool
 from node_agent.tunnel.tunnel import Tunnel, TunnelLost, Verify, shake_hands
@@ -112,14 +112,7 @@ class TunnelClient:
             self.busy_count += 1
             try:
                 await tunnel.send(frame)
-                with trio.fail_after(self._connect_timeout_s + _VERDICT_GRACE_S):
-                    payload = await tunnel.read_control(FrameType.VERDICT)
-                verdict = decode_verdict(payload)
-            except trio.TooSlowError as error:
-                self.discard(tunnel)
-                raise ConnectionFailure(
-                    CloseReason.VERDICT_TIMEOUT, "the peer agent gave no verdict in time"
-                ) from error
+                verdict = await self._hear_verdict(tunnel)
             except TunnelLost:
                 self.discard(tunnel)
                 if not fresh:
@@ -132,6 +125,12 @@ class TunnelClient:
                 return tunnel
             self.release(key, tunnel)
             raise ConnectionFailure(verdict.reason, verdict.detail or "refused by the destination's agent")
+
+    async def _hear_verdict(self, tunnel: Tunnel) -> Verdict:
+        deadline = trio.current_time() + self._connect_timeout_s + _VERDICT_GRACE_S
+        with trio.CancelScope(deadline=deadline):
+            return decode_verdict(await tunnel.read_control(FrameType.VERDICT))
+        raise ConnectionFailure(CloseReason.VERDICT_TIMEOUT, "the peer agent gave no verdict in time")
 
     def release(self, key: TunnelKey, tunnel: Tunnel) -> None:
         """Give back a tunnel whose connection is complete; it may be used at once by somebody who waits."""

@@ -110,9 +110,6 @@ class TunnelServer:
         tunnel is never used.
         """
         timeout_s = self._open_timeout_s if first else _IDLE_S
-        try:
-            with trio.fail_after(timeout_s):
-                payload = await tunnel.read_control(FrameType.OPEN)
-        except trio.TooSlowError as error:
-            raise ConnectionFailure(CloseReason.OPEN_TIMEOUT, f"nothing was asked for {timeout_s:g} s") from error
-        return decode_open(payload)
+        with trio.CancelScope(deadline=trio.current_time() + timeout_s):
+            return decode_open(await tunnel.read_control(FrameType.OPEN))
+        raise ConnectionFailure(CloseReason.OPEN_TIMEOUT, f"nothing was asked for {timeout_s:g} s")

@@ -42,7 +42,7 @@ class TunnelLost(ConnectionFailure):
 class Tunnel:
     """Owns ``sock`` until ``close``, except while the relay has it."""
 
-    __slots__ = ("_fault", "leftover", "not_after", "peer", "peer_ip", "sock")
+    __slots__ = ("_fault", "_tls", "leftover", "not_after", "peer", "peer_ip", "sock")
 
     def __init__(
         self,
@@ -55,6 +55,7 @@ class Tunnel:
     ) -> None:
         """``not_after``: until when both ends' certificates are valid; ``fault`` explains a TLS error."""
         self.sock = sock
+        self._tls = sock._sslobj  # type: ignore[attr-defined]  # noqa: SLF001  # spares the checks of SSLSocket.recv
         self.peer = peer
         self.peer_ip = peer_ip
         self.not_after = not_after
@@ -78,7 +79,7 @@ class Tunnel:
         """Send one control frame; raises TunnelLost."""
         while True:
             try:
-                self.sock.send(frame)
+                self._tls.write(frame)
                 return
             except ssl.SSLWantWriteError:
                 await trio.lowlevel.wait_writable(self.sock)
@@ -99,9 +100,10 @@ class Tunnel:
         data, self.leftover = self.leftover[:size], self.leftover[size:]
         while len(data) < size:
             try:
-                more = self.sock.recv(size - len(data))
+                if not self._tls.pending():
+                    await trio.lowlevel.wait_readable(self.sock)
+                more = self._tls.read(size - len(data))
             except ssl.SSLWantReadError:
-                await trio.lowlevel.wait_readable(self.sock)
                 continue
             except ssl.SSLWantWriteError:
                 await trio.lowlevel.wait_writable(self.sock)
