@@ -19,6 +19,7 @@ is left alone, and it starts by removing what a killed session left.
 import ctypes
 import json
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -362,6 +363,58 @@ class Mesh:
     # -- faults -----------------------------------------------------------------
 
     @contextmanager
+    def applied(self, manifest: str) -> Iterator[None]:
+        """Apply YAML for the length of the block."""
+        names = [line.split()[0] for line in self.lab("apply", "-", stdin=manifest).splitlines()]
+        try:
+            yield
+        finally:
+            self.lab("delete", *names)
+
+    @contextmanager
+    def tapped(self, path: Path, *, deadline_s: float = 120.0) -> Iterator[None]:
+        """Record the link between the nodes for the length of the block; fails if a packet was missed."""
+        tap = subprocess.Popen(
+            [_LAB, "tap", str(path), "--seconds", str(deadline_s)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=_ENVIRONMENT,
+        )
+        with tap:
+            assert tap.stdout is not None
+            assert tap.stderr is not None
+            assert tap.stdout.readline() == b"recording\n", tap.stderr.read()
+            try:
+                yield
+                self._wait_until_recorded(path)
+            finally:
+                tap.send_signal(signal.SIGINT)
+                counted = tap.stderr.read().decode()
+        assert "\n0 packets dropped by kernel" in counted, counted
+
+    def _wait_until_recorded(self, path: Path) -> None:
+        """Send a packet over the link and wait until the file has it: what came before is there too."""
+        mark = os.urandom(16)
+
+        def send() -> None:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                sender.sendto(mark, ("10.247.0.12", 9))
+
+        in_namespace(self.node_netns(1), send)
+
+        def look() -> bool:
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - 65536))
+                return mark in file.read()
+
+        wait_for("the end of the recording", look)
+
+    @staticmethod
+    def node_netns(node: int) -> Path:
+        """The network namespace of a node; 0 is the CA's."""
+        return Path(f"/run/netns/rf_{LAB_NAME}-node{node}")
+
+    @contextmanager
     def stopped(self, what: str, *, how: str = "stop") -> Iterator[None]:
         """``stop`` or ``kill`` the CA or an agent for the length of the block."""
         self.lab(how, what)
@@ -369,6 +422,21 @@ class Mesh:
             yield
         finally:
             self.lab("start", what)
+
+    @contextmanager
+    def configured(self, **proxy: float) -> Iterator[None]:
+        """Run all agents with these values under ``[proxy]`` for the length of the block: two restarts each."""
+        before = {path: path.read_text() for path in sorted(STATE_DIR.glob("agent-*/agent.toml"))}
+        section = "".join(f"{key} = {value}\n" for key, value in proxy.items())
+        try:
+            for path, text in before.items():
+                path.write_text(f"{text}\n[proxy]\n{section}")
+                self.lab("restart", path.parent.name)
+            yield
+        finally:
+            for path, text in before.items():
+                path.write_text(text)
+                self.lab("restart", path.parent.name)
 
     @contextmanager
     def cut(self, one: int, other: int) -> Iterator[None]:
@@ -416,7 +484,6 @@ class Mesh:
 
     def metrics(self, node: int) -> dict[str, float]:
         """The samples of an agent's ``/metrics``, by name and labels as printed."""
-        netns = Path(f"/run/netns/rf_{LAB_NAME}-node{node}")
 
         def fetch() -> bytes:
             with socket.create_connection(("127.0.0.1", 15020), DEADLINE_S) as connection:
@@ -424,7 +491,7 @@ class Mesh:
                 return read_all(connection)
 
         samples: dict[str, float] = {}
-        for line in in_namespace(netns, fetch).decode().splitlines():
+        for line in in_namespace(self.node_netns(node), fetch).decode().splitlines():
             if line.startswith(("istio_", "ringfence_")):
                 name, _, value = line.rpartition(" ")
                 samples[name] = float(value)

@@ -55,6 +55,8 @@ def _record(recorder: "subprocess.Popen[str]", seconds: float) -> bool:
         return False
     print("recording", flush=True)
     over = threading.Event()
+    # A shell starts its background jobs with SIGINT ignored; a tap is ended by it all the same.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def end() -> None:
         over.set()
@@ -65,8 +67,8 @@ def _record(recorder: "subprocess.Popen[str]", seconds: float) -> bool:
     stop.start()
     try:
         sys.stderr.write(recorder.stderr.read())
-    except KeyboardInterrupt:  # tcpdump got it too
-        over.set()
+    except KeyboardInterrupt:  # at a terminal tcpdump got it too; from another process only we did
+        end()
         sys.stderr.write(recorder.stderr.read())
     finally:
         stop.cancel()
