@@ -214,38 +214,48 @@ def _advance(before: DirectoryState, read: Mapping[str, ManifestFile | None]) ->
         return replace(before, touched=frozenset()) if before.touched else before
     files, objects = dict(before.files), dict(before.objects)
     duplicates, broken = dict(before.duplicates), dict(before.broken)
-    left: set[ObjectKey] = set()
+    touched: set[ObjectKey] = set()
     for name, file in read.items():
         if (gone := files.pop(name, None)) is not None:
-            left.update(each.key for each in gone.objects)
+            touched.update(each.key for each in gone.objects)
         broken.pop(name, None)
         if file is not None:
             files[name] = file
             if file.problem is not None:
                 broken[name] = file.problem
-    found = _by_key({name: file for name, file in read.items() if file is not None})
-    touched = left | found.keys()
-    # Only where files contradict each other is every file searched: an object that one of the
-    # others claims too, or that is in force from one of the others.
-    if any(key in duplicates or (key in objects and key not in left) for key in touched):
-        found = _by_key(files)
+    contradicted = not duplicates.keys().isdisjoint(touched)
     for key in touched:
-        claims = found.get(key, [])
-        duplicates.pop(key, None)
         objects.pop(key, None)
-        if claims:
-            objects[key] = claims[0][1]
-        if len(claims) > 1:
-            duplicates[key] = tuple(name for name, _ in claims)
+    for file in read.values():
+        for each in file.objects if file is not None else ():
+            key = each.key
+            contradicted = contradicted or key in objects
+            touched.add(key)
+            objects[key] = each
+    if contradicted:
+        _settle(files, touched, objects, duplicates)
     return DirectoryState(
         files=files, objects=objects, duplicates=duplicates, broken=broken, touched=frozenset(touched)
     )
 
 
-def _by_key(files: Mapping[str, ManifestFile]) -> dict[ObjectKey, list[tuple[str, ManifestObject]]]:
-    """Every file that holds an object, in the order of their names."""
-    found: dict[ObjectKey, list[tuple[str, ManifestObject]]] = {}
+def _settle(
+    files: Mapping[str, ManifestFile],
+    touched: set[ObjectKey],
+    objects: dict[ObjectKey, ManifestObject],
+    duplicates: dict[ObjectKey, tuple[str, ...]],
+) -> None:
+    """Where files contradict each other, and only there, search every file for who claims what."""
+    claims: dict[ObjectKey, list[tuple[str, ManifestObject]]] = {}
     for name in sorted(files):
         for each in files[name].objects:
-            found.setdefault(each.key, []).append((name, each))
-    return found
+            if (key := each.key) in touched:
+                claims.setdefault(key, []).append((name, each))
+    for key in touched:
+        claimed = claims.get(key, [])
+        duplicates.pop(key, None)
+        objects.pop(key, None)
+        if claimed:
+            objects[key] = claimed[0][1]
+        if len(claimed) > 1:
+            duplicates[key] = tuple(name for name, _ in claimed)

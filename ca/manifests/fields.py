@@ -106,7 +106,7 @@ class Fields:
         return value
 
     def text(self, key: str, default: str | None = None) -> str:
-        """A text; required when there is no default.  Interned: names repeat all over."""
+        """A text; required when there is no default."""
         value = self._data.get(key)
         if value is None:
             if default is None:
@@ -114,10 +114,14 @@ class Fields:
             return default
         if not isinstance(value, str):
             raise self.error(key, f"must be text, not {shown(value)}; quote it")
-        return sys.intern(value)
+        return value
+
+    def shared_text(self, key: str, default: str | None = None) -> str:
+        """A text that many objects repeat: held once."""
+        return sys.intern(self.text(key, default))
 
     def choice(self, key: str, choices: Collection[str], default: str | None = None) -> str:
-        value = self.text(key, default)
+        value = self.shared_text(key, default)
         if value not in choices:
             raise self.error(key, f"must be one of {', '.join(sorted(choices))}, not {shown(value)}")
         return value
@@ -154,7 +158,7 @@ class Fields:
         if not value and (value is None or value == {}):
             return NO_LABELS
         below = self.fields(key)
-        return _shared_labels(tuple((sys.intern(each), below.text(each, "")) for each in below))
+        return _shared_labels(tuple((sys.intern(each), below.shared_text(each, "")) for each in below))
 
     def ip(self, key: str) -> str:
         return self._ip(self.text(key), (*self._path, key))
@@ -179,10 +183,15 @@ class Fields:
         if not text:
             return ""
         try:
-            at = datetime.fromisoformat(text)
-            return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
+            return _utc(text)
         except (ValueError, OverflowError):
             raise self.error(key, f"must be a time such as 2024-05-01T12:00:00Z, not {shown(text)}") from None
+
+
+@lru_cache(maxsize=4096)
+def _utc(text: str) -> str:
+    at = datetime.fromisoformat(text)
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
 
 
 def canonical_ip(text: str, path: Path) -> str:
@@ -210,7 +219,7 @@ def _read_ip(text: str) -> tuple[str, str]:
         address = address.ipv4_mapped or address
     if address.is_unspecified or address.is_loopback or address.is_link_local or address.is_multicast:
         return "", f"must not be unspecified, loopback, link-local or multicast, {shown(text)} is"
-    return str(address), ""
+    return sys.intern(str(address)), ""  # pods and slices repeat it
 
 
 def _network(text: str, path: Path) -> str:

@@ -7,6 +7,7 @@ Kubernetes API are read by the same rules.
 """
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -167,8 +168,8 @@ def _pod(top: Fields) -> Pod:
         labels=_mesh_labels(metadata),
         created=metadata.moment("creationTimestamp"),
         terminating=metadata.has("deletionTimestamp"),
-        node_name=node_name,
-        service_account=service_account,
+        node_name=sys.intern(node_name),
+        service_account=sys.intern(service_account),
         host_network=spec.flag("hostNetwork", False),
         ports=_container_ports(spec),
         phase=phase,
@@ -192,7 +193,7 @@ def _container_ports(spec: Fields) -> tuple[ContainerPort, ...]:
     for container in (*spec.list_of_fields("containers"), *spec.list_of_fields("initContainers")):
         for each in container.list_of_fields("ports"):
             if each.choice("protocol", _PROTOCOLS, "TCP") == "TCP":
-                ports.append(ContainerPort(each.text("name", ""), each.port("containerPort")))
+                ports.append(ContainerPort(each.shared_text("name", ""), each.port("containerPort")))
     return _shared_ports(tuple(ports))
 
 
@@ -221,7 +222,7 @@ def _service(top: Fields) -> Service | Skipped:
         ips += spec.ips("clusterIPs")
     annotations = metadata.fields("annotations")
     ports = tuple(
-        ServicePortSpec(each.text("name", ""), each.port("port"), _target_port(each))
+        ServicePortSpec(each.shared_text("name", ""), each.port("port"), _target_port(each))
         for each in spec.list_of_fields("ports")
         if each.choice("protocol", _PROTOCOLS, "TCP") == "TCP"
     )
@@ -259,7 +260,7 @@ def _endpoint_slice(top: Fields) -> EndpointSlice | Skipped:
         return Skipped(f"EndpointSlice {namespace}/{name} has no label {SERVICE_NAME_LABEL}: it belongs to no Service")
     ip_version = 6 if family == "IPv6" else 4
     ports = tuple(
-        SlicePort(each.text("name", ""), each.port("port"))
+        SlicePort(each.shared_text("name", ""), each.port("port"))
         for each in top.list_of_fields("ports")
         if each.choice("protocol", _PROTOCOLS, "TCP") == "TCP" and each.has("port")
     )
@@ -311,7 +312,7 @@ def _mtls_mode(mtls: Fields) -> str | None:
 
 
 def _names(metadata: Fields, *, label: bool = False) -> tuple[str, str]:
-    return metadata.name("namespace", "default", label=True), metadata.name("name", label=label)
+    return sys.intern(metadata.name("namespace", "default", label=True)), metadata.name("name", label=label)
 
 
 def _mesh_labels(metadata: Fields) -> Mapping[str, str]:

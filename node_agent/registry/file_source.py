@@ -20,6 +20,7 @@ source: problems are in the ``DirectoryState``, the last good version in force.
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -107,8 +108,8 @@ class FileSource:
             took_s = trio.current_time() - began
             interval_s = self._poll_interval_s * _POLLS_PER_SCAN
             self._scan_due_at = trio.current_time() + max(interval_s, took_s * _SCAN_COST_FACTOR)
-        self._state = after
         update = _update(before, after)
+        self._state = after = replace(after, touched=frozenset())
         seen_anything = after.files is not before.files or after.directory_problem != before.directory_problem
         if first or seen_anything:
             on_update(update, after)

@@ -52,7 +52,7 @@ class Workloads:
         self._namespaces: dict[str, Namespace] = {}
         self._localities: dict[str, Locality] = {}
         self._workloads: dict[ObjectName, Workload] = {}
-        self._on_node: dict[str, set[ObjectName]] = {}
+        self._on_node: dict[str, set[ObjectName]] = {}  # of the nodes that were asked for: mostly one, our own
         self._claims: Claims[Workload] = Claims(self._newest)
         self._holders = self._claims.holders
 
@@ -63,7 +63,10 @@ class Workloads:
         return self._workloads.get(name)
 
     def on(self, node: str) -> tuple[Workload, ...]:
-        return tuple(self._workloads[name] for name in sorted(self._on_node.get(node, ())))
+        names = self._on_node.get(node)
+        if names is None:
+            names = self._on_node[node] = {each.name for each in self._workloads.values() if each.node == node}
+        return tuple(self._workloads[name] for name in sorted(names))
 
     def in_namespace(self, namespace: str) -> Iterator[Workload]:
         for name in self._pods.get(namespace, {}):
@@ -99,15 +102,18 @@ class Workloads:
         for name, namespace in namespaces.items():
             _put(self._namespaces, name, namespace)
             touched.update(dict.fromkeys(ObjectName(name, pod) for pod in self._pods.get(name, ())))
+        moved = set()
         for name, node in nodes.items():
             locality = _locality(node) if node is not None else None
-            if locality != self._localities.get(name, Locality()):
-                touched.update(dict.fromkeys(self._on_node.get(name, ())))
+            if (locality or Locality()) != self._localities.get(name, Locality()):
+                moved.add(name)
             _put(self._localities, name, locality)
+        if moved:
+            touched.update(dict.fromkeys(each.name for each in self if each.node in moved))
         reranked = set()
         for pod_name, pod in pods.items():
             in_namespace = self._pods.setdefault(pod_name.namespace, {})
-            if _claim(in_namespace.get(pod_name.name)) != _claim(pod):
+            if (old := in_namespace.get(pod_name.name)) is not None and _claim(old) != _claim(pod):
                 reranked.add(pod_name)
             _put(in_namespace, pod_name.name, pod)
             if not in_namespace:
@@ -158,17 +164,16 @@ class Workloads:
         )
 
     def _file(self, workload: Workload, rivals: set[ObjectName], *, host_network: bool) -> None:
-        self._on_node.setdefault(workload.node, set()).add(workload.name)
+        if (on_node := self._on_node.get(workload.node)) is not None:
+            on_node.add(workload.name)
         if not host_network:
             for ip in workload.addresses:
                 self._claims.add(ip, workload)
                 rivals.update(other.name for other in self._claims.contested.get(ip, ()))
 
     def _unfile(self, workload: Workload, rivals: set[ObjectName]) -> None:
-        on_node = self._on_node[workload.node]
-        on_node.discard(workload.name)
-        if not on_node:
-            del self._on_node[workload.node]
+        if (on_node := self._on_node.get(workload.node)) is not None:
+            on_node.discard(workload.name)
         for ip in workload.addresses:
             rivals.update(other.name for other in self._claims.contested.get(ip, ()))
             self._claims.remove(ip, workload)

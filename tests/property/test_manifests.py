@@ -1,12 +1,14 @@
 """Whatever the text, a manifest is read or refused: nothing else happens."""
 
 import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ca.manifests import ManifestError, parse_manifests
+from ca.manifests import DirectoryState, ManifestError, ManifestObject, ObjectKey, parse_manifests, read_directory
 from ca.manifests.documents import DocumentError, line_of, read_documents
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
@@ -87,3 +89,47 @@ def test_json_means_the_same_to_the_yaml_reader(data: dict[str, Any]) -> None:
 def test_any_path_has_a_line(path: list[str | int], number: int) -> None:
     text = "a:\n  b:\n  - a: 1\n  - b\n---\n- a\n- b: []\n"
     assert 1 <= line_of(text, number, tuple(path)) <= 7
+
+
+FILES = st.lists(
+    st.dictionaries(
+        st.sampled_from(["a.yaml", "b.yml", "c.json"]),
+        st.none() | st.lists(st.tuples(st.sampled_from("xyz"), st.sampled_from("12")), unique_by=lambda each: each[0]),
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=60)
+@given(FILES)
+def test_a_directory_read_in_steps_is_the_same_as_read_at_once(
+    steps: list[dict[str, list[tuple[str, str]] | None]],
+) -> None:
+    with TemporaryDirectory() as directory:
+        state = DirectoryState()
+        told: dict[ObjectKey, ManifestObject] = {}
+        for step in steps:
+            for name, pods in step.items():
+                path = Path(directory, name)
+                if pods is None:
+                    path.unlink(missing_ok=True)
+                else:
+                    items = [
+                        {
+                            "apiVersion": "v1",
+                            "kind": "Pod",
+                            "metadata": {"name": pod},
+                            "status": {"podIP": f"10.1.0.{n}"},
+                        }
+                        for pod, n in pods
+                    ]
+                    path.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+            state = read_directory(directory, state, names=set(step))
+            fresh = read_directory(directory)
+            assert state.objects == fresh.objects
+            assert (state.problems, state.digest) == (fresh.problems, fresh.digest)
+            for key in state.touched:
+                told.pop(key, None)
+                if key in state.objects:
+                    told[key] = state.objects[key]
+            assert told == state.objects
