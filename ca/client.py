@@ -6,6 +6,8 @@ it may be dead.  OpenSSL checks all dates here, without tolerance: the CA's own
 certificate is set back by its clock skew when it is made.
 """
 
+import os
+import socket
 import ssl
 from collections.abc import Sequence
 from typing import Final
@@ -143,15 +145,22 @@ def _issued(reply: Reply) -> Issued:
 
 
 def _why(error: BaseException) -> str:
-    """The innermost cause in words: trio wraps ``ssl`` and socket errors in errors without a text."""
-    while isinstance(error, trio.BrokenResourceError) and error.__cause__ is not None:
-        error = error.__cause__
+    """The innermost cause in words: trio wraps ``ssl`` and socket errors in errors without a text of their own."""
+    while True:
+        if isinstance(error, BaseExceptionGroup):  # one for each address that was tried
+            error = error.exceptions[0]
+        elif error.__cause__ is not None and getattr(error, "errno", None) is None:
+            error = error.__cause__
+        else:
+            break
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not to be trusted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
         return f"TLS: {error.reason or error}"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if isinstance(error, socket.gaierror):
+        return f"its name can not be resolved: {error.strerror}"
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
     return str(error) or type(error).__name__
 
 

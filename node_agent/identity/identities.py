@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import trio
+from cryptography import x509
 
 from ca.client import CaClient, load_chain
 from ca.csr import PrivateKey, build_csr, new_key
@@ -156,7 +157,7 @@ class Identities:
             urgent = any(self._is_urgent(slot) for slot in self._slots.values())
             step = self._node.next_step(now=trio.current_time(), wanted=urgent)
             if isinstance(step, Renew):
-                await self._node.renew()
+                self._take_bundle(await self._node.renew())
                 self.ca_error = self._node.last_error or None
             elif due and self._node.own is not None:
                 await trio.sleep(_COALESCE_S)
@@ -189,8 +190,11 @@ class Identities:
         own = self._node.own
         if own is None or not due:
             return
-        keys = {identity: new_key() for identity in due[:MAX_REQUESTS]}
-        requests = [SignRequest(identity=identity, csr_der=build_csr(key, identity)) for identity, key in keys.items()]
+        keys, requests = {}, []
+        for identity in due[:MAX_REQUESTS]:
+            keys[identity] = key = new_key()
+            requests.append(SignRequest(identity=identity, csr_der=build_csr(key, identity)))
+            await trio.lowlevel.checkpoint()
         try:
             issued = await self._ca.sign(requests, own)
             roots = load_chain(issued.bundle_der)
@@ -200,12 +204,22 @@ class Identities:
                 self._failed(identity, error)
             return
         self.ca_error = None
-        self._ca.replace_roots(roots)
+        self._take_bundle(roots)
         for item in issued.certificates:
             try:
                 self._install(item, keys[item.identity], issued)
             except CaError as error:
                 self._failed(item.identity, error)
+            # Two contexts take OpenSSL 3.0 about 4 ms: connections are not to wait for those of a whole node.
+            await trio.lowlevel.checkpoint()
+
+    def _take_bundle(self, roots: tuple[x509.Certificate, ...]) -> None:
+        """A context trusts the roots it was made with: when they change, every identity needs new contexts."""
+        if roots and set(roots) != set(self._ca.roots):
+            _log.info("the trust bundle has changed: it has %d roots now", len(roots))
+            self._ca.replace_roots(roots)
+            for slot in self._slots.values():
+                slot.rotation.renew_soon(self._utc_now())
 
     def _install(self, item: IssuedCertificate, key: PrivateKey, issued: Issued) -> None:
         slot = self._slots.get(item.identity)

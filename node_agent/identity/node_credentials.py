@@ -76,15 +76,19 @@ class NodeCredentials:
             step = self._rotation.next_step(at=at, now=now, wanted=wanted)
         return step
 
-    async def renew(self) -> None:
-        """Get the next certificate; a failure is kept in ``last_error`` and the pause before the next attempt."""
+    async def renew(self) -> tuple[x509.Certificate, ...]:
+        """Get the next certificate; returns the trust bundle that came along.
+
+        Does not raise: after a failure the bundle is empty, and ``last_error`` says why.
+        """
         try:
-            await self._renew()
+            roots = await self._renew()
         except CaError as error:
             self._failed(error)
-        else:
-            self._refused = False
-            self.last_error = ""
+            return ()
+        self._refused = False
+        self.last_error = ""
+        return roots
 
     def ready(self) -> tuple[bool, str]:
         """Whether SVIDs can be asked for; if not, why."""
@@ -105,7 +109,7 @@ class NodeCredentials:
             "last_error": self.last_error or None,
         }
 
-    async def _renew(self) -> None:
+    async def _renew(self) -> tuple[x509.Certificate, ...]:
         key = new_key()
         csr_der = build_csr(key, self._identity)
         own = self.own
@@ -113,11 +117,10 @@ class NodeCredentials:
             issued = await self._ca.attest(self._join_token(), self._node, csr_der)
         else:
             issued = await self._ca.renew_node(csr_der, own)
-        renewed, roots = KeyAndChain(key=key, chain=_only_chain(issued)), load_chain(issued.bundle_der)
-        at = self._utc_now()
+        renewed = KeyAndChain(key=key, chain=_only_chain(issued))
+        roots, at = load_chain(issued.bundle_der), self._utc_now()
         require_issued_to(identity=self._identity, own=renewed, roots=roots, at=at)
         self._own = renewed
-        self._ca.replace_roots(roots)
         self._rotation.issued(at=at, not_after=_end(renewed), draw=self._rng.random())
         _log.info("node certificate of %s valid until %s", self._identity, _end(renewed).isoformat())
         try:
@@ -125,6 +128,7 @@ class NodeCredentials:
         except OSError as error:
             # It works until the agent is restarted; then it takes a new join token.
             _log.error("the node's key could not be stored: %s", error)
+        return roots
 
     def _join_token(self) -> str:
         if self._join_token_file is None:

@@ -56,6 +56,7 @@ class ScriptedCa(CaClient):
         self.asked: list[tuple[float, Request]] = []
         self.spoil: Callable[[x509.Certificate], x509.Certificate] = lambda certificate: certificate
         self.ttl_s = HOUR_S
+        self.also_roots: tuple[x509.Certificate, ...] = ()
 
     def times(self, kind: type[Request]) -> list[float]:
         return [at for at, request in self.asked if isinstance(request, kind)]
@@ -91,7 +92,8 @@ class ScriptedCa(CaClient):
         return IssuedCertificate(identity=identity, chain_der=tuple(map(der, chain)))
 
     def _issued(self, items: list[IssuedCertificate]) -> Issued:
-        return Issued(certificates=tuple(items), bundle_der=(der(self.root.certificate),), trust_domain=TRUST_DOMAIN)
+        bundle = tuple(map(der, (self.root.certificate, *self.also_roots)))
+        return Issued(certificates=tuple(items), bundle_der=bundle, trust_domain=TRUST_DOMAIN)
 
 
 @dataclass(kw_only=True)
@@ -363,6 +365,23 @@ async def test_a_stored_node_certificate_that_has_expired_needs_the_token_again(
     async with agent(tmp_path, ca=ca) as made:
         await joined(made, WEB)
         assert len(ca.times(AttestWithToken)) == 1
+
+
+async def test_a_new_trust_bundle_reaches_every_identity(tmp_path: Path) -> None:
+    async with agent(tmp_path) as made:
+        await joined(made, WEB)
+        await trio.sleep(60.0)
+        old, made.ca.also_roots = made.identities.current(WEB), (make_root().certificate,)
+        made.identities.set_wanted(frozenset({WEB, CART}))
+        await trio.sleep(1.0)
+        assert old is not None
+        assert len(old.client_context.get_ca_certs()) == 1
+        for identity in (WEB, CART):
+            credentials = made.identities.current(identity)
+            assert credentials is not None
+            assert len(credentials.client_context.get_ca_certs()) == 2
+            assert len(credentials.server_context.get_ca_certs()) == 2
+        assert len(made.ca.roots) == 2
 
 
 async def _spoilt(made: Agent) -> tuple[Credentials | None, str]:

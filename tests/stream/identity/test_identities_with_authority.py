@@ -90,7 +90,7 @@ async def test_an_agent_that_starts_before_its_authority_catches_up(tmp_path: Pa
         with pytest.raises(ConnectionFailure) as caught:
             await agent.wait_for(workload("web"))
         assert caught.value.reason is CloseReason.IDENTITY_UNAVAILABLE
-        assert f"port {port}" in caught.value.detail
+        assert f"port {port}: Connection refused" in caught.value.detail
         config_file = authority.config_file
         config_file.write_text(config_file.read_text().replace("127.0.0.1:0", f"127.0.0.1:{port}"))
         fixed = Authority(
