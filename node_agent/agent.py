@@ -95,11 +95,10 @@ class _Agent:
         self._config = config
         self._crash: BaseException | None = None
         self._crashed = trio.Event()
-        token = trio.lowlevel.current_trio_token()
 
         def relay_crashed(error: BaseException) -> None:
             self._crash = error
-            token.run_sync_soon(self._crashed.set)
+            self._crashed.set()
 
         rng = random.SystemRandom()
         metrics = Metrics()
@@ -111,7 +110,7 @@ class _Agent:
         self._registry = Registry(config.agent.trust_domain)
         self._source = FileSource(config.registry.manifests_dir)
         self._identities = _identities(config, rng)
-        relay = Relay(threads=config.proxy.relay_threads, on_crash=relay_crashed)
+        relay = Relay(on_crash=relay_crashed)
         stack.callback(relay.close)
         self._tunnels = TunnelClient(
             connect_timeout_s=config.proxy.connect_timeout_s,
@@ -226,7 +225,7 @@ class _Agent:
 
     async def _fail_with_relay(self) -> None:
         await self._crashed.wait()
-        raise AgentError(f"the relay thread ended by a bug: {self._crash!r}") from self._crash
+        raise AgentError(f"the relay ended by a bug: {self._crash!r}") from self._crash
 
     def _netns_path(self, workload: Workload) -> Path:
         namespace, name = workload.name

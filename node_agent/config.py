@@ -98,7 +98,6 @@ class ProxySection:
     open_timeout_s: float = _number(10.0, least=0.05, most=300.0)
     max_pending_handshakes: int = _number(2048, least=1, most=1_000_000)
     max_connect_attempts: int = _number(3, least=1, most=20)
-    relay_threads: int = _number(1, least=1, most=64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,38 +1,36 @@
-"""The relay thread: one epoll that moves the bytes of many connections.
+"""The relay loop: one epoll that moves the bytes of many connections.
 
-Why a thread here and nowhere else: two trio tasks a connection cost several
-times what one raw epoll loop costs (docs/architecture.md, "Relay").  trio tells
-the story of a connection and hands two connected sockets over; from then on
-only this thread touches them, until it reports back.
+Two trio tasks a connection cost several times what one raw epoll loop costs
+(docs/architecture.md, "Relay").  So trio tells the story of a connection and
+hands two connected sockets over; from then on only this loop touches them,
+until it reports back.
 
 Theory of operation
 -------------------
+* The loop runs in trio's own thread, in the moments in which trio would sleep
+  (relay.py).  In a thread of its own the two fought for the interpreter's lock:
+  a connection cost up to twice as much, and a busy relay starved the stories.
 * Level-triggered.  A pair reads once, writes once and returns, so a bulk
   transfer can not starve a neighbour; what is left is announced again by the
   next ``epoll_wait``.  A pair changes what it waits for only when a write
   blocks or ends, so back-pressure is the peer's own TCP window.
-* All pairs of a loop read into one *arena*.  Bytes that can not be written at
-  once are kept: small ones are copied, a large rest keeps the arena itself and
-  the loop takes another one.  An idle connection therefore owns no buffer.
+* All pairs read into one *arena*.  Bytes that can not be written at once are
+  kept: small ones are copied, a large rest keeps the arena itself and the loop
+  takes another one.  An idle connection therefore owns no buffer.
 * Sockets are closed, and endings reported, only between two batches of events:
   a file descriptor number can not be reused while an event that names its
   former owner is still waiting in the batch.
-* ``adopt`` may be called from the trio thread: ``epoll_ctl`` is safe beside
-  ``epoll_wait``, so handing over costs no wake-up.
 """
 
-import logging
 import os
 import select
 import socket
-import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 from node_agent.frames import HEADER_BYTES
-
-_log = logging.getLogger("ringfence.relay")
 
 IN: Final = select.EPOLLIN
 OUT: Final = select.EPOLLOUT
@@ -48,13 +46,13 @@ EventHandler = Callable[[int], None]
 
 
 class RelayLoop:
-    """One relay thread; made and started by ``Relay``, stopped by ``stop``.
+    """Owns the epoll; ``serve`` is called again and again, everything else in between or from within.
 
-    ``on_crash`` is called from the relay thread with the exception that ended
-    it: a bug of ours, the agent must not go on without its relay.
+    ``call_soon`` may be called from any thread, the rest only from the one that
+    calls ``serve``.
     """
 
-    def __init__(self, name: str, on_crash: Callable[[BaseException], None]) -> None:
+    def __init__(self) -> None:
         self._epoll = select.epoll()
         self._handlers: dict[int, EventHandler] = {}
         self._calls: deque[Callable[[], None]] = deque()
@@ -62,42 +60,80 @@ class RelayLoop:
         self._to_close: list[socket.socket] = []
         self._to_report: list[Callable[[], None]] = []
         self._spare: list[bytearray] = []
-        self._on_crash = on_crash
-        self._stopping = False
+        self._interrupted = False
         self._take_arena()
-        self._epoll.register(self._wake_fd, IN)
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._own_descriptors = 1
+        self.adopt(self._wake_fd, IN, self._on_wake)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread and wait for it; sockets still adopted are the caller's to close."""
-        self.call_soon(self._stop)
-        self._thread.join()
+    def close(self) -> None:
+        """Sockets that are still adopted are the caller's to close."""
         self._epoll.close()
         os.close(self._wake_fd)
 
-    def _stop(self) -> None:
-        self._stopping = True
-
-    # -- any thread ---------------------------------------------------------
-
-    def adopt(self, fd: int, mask: int, handler: EventHandler) -> None:
-        """Send the events of ``fd`` to ``handler``, in the relay thread, from now on."""
-        self._handlers[fd] = handler
-        try:
-            self._epoll.register(fd, mask)
-        except FileExistsError:
-            # The pair's other socket was adopted first and its handler has already told what it wants of this one.
-            pass
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is adopted and nothing is left to do."""
+        return len(self._handlers) == self._own_descriptors and not self._calls and not self._to_report
 
     def call_soon(self, call: Callable[[], None]) -> None:
-        """Run ``call`` in the relay thread, between two batches."""
+        """Run ``call`` in ``serve``, between two batches."""
         self._calls.append(call)
         os.eventfd_write(self._wake_fd, 1)
 
-    # -- the relay thread ---------------------------------------------------
+    def _on_wake(self, _event: int) -> None:
+        os.eventfd_read(self._wake_fd)
+
+    def interrupt_on(self, fd: int) -> None:
+        """Let ``serve`` return after the batch in which ``fd`` is readable."""
+        self._own_descriptors += 1
+        self.adopt(fd, IN, self._on_interrupt)
+
+    def _on_interrupt(self, _event: int) -> None:
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """Let ``serve`` return after this batch; called from within it."""
+        self._interrupted = True
+
+    def serve(self, timeout_s: float) -> bool:
+        """Serve events for ``timeout_s``, or until an ending was reported or an interrupting descriptor is readable.
+
+        Returns False when the time is up, True otherwise.  Raises what a
+        handler raises: a bug, after which nothing is in order any more.
+        """
+        deadline = time.monotonic() + timeout_s
+        self._interrupted = False
+        poll = self._epoll.poll
+        handlers = self._handlers
+        while True:
+            for fd, event in poll(timeout_s, _BATCH):
+                handler = handlers.get(fd)
+                if handler is not None:
+                    handler(event)
+            while self._calls:
+                self._calls.popleft()()
+            if self._to_close:
+                for sock in self._to_close:
+                    sock.close()
+                self._to_close.clear()
+            if self._to_report:
+                reports, self._to_report = self._to_report, []
+                for report in reports:
+                    report()
+                return True
+            if self._interrupted:
+                return True
+            if timeout_s > 0:
+                timeout_s = deadline - time.monotonic()
+            if timeout_s <= 0:
+                return False
+
+    # -- for the pairs --------------------------------------------------------
+
+    def adopt(self, fd: int, mask: int, handler: EventHandler) -> None:
+        """Send the events of ``fd`` to ``handler`` from now on."""
+        self._handlers[fd] = handler
+        self._epoll.register(fd, mask)
 
     def interest(self, fd: int, mask: int) -> None:
         """Change what to wait for on ``fd``."""
@@ -146,30 +182,3 @@ class RelayLoop:
     def _take_arena(self) -> None:
         self.arena = memoryview(self._spare.pop() if self._spare else bytearray(ARENA_BYTES))
         self.arena_body = self.arena[HEADER_BYTES:]
-
-    def _run(self) -> None:
-        try:
-            while not self._stopping:
-                self._serve_batch(self._epoll.poll(-1, _BATCH))
-        except BaseException as error:
-            _log.exception("relay thread ended by a bug")
-            self._on_crash(error)
-
-    def _serve_batch(self, batch: list[tuple[int, int]]) -> None:
-        handlers = self._handlers
-        for fd, event in batch:
-            handler = handlers.get(fd)
-            if handler is not None:
-                handler(event)
-            elif fd == self._wake_fd:
-                os.eventfd_read(self._wake_fd)
-        while self._calls:
-            self._calls.popleft()()
-        if self._to_close:
-            for sock in self._to_close:
-                sock.close()
-            self._to_close.clear()
-        if self._to_report:
-            reports, self._to_report = self._to_report, []
-            for report in reports:
-                report()

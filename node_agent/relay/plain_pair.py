@@ -38,8 +38,8 @@ class _Flow:
 class PlainPair:
     """Owns both sockets from ``start`` until ``on_done``, by when both are closed.
 
-    ``on_done`` runs in the relay thread.  ``up_bytes`` (first to second socket)
-    and ``down_bytes`` may be read from any thread.
+    ``on_done`` is called by the loop.  ``up_bytes`` (first to second socket)
+    and ``down_bytes`` may be read at any time.
     """
 
     __slots__ = ("_down", "_first", "_loop", "_masks", "_on_done", "_over", "_second", "_up")
@@ -70,7 +70,7 @@ class PlainPair:
         return self._down.moved_bytes
 
     def start(self) -> None:
-        """Hand both sockets to the loop; called once, from the trio thread."""
+        """Hand both sockets to the loop; called once."""
         second_fd = self._second.fileno()
         first_fd = self._first.fileno()
         self._loop.adopt(second_fd, IN, lambda event: self._serve(event, second_fd, self._down, self._up))

@@ -1,22 +1,25 @@
 """The trio side of the relay: hand two sockets over, wait for the ending."""
 
+import logging
+import select
 import socket
 import ssl
 from collections.abc import Callable
 from typing import Protocol
 
-import outcome as trio_outcome
 import trio
 
-from node_agent.errors import CloseReason
+from node_agent.errors import AgentError, CloseReason
 from node_agent.relay.ending import Ending, Outcome
 from node_agent.relay.loop import RelayLoop
 from node_agent.relay.plain_pair import PlainPair
 from node_agent.relay.tunnel_pair import TunnelPair
 
+_log = logging.getLogger("ringfence.relay")
+
 
 class Pair(Protocol):
-    """Two joined sockets on a relay thread."""
+    """Two joined sockets in the relay loop."""
 
     @property
     def up_bytes(self) -> int: ...
@@ -32,39 +35,60 @@ class Pair(Protocol):
 class _Relaying:
     """One pair and the trio task that waits for it."""
 
-    __slots__ = ("_task", "_token", "result")
+    __slots__ = ("_relay", "_task", "result")
 
-    def __init__(self, token: trio.lowlevel.TrioToken) -> None:
-        self._token = token
+    def __init__(self, relay: "Relay") -> None:
+        self._relay = relay
         self._task = trio.lowlevel.current_task()
         self.result: Outcome | None = None
 
     def done(self, result: Outcome) -> None:
-        """Called in the relay thread."""
+        """Called by the loop, between two batches."""
         self.result = result
-        try:
-            self._token.run_sync_soon(self._wake)
-        except trio.RunFinishedError:
-            pass  # the agent is gone; the sockets are closed already
-
-    def _wake(self) -> None:
-        trio.lowlevel.reschedule(self._task, trio_outcome.Value(None))
+        trio.lowlevel.reschedule(self._task)
+        self._relay.has_woken_a_task = True
 
 
-class Relay:
-    """Owns the relay threads; made and closed by ``agent.py``."""
+class Relay(trio.abc.Instrument):
+    """Runs the relay loop in trio's thread, whenever trio is about to sleep; closed by ``agent.py``.
 
-    def __init__(self, *, threads: int, on_crash: Callable[[BaseException], None]) -> None:
+    An instrument's ``before_io_wait`` is called right before trio waits for its
+    own events, with the time that it would wait.  We wait in its place, on the
+    relay's epoll, which also watches trio's epoll: an event for trio, its next
+    deadline or a finished pair ends our turn.
+    """
+
+    def __init__(self, *, on_crash: Callable[[BaseException], None]) -> None:
+        """``on_crash`` gets the exception that ended the loop: a bug, the agent must not go on without its relay."""
         self._token = trio.lowlevel.current_trio_token()
-        self._loops = [RelayLoop(f"relay-{number}", on_crash) for number in range(threads)]
-        self._next = 0
-        for loop in self._loops:
-            loop.start()
+        self._on_crash = on_crash
+        self._loop = RelayLoop()
+        self._loop.interrupt_on(_trio_epoll_fd())
+        self.has_woken_a_task = False
+        trio.lowlevel.add_instrument(self)
 
     def close(self) -> None:
-        """Stop the threads; every pair must have ended before."""
-        for loop in self._loops:
-            loop.stop()
+        """Stop relaying; every pair must have ended before."""
+        try:
+            trio.lowlevel.remove_instrument(self)
+        except KeyError:
+            return  # it crashed
+        self._loop.close()
+
+    def before_io_wait(self, timeout: float) -> None:
+        """Relay for as long as trio has nothing to do, ``timeout`` seconds at most."""
+        if self._loop.is_idle:
+            return
+        try:
+            is_time_up = not self._loop.serve(timeout)
+        except BaseException as error:
+            _log.exception("the relay loop ended by a bug")
+            self._on_crash(error)
+            raise  # trio takes a raising instrument off
+        if self.has_woken_a_task or (is_time_up and timeout > 0):
+            # trio has made up its mind to sleep for ``timeout`` before it asked us: change it.
+            self.has_woken_a_task = False
+            self._token.run_sync_soon(_nothing, idempotent=True)
 
     async def run_tunnel(
         self,
@@ -81,21 +105,30 @@ class Relay:
         counters.  Cancellation cuts the pair first, and tells the peer agent
         what ``why`` then returns.
         """
-        waiting = _Relaying(self._token)
-        pair = TunnelPair(loop=self._loop(), plain=plain, tunnel=tunnel, on_done=waiting.done)
+        waiting = _Relaying(self)
+        pair = TunnelPair(loop=self._loop, plain=plain, tunnel=tunnel, on_done=waiting.done)
         on_start(pair)
         return await _wait(pair, waiting, why)
 
     async def run_plain(self, first: socket.socket, second: socket.socket, on_start: Callable[[Pair], None]) -> Outcome:
         """Relay between two sockets; takes both over and closes both."""
-        waiting = _Relaying(self._token)
-        pair = PlainPair(loop=self._loop(), first=first, second=second, on_done=waiting.done)
+        waiting = _Relaying(self)
+        pair = PlainPair(loop=self._loop, first=first, second=second, on_done=waiting.done)
         on_start(pair)
         return await _wait(pair, waiting, _nobody_to_tell)
 
-    def _loop(self) -> RelayLoop:
-        self._next = (self._next + 1) % len(self._loops)
-        return self._loops[self._next]
+
+def _nothing() -> None:
+    pass
+
+
+def _trio_epoll_fd() -> int:
+    """The descriptor that trio waits on: not public, so checked; the lock file pins trio's version."""
+    io_manager = getattr(trio._core._run.GLOBAL_RUN_CONTEXT.runner, "io_manager", None)  # noqa: SLF001
+    epoll = getattr(io_manager, "_epoll", None)
+    if not isinstance(epoll, select.epoll):
+        raise AgentError(f"the relay does not fit trio {trio.__version__}: install the version of requirements.lock")
+    return epoll.fileno()
 
 
 def _nobody_to_tell() -> None:

@@ -49,8 +49,8 @@ class TunnelPair:
     """Owns ``plain`` and ``tunnel`` from ``start`` until ``on_done``.
 
     ``plain`` is closed before ``on_done`` is called; ``tunnel`` too unless the
-    ending is COMPLETE.  ``on_done`` runs in the relay thread.  ``up_bytes``
-    (application to tunnel) and ``down_bytes`` may be read from any thread.
+    ending is COMPLETE.  ``on_done`` is called by the loop.  ``up_bytes``
+    (application to tunnel) and ``down_bytes`` may be read at any time.
     """
 
     __slots__ = (
@@ -114,7 +114,7 @@ class TunnelPair:
         self.down_bytes = 0
 
     def start(self) -> None:
-        """Hand both sockets to the loop; called once, from the trio thread."""
+        """Hand both sockets to the loop; called once."""
         if self._tunnel.pending():
             # Bytes already inside SSL raise no event of their own; "writable" is true at once and brings us there.
             self._tunnel_mask = IN | OUT
