@@ -4,7 +4,8 @@
     documents   YAML and JSON text to plain data (the only door to PyYAML)
     fields      reading plain data strictly, field by field
     objects     the kinds that Ringfence uses, as values
-    parse       plain data to objects
+    kinds       each kind of object from its fields
+    parse       texts to objects
     enrolment   which pods belong to the mesh
     directory   a directory of manifest files, with its last good state
 
@@ -21,6 +22,7 @@ from ca.manifests.directory import (
 )
 from ca.manifests.enrolment import MESH_LABEL, enrolled
 from ca.manifests.errors import ManifestError, ManifestProblem
+from ca.manifests.kinds import Skipped
 from ca.manifests.objects import (
     ContainerPort,
     EndpointSlice,
@@ -35,7 +37,7 @@ from ca.manifests.objects import (
     SliceEndpoint,
     SlicePort,
 )
-from ca.manifests.parse import ParsedFile, Skipped, parse_manifests, parse_object
+from ca.manifests.parse import ParsedFile, parse_manifests, parse_object
 
 __all__ = [
     "MESH_LABEL",

@@ -1,44 +1,19 @@
-"""Plain data to objects: what a manifest must say for Ringfence to use it.
+"""Texts to objects: documents, lists, and what a file as a whole must be.
 
 A known kind that is wrong rejects its whole file; an unknown kind, or a variant
-that Ringfence does not serve (ExternalName, FQDN slices), is skipped and
-reported.  ``parse_object`` takes data from any source, so that files and the
-Kubernetes API are read by the same rules.
+that Ringfence does not serve, is skipped and reported.  ``parse_object`` takes
+data from any source, so that files and the Kubernetes API are read by the same
+rules.
 """
 
-import hashlib
-import sys
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Final
+from typing import Any
 
 from ca.manifests.documents import DocumentError, Path, line_of, read_documents
-from ca.manifests.enrolment import MESH_LABEL, MESH_VALUES
 from ca.manifests.errors import ManifestError, ManifestProblem
 from ca.manifests.fields import FieldError, Fields, path_text, shown
-from ca.manifests.objects import (
-    ContainerPort,
-    EndpointSlice,
-    ManifestObject,
-    Namespace,
-    Node,
-    ObjectKey,
-    PeerAuthentication,
-    Pod,
-    Service,
-    ServicePortSpec,
-    SliceEndpoint,
-    SlicePort,
-)
-
-LOAD_BALANCING_ANNOTATION: Final = "ringfence.io/load-balancing"
-LOAD_BALANCING: Final = ("least-latency", "round-robin")
-SERVICE_NAME_LABEL: Final = "kubernetes.io/service-name"
-_PHASES: Final = ("Pending", "Running", "Succeeded", "Failed", "Unknown")
-_PROTOCOLS: Final = ("TCP", "UDP", "SCTP")
-_MTLS_MODES: Final = ("STRICT", "PERMISSIVE", "DISABLE", "UNSET")
-_SERVICE_TYPES: Final = ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName")
+from ca.manifests.kinds import KINDS, Skipped
+from ca.manifests.objects import ManifestObject, ObjectKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +22,6 @@ class ParsedFile:
 
     objects: tuple[ManifestObject, ...]
     skipped: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """This object is well-formed but of no use to Ringfence."""
-
-    reason: str
 
 
 def parse_manifests(text: str, *, origin: str) -> ParsedFile:
@@ -97,7 +65,7 @@ def parse_object(data: Any, *, path: Path = ()) -> ManifestObject | Skipped:
     top = Fields(data, path)
     version, kind = top.text("apiVersion"), top.text("kind")
     group, _, number = version.rpartition("/")
-    known = _KINDS.get((group, kind))
+    known = KINDS.get((group, kind))
     if known is None:
         return Skipped(f"{version} {kind} {shown(top.fields('metadata').raw('name'))} is of a kind that is not used")
     versions, parse = known
@@ -125,209 +93,3 @@ def _unwrapped(data: Any, path: Path, default: tuple[str, str] | None) -> list[t
     for index, item in enumerate(top.raw("items")):
         found += _unwrapped(item, ("items", index), typed)
     return found
-
-
-def _namespace(top: Fields) -> Namespace:
-    metadata = top.fields("metadata")
-    return Namespace(name=metadata.name("name", label=True), labels=_mesh_labels(metadata))
-
-
-def _node(top: Fields) -> Node:
-    metadata, spec = top.fields("metadata"), top.fields("spec")
-    cidrs = spec.networks("podCIDRs")
-    if not cidrs and spec.has("podCIDR"):
-        cidrs = [spec.network("podCIDR")]
-    addresses = [
-        each.ip("address")
-        for each in top.fields("status").list_of_fields("addresses")
-        if each.text("type") in ("InternalIP", "ExternalIP")
-    ]
-    return Node(
-        name=metadata.name("name"),
-        labels=metadata.labels("labels"),
-        pod_cidrs=tuple(dict.fromkeys(cidrs)),
-        addresses=tuple(dict.fromkeys(addresses)),
-    )
-
-
-def _pod(top: Fields) -> Pod:
-    metadata, spec, status = top.fields("metadata"), top.fields("spec"), top.fields("status")
-    namespace, name = _names(metadata)
-    addresses = [each.ip("ip") for each in status.list_of_fields("podIPs") if each.has("ip")]
-    if status.has("podIP") and (primary := status.ip("podIP")) not in addresses:
-        addresses.insert(0, primary)
-    addresses = list(dict.fromkeys(addresses))
-    service_account = spec.name("serviceAccountName", spec.text("serviceAccount", "default") or "default")
-    node_name = spec.name("nodeName") if spec.text("nodeName", "") else ""
-    # The API server always writes a phase; a hand-written pod with an address is meant to run.
-    phase = status.choice("phase", _PHASES, "Running" if addresses else "Pending")
-    return Pod(
-        namespace=namespace,
-        name=name,
-        uid=metadata.text("uid", "") or _derived_uid(namespace, name, service_account, node_name, *addresses),
-        labels=_mesh_labels(metadata),
-        created=metadata.moment("creationTimestamp"),
-        terminating=metadata.has("deletionTimestamp"),
-        node_name=sys.intern(node_name),
-        service_account=sys.intern(service_account),
-        host_network=spec.flag("hostNetwork", False),
-        ports=_container_ports(spec),
-        phase=phase,
-        addresses=tuple(addresses),
-        ready=_ready_condition(status, phase),
-    )
-
-
-def _derived_uid(*parts: str) -> str:
-    """What a manifest without a uid gets: equal only for a pod that may take the old one's place.
-
-    Name alone would not do: a pod deleted and made again under its name, with
-    another address or account, must not inherit the old one's tunnels.
-    """
-    return "derived-" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
-
-
-def _container_ports(spec: Fields) -> tuple[ContainerPort, ...]:
-    ports = []
-    # Sidecars are init containers that keep running, and may serve named ports.
-    for container in (*spec.list_of_fields("containers"), *spec.list_of_fields("initContainers")):
-        for each in container.list_of_fields("ports"):
-            if each.choice("protocol", _PROTOCOLS, "TCP") == "TCP":
-                ports.append(ContainerPort(each.shared_text("name", ""), each.port("containerPort")))
-    return _shared_ports(tuple(ports))
-
-
-@lru_cache(maxsize=4096)
-def _shared_ports(ports: tuple[ContainerPort, ...]) -> tuple[ContainerPort, ...]:
-    """Pods of one deployment have equal ports: hold them once."""
-    return ports
-
-
-def _ready_condition(status: Fields, phase: str) -> bool:
-    for condition in status.list_of_fields("conditions"):
-        if condition.text("type") == "Ready":
-            return condition.text("status") == "True"
-    return phase == "Running"
-
-
-def _service(top: Fields) -> Service | Skipped:
-    metadata, spec = top.fields("metadata"), top.fields("spec")
-    namespace, name = _names(metadata, label=True)
-    if spec.choice("type", _SERVICE_TYPES, "ClusterIP") == "ExternalName":
-        return Skipped(f"Service {namespace}/{name} is of type ExternalName, which is not supported")
-    ips: list[str] = []
-    if spec.text("clusterIP", "") not in ("", "None"):
-        ips.append(spec.ip("clusterIP"))
-    if spec.raw("clusterIPs") != ["None"]:
-        ips += spec.ips("clusterIPs")
-    annotations = metadata.fields("annotations")
-    ports = tuple(
-        ServicePortSpec(each.shared_text("name", ""), each.port("port"), _target_port(each))
-        for each in spec.list_of_fields("ports")
-        if each.choice("protocol", _PROTOCOLS, "TCP") == "TCP"
-    )
-    if len({each.port for each in ports}) != len(ports):
-        raise spec.error("ports", "the same TCP port appears twice; remove one")
-    return Service(
-        namespace=namespace,
-        name=name,
-        created=metadata.moment("creationTimestamp"),
-        cluster_ips=tuple(dict.fromkeys(ips)),
-        ports=ports,
-        selector=spec.labels("selector"),
-        publish_not_ready=spec.flag("publishNotReadyAddresses", False),
-        load_balancing=annotations.choice(LOAD_BALANCING_ANNOTATION, LOAD_BALANCING, LOAD_BALANCING[0]),
-    )
-
-
-def _target_port(port: Fields) -> int | str:
-    if isinstance(port.raw("targetPort"), str):
-        if name := port.text("targetPort"):
-            return name
-    elif port.has("targetPort"):
-        return port.port("targetPort")
-    return port.port("port")
-
-
-def _endpoint_slice(top: Fields) -> EndpointSlice | Skipped:
-    metadata = top.fields("metadata")
-    namespace, name = _names(metadata)
-    family = top.choice("addressType", ("IPv4", "IPv6", "FQDN"))
-    labels = metadata.fields("labels")
-    if family == "FQDN":
-        return Skipped(f"EndpointSlice {namespace}/{name} is of addressType FQDN, which is not supported")
-    if not labels.has(SERVICE_NAME_LABEL):
-        return Skipped(f"EndpointSlice {namespace}/{name} has no label {SERVICE_NAME_LABEL}: it belongs to no Service")
-    ip_version = 6 if family == "IPv6" else 4
-    ports = tuple(
-        SlicePort(each.shared_text("name", ""), each.port("port"))
-        for each in top.list_of_fields("ports")
-        if each.choice("protocol", _PROTOCOLS, "TCP") == "TCP" and each.has("port")
-    )
-    endpoints = tuple(_slice_endpoint(each, ip_version) for each in top.list_of_fields("endpoints"))
-    service = labels.name(SERVICE_NAME_LABEL, label=True)
-    return EndpointSlice(
-        namespace=namespace, name=name, service=service, ip_version=ip_version, endpoints=endpoints, ports=ports
-    )
-
-
-def _slice_endpoint(endpoint: Fields, ip_version: int) -> SliceEndpoint:
-    """Kubernetes API: "consumers must handle only the first address"; "nil [ready] should be interpreted as true"."""
-    addresses = endpoint.ips("addresses")
-    if not addresses:
-        raise endpoint.error("addresses", "is missing; write at least one address")
-    if (":" in addresses[0]) != (ip_version == 6):
-        raise endpoint.error("addresses", f"{addresses[0]} is not IPv{ip_version}, as addressType says; correct either")
-    target = endpoint.fields("targetRef")
-    pod = target.name("name") if target.text("kind", "") == "Pod" else ""
-    return SliceEndpoint(addresses[0], endpoint.fields("conditions").flag("ready", True), pod)
-
-
-def _peer_authentication(top: Fields) -> PeerAuthentication:
-    metadata, spec = top.fields("metadata"), top.fields("spec")
-    namespace, name = _names(metadata)
-    selector = spec.fields("selector").labels("matchLabels")
-    port_modes = {}
-    by_port = spec.fields("portLevelMtls")
-    for key in by_port:
-        if not (key.isascii() and key.isdigit() and 1 <= int(key[:6]) <= 65535):
-            raise by_port.error(key, "the key must be a port number from 1 to 65535, of the workload")
-        port_modes[int(key)] = _mtls_mode(by_port.fields(key))
-    if port_modes and not selector:
-        # Istio says of port specific settings: "These only apply when a workload selector is specified."
-        raise spec.error("portLevelMtls", "needs a workload; add spec.selector.matchLabels")
-    return PeerAuthentication(
-        namespace=namespace,
-        name=name,
-        created=metadata.moment("creationTimestamp"),
-        selector=selector,
-        mode=_mtls_mode(spec.fields("mtls")),
-        port_modes=port_modes,
-    )
-
-
-def _mtls_mode(mtls: Fields) -> str | None:
-    mode = mtls.choice("mode", _MTLS_MODES, "UNSET")
-    return None if mode == "UNSET" else mode
-
-
-def _names(metadata: Fields, *, label: bool = False) -> tuple[str, str]:
-    return sys.intern(metadata.name("namespace", "default", label=True)), metadata.name("name", label=label)
-
-
-def _mesh_labels(metadata: Fields) -> Mapping[str, str]:
-    """Labels, with the enrolment label checked: a typing error there must not leave a pod in the open."""
-    if metadata.fields("labels").has(MESH_LABEL):
-        metadata.fields("labels").choice(MESH_LABEL, MESH_VALUES)
-    return metadata.labels("labels")
-
-
-_Parser = Callable[[Fields], ManifestObject | Skipped]
-_KINDS: Final[dict[tuple[str, str], tuple[tuple[str, ...], _Parser]]] = {
-    ("", "Namespace"): (("v1",), _namespace),
-    ("", "Node"): (("v1",), _node),
-    ("", "Pod"): (("v1",), _pod),
-    ("", "Service"): (("v1",), _service),
-    ("discovery.k8s.io", "EndpointSlice"): (("v1",), _endpoint_slice),
-    ("security.istio.io", "PeerAuthentication"): (("v1", "v1beta1"), _peer_authentication),
-}
