@@ -175,6 +175,6 @@ def _address(fields: Mapping[object, object], key: str) -> tuple[str, int]:
     if not isinstance(value, list) or len(value) != 2:
         raise RemoteProtocolError(f"{key}: expected [ip, port]")
     ip, port = value
-    if not isinstance(ip, str) or len(ip) > 45 or not isinstance(port, int) or not 0 < port < 65536:
+    if not isinstance(ip, str) or len(ip) > 45 or type(port) is not int or not 0 < port < 65536:
         raise RemoteProtocolError(f"{key}: expected [ip, port]")
     return ip, port

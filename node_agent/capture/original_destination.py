@@ -10,6 +10,7 @@ import socket
 import struct
 from typing import Any, Final
 
+from node_agent.config import CAPTURE_PORTS
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.model import OriginalDestination, PeerAddress
 
@@ -21,7 +22,7 @@ _port_be = struct.Struct("!H")
 
 
 def peer_address(address: tuple[Any, ...]) -> PeerAddress:
-    """Turn what ``accept`` returned into a PeerAddress."""
+    """Turn what ``accept`` returned (or ``getsockname``) into a PeerAddress."""
     ip: str = address[0]
     if ip.startswith(_MAPPED):
         ip = ip[len(_MAPPED) :]
@@ -48,4 +49,11 @@ def original_destination(connection: socket.socket, peer: PeerAddress) -> Origin
             CloseReason.DESTINATION_NOT_ALLOWED, f"no original destination, the connection was not redirected: {error}"
         ) from error
     (port,) = _port_be.unpack_from(raw, 2)
-    return OriginalDestination(ip, port)
+    destination = OriginalDestination(ip, port)
+    # conntrack knows a connection that was not redirected too: then it still has the address it was dialled by.
+    # Serving it would mean connecting to ourselves, again and again.
+    if port in CAPTURE_PORTS and tuple(destination) == peer_address(connection.getsockname()):
+        raise ConnectionFailure(
+            CloseReason.DESTINATION_NOT_ALLOWED, f"{destination} is the agent's own listener, dialled directly"
+        )
+    return destination

@@ -147,6 +147,8 @@ class Inbound:
                 self._check(pod, tunnel, message)
                 upstream = await self._connect_application(pod, message.destination, message.source, record)
             except ConnectionFailure as failure:
+                # First the reason: the peer may be gone already, which is no reason of its own.
+                record.close_because(failure.reason, failure.detail)
                 await tunnel.send(encode_verdict(Verdict(reason=failure.reason, detail=failure.detail)))
                 ending = Ending.COMPLETE
                 raise

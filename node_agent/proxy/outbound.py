@@ -48,6 +48,7 @@ _ANOTHER_MAY_WORK: Final = frozenset(
         CloseReason.DRAINED,
         CloseReason.WORKLOAD_REMOVED,
         CloseReason.OVERLOADED,
+        CloseReason.UNKNOWN_DESTINATION,
     }
 )
 """Failures of one endpoint before any application byte was sent.  Wrong certificates are not among
@@ -164,6 +165,8 @@ class Outbound:
         workload = endpoint.workload
         if workload is None or not workload.enrolled:
             record.chose(endpoint=endpoint.address, destination=workload, destination_identity=None, security="none")
+            if workload is None:
+                self._router.require_outside(endpoint.address)
             plain = pod.network.upstream_socket(endpoint.address.ip)
             try:
                 await connect(plain, endpoint.address.ip, endpoint.address.port, timeout_s=self._connect_timeout_s)
@@ -179,7 +182,7 @@ class Outbound:
             security="mutual_tls",
         )
         credentials = await self._identities.wait_for(pod.workload.identity)
-        key = TunnelKey(pod.workload.uid, endpoint.address.ip, workload.identity)
+        key = TunnelKey(pod.workload.uid, pod.workload.identity, endpoint.address.ip, workload.identity)
         message = Open(destination=OriginalDestination(*endpoint.address), source=peer, workload=pod.workload.name)
         dialler = Dialler(
             make_socket=pod.network.upstream_socket,

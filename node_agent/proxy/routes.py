@@ -48,16 +48,21 @@ class Router:
                     await trio.sleep(_REGISTRY_LOOK_S)
                     route = self._known(destination)
             if route is None:
-                raise ConnectionFailure(
-                    CloseReason.UNKNOWN_DESTINATION,
-                    f"{destination.ip} is in the pod network but no workload has it; refused, not sent in plaintext",
-                )
+                raise _unknown(destination.ip)
         if route is None:
             route = Route(
                 service=None,
                 candidates=(Endpoint(address=EndpointAddress(destination.ip, destination.port), workload=None),),
             )
         return route
+
+    def require_outside(self, address: EndpointAddress) -> None:
+        """Refuse an endpoint that is in the pod network though no workload has it; raises ConnectionFailure.
+
+        An EndpointSlice may arrive before its Pod does, and plaintext would be the open reading.
+        """
+        if self._is_missing_pod(address.ip):
+            raise _unknown(address.ip)
 
     def _known(self, destination: OriginalDestination) -> Route | None:
         registry = self._registry
@@ -78,6 +83,13 @@ class Router:
 
     def _is_missing_pod(self, ip: str) -> bool:
         return self._registry.in_pod_network(ip) and not self._is_node_address(ip)
+
+
+def _unknown(ip: str) -> ConnectionFailure:
+    return ConnectionFailure(
+        CloseReason.UNKNOWN_DESTINATION,
+        f"{ip} is in the pod network but no workload has it; refused, not sent in plaintext",
+    )
 
 
 def is_local_address(ip: str) -> bool:

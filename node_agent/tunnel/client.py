@@ -16,7 +16,7 @@ from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.frames import FrameType, Open, Verdict, decode_verdict, encode_open
 from node_agent.tunnel.connect import connect
 from node_agent.tunnel.pool import DIAL, WAIT, Answer, Grant, TunnelPool
-from node_agent.tunnel.tunnel import Tunnel, TunnelLost, Verify, shake_hands
+from node_agent.tunnel.tunnel import Tunnel, TunnelLost, Verify, require_protocol, shake_hands
 
 _MAX_DIALS_A_KEY: Final = 32
 _MAX_IDLE_A_KEY: Final = 512
@@ -35,6 +35,7 @@ class TunnelKey(NamedTuple):
     """
 
     source_uid: str
+    source: SpiffeId
     endpoint_ip: str
     expected: SpiffeId
 
@@ -211,6 +212,7 @@ class TunnelClient:
     def _checked(self, tls: ssl.SSLSocket, key: TunnelKey, dialler: Dialler) -> Tunnel:
         """Judge who answered; raises ConnectionFailure."""
         peer = self._verify(tls, datetime.now(UTC))
+        require_protocol(tls)
         if peer.identity != key.expected:
             raise ConnectionFailure(
                 CloseReason.IDENTITY_MISMATCH, f"{key.endpoint_ip} must be {key.expected} but proved {peer.identity}"

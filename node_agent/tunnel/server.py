@@ -11,7 +11,7 @@ import trio
 
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.frames import FrameType, Open, decode_open
-from node_agent.tunnel.tunnel import Tunnel, Verify, shake_hands
+from node_agent.tunnel.tunnel import Tunnel, Verify, require_protocol, shake_hands
 
 _IDLE_S: Final = 300.0
 """How long a tunnel may wait for its next OPEN; longer than the client's, which closes first."""
@@ -100,6 +100,7 @@ class TunnelServer:
 
     def _checked(self, tls: ssl.SSLSocket, peer_ip: str, not_after: datetime) -> Tunnel:
         peer = self._verify(tls, datetime.now(UTC))
+        require_protocol(tls)
         return Tunnel(tls, peer=peer, peer_ip=peer_ip, not_after=min(peer.not_after, not_after), fault=self._fault)
 
     async def next_open(self, tunnel: Tunnel, *, first: bool) -> Open:

@@ -15,7 +15,7 @@ import trio
 
 from ca.spiffe import SpiffeId
 from node_agent.errors import CloseReason, ConnectionFailure
-from node_agent.frames import HEADER_BYTES, FrameType, parse_control_header
+from node_agent.frames import ALPN, HEADER_BYTES, FrameType, parse_control_header
 
 
 class PeerCertificate(Protocol):
@@ -120,6 +120,18 @@ class Tunnel:
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
             return self._fault(error)
         return TunnelLost(f"the tunnel broke: {error}")
+
+
+def require_protocol(sock: ssl.SSLSocket) -> None:
+    """Refuse a peer that did not agree on our protocol; raises ConnectionFailure.
+
+    RFC 7301 section 3.2 wants a server without a common protocol to send an
+    alert; ``ssl`` goes on without one instead, and the check falls to us.
+    """
+    if sock.selected_alpn_protocol() != ALPN:
+        raise ConnectionFailure(
+            CloseReason.HANDSHAKE_FAILED, f"no common protocol: the peer does not speak {ALPN} (ALPN, RFC 7301)"
+        )
 
 
 async def shake_hands(sock: ssl.SSLSocket) -> None:
