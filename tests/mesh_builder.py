@@ -19,6 +19,7 @@ is left alone, and it starts by removing what a killed session left.
 import ctypes
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -271,6 +272,8 @@ class Mesh:
 
     def begin_test(self) -> None:
         """From here on ``records`` shows only what this test caused."""
+        for node, path in self._logs():
+            wait_for(f"agent-{node} to have recorded what was before", lambda: self._is_settled(node, path))  # noqa: B023
         self._log_starts = {node: path.stat().st_size for node, path in self._logs()}
 
     def reset(self) -> None:
@@ -323,6 +326,13 @@ class Mesh:
             arguments.append("--no-mesh")
         made = Pod(self, json.loads(self.lab(*arguments)))
         self._pods.append(made)
+        return made
+
+    def node(self, number: int) -> Pod:
+        """A node's own namespace, outside of every pod network; 0 is the CA's.  The caller closes it."""
+        addresses = {"ipv4": f"10.247.0.{number + 10}", "ipv6": f"fd52:4647::{number + 10}"}
+        made = Pod(self, {"name": f"node-{number}", "namespace": "", "node": number, "identity": None, **addresses})
+        made.netns = self.node_netns(number)
         return made
 
     def delete_pod(self, pod: Pod) -> None:
@@ -505,6 +515,18 @@ class Mesh:
             for sample, value in self.metrics(node).items()
             if sample.partition("{")[0] == name and all(each in sample for each in wanted)
         )
+
+    def _is_settled(self, node: int, path: Path) -> bool:
+        """Whether no connection is open and every one that ended has its record in the log."""
+        try:
+            samples = self.metrics(node)
+        except OSError:
+            return True  # it is down: nothing will be written
+        if samples["ringfence_connections_open"]:
+            return False
+        ended = sum(value for name, value in samples.items() if name.startswith("ringfence_connections_closed_total"))
+        ids = re.findall(rb'"id":"([^"]+-)\d+","direction"', path.read_bytes())
+        return ids.count(ids[-1]) == ended if ended and ids else not ended
 
     def _logs(self) -> list[tuple[int, Path]]:
         return [(int(path.parent.name.removeprefix("agent-")), path) for path in STATE_DIR.glob("agent-*/log")]
