@@ -1,0 +1,18 @@
+"""The benchmark: direct, Ringfence, Envoy and HAProxy, side by side (docs/performance.md).
+
+scripts/bench -> cli.py          arguments, rounds, files
+                 testbed.py      lab, pods, backends; all of it gone at the end, whatever the end
+                 peers.py        what is compared, and where its clients connect
+                 envoy.py        the two Envoys
+                 haproxy.py      the two HAProxies
+                 certificates.py their mutual TLS
+                 measures.py     one function a measure: load, and what it cost the peer
+                 memory.py       idle, and with many idle connections
+                 registry_scale.py  the registry, without network
+                 accounting.py   CPU and memory of processes, from /proc
+                 load.c          the load that no public tool makes
+                 targets.py      the ratios that Ringfence is to reach
+                 report.py       medians and spread; JSON and Markdown
+                 plot.py         the PNG (its own venv has matplotlib)
+                 wire.py         what the TLS handshakes agreed on, read from the link
+"""

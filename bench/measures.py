@@ -1,0 +1,211 @@
+"""The measures: a load through one peer, what its clients saw, and what it cost.
+
+Each function runs one load for ``seconds`` and returns figures by name, units in
+the names.  They know peers only by where to connect and which processes to bill.
+"""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from bench import accounting
+from bench.peers import Peer
+from bench.testbed import BULK, BenchError, Testbed
+
+Figures = dict[str, float]
+
+_CONCURRENT_CONNECTS: Final = "16"
+_PING_BYTES: Final = "64"
+_BULK_CONNECTIONS: Final = "4"
+_SPARE_S: Final = 30.0
+_WRK_REPORT: Final = """\
+done = function(summary, latency, requests)
+  local errors = summary.errors
+  io.write(string.format('REPORT {"requests": %d, "duration_us": %d, "errors": %d, "p50_us": %d, "p99_us": %d}\\n',
+    summary.requests, summary.duration, errors.connect + errors.read + errors.write + errors.status + errors.timeout,
+    latency:percentile(50), latency:percentile(99)))
+end
+"""
+
+
+def latency(testbed: Testbed, peer: Peer, seconds: float) -> Figures:
+    """HTTP requests one after the other on one connection."""
+    report, _cpu_s = _wrk(testbed, peer, connections=1, seconds=seconds)
+    return {"p50_us": report["p50_us"], "p99_us": report["p99_us"]}
+
+
+def rps64(testbed: Testbed, peer: Peer, seconds: float) -> Figures:
+    """HTTP requests on 64 connections that stay open."""
+    report, cpu_s = _wrk(testbed, peer, connections=64, seconds=seconds)
+    return {
+        "requests_per_s": report["requests"] / (report["duration_us"] / 1e6),
+        "p50_us": report["p50_us"],
+        "p99_us": report["p99_us"],
+        "cpu_s_per_10k_requests": cpu_s / report["requests"] * 10_000,
+    }
+
+
+def conns(testbed: Testbed, peer: Peer, seconds: float) -> Figures:
+    """New connections with one HTTP request each, 16 at a time."""
+    host, port = peer.target("http")
+    before = accounting.cpu_s(peer.processes().values())
+    report = _load(testbed, peer, "conns", host, str(port), str(seconds), _CONCURRENT_CONNECTS)
+    cpu_s = accounting.cpu_s(peer.processes().values()) - before
+    require(peer, "conns", report["count"] > 0 and report["errors"] == 0, report)
+    return {
+        "connections_per_s": report["per_second"],
+        "p50_us": report["p50_us"],
+        "p99_us": report["p99_us"],
+        "cpu_s_per_10k_connections": cpu_s / report["count"] * 10_000,
+    }
+
+
+def bulk(testbed: Testbed, peer: Peer, seconds: float) -> Figures:
+    """One connection that carries all it can: client to server, server to client, then one each way."""
+    figures: Figures = {}
+    billed_gb = billed_s = 0.0
+    for way, options in (("up", []), ("down", ["--reverse"]), ("both", ["--bidir"])):
+        received_bytes, gbit_per_s, cpu_s = _iperf3(testbed, peer, options, seconds)
+        figures[f"{way}_gbit_per_s"] = gbit_per_s
+        if way != "both":
+            billed_gb += received_bytes / 1e9
+            billed_s += cpu_s
+    figures["cpu_s_per_gb"] = billed_s / billed_gb
+    return figures
+
+
+def fairness(testbed: Testbed, peer: Peer, seconds: float) -> Figures:
+    """The round trip of a small message while four bulk connections run (client to server)."""
+    host, port = peer.target("echo")
+    received: list[float] = []
+
+    def ping() -> dict[str, float]:
+        return _load(testbed, peer, "pingpong", host, str(port), str(seconds), _PING_BYTES)
+
+    report: dict[str, float] = {}
+    with _iperf3_server(testbed, peer):
+        client = _iperf3_client(testbed, peer, ["--parallel", _BULK_CONNECTIONS], seconds + 1.0)
+        try:
+            time.sleep(0.5)  # iperf3 says nothing when its connections are up; the load has to be on
+            report = ping()
+        finally:
+            output, _ = client.communicate(timeout=seconds + _SPARE_S)
+        received.append(_iperf3_result(peer, output)["end"]["sum_received"]["bits_per_second"] / 1e9)
+    return {
+        "p50_us": report["p50_us"],
+        "p99_us": report["p99_us"],
+        "max_us": report["max_us"],
+        "gbit_per_s": received[0],
+    }
+
+
+MEASURES: Final[Mapping[str, Callable[[Testbed, Peer, float], Figures]]] = {
+    "latency": latency,
+    "rps64": rps64,
+    "conns": conns,
+    "bulk": bulk,
+    "fairness": fairness,
+}
+
+
+def warm_up(testbed: Testbed, peer: Peer) -> None:
+    """One request and one short load: whatever is set up on first use is set up, and the peer works.
+
+    Raises:
+        BenchError: it does not.
+    """
+    host, port = peer.target("http")
+    for seconds, at_a_time in ((0.0, "1"), (0.5, _CONCURRENT_CONNECTS)):
+        report = _load(testbed, peer, "conns", host, str(port), str(seconds), at_a_time)
+        require(peer, "warm-up", report["count"] > 0 and report["errors"] == 0, report)
+
+
+def _load(testbed: Testbed, peer: Peer, *arguments: str) -> dict[str, float]:
+    return testbed.parse(_run(testbed, peer, [str(testbed.load), *arguments]))
+
+
+def _wrk(testbed: Testbed, peer: Peer, *, connections: int, seconds: float) -> tuple[dict[str, float], float]:
+    script = testbed.directory / "report.lua"
+    script.write_text(_WRK_REPORT)
+    host, port = peer.target("http")
+    command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds:g}s"]
+    before = accounting.cpu_s(peer.processes().values())
+    output = _run(testbed, peer, [*command, "--script", str(script), f"http://{host}:{port}/"])
+    cpu_s = accounting.cpu_s(peer.processes().values()) - before
+    report: dict[str, float] = json.loads(output.partition("REPORT ")[2].splitlines()[0])
+    require(peer, "wrk", report["requests"] > 0 and report["errors"] == 0, report)
+    return report, cpu_s
+
+
+def _iperf3(testbed: Testbed, peer: Peer, options: Sequence[str], seconds: float) -> tuple[float, float, float]:
+    """Bytes received, Gbit/s received (both ways added up), and CPU seconds of the peer."""
+    with _iperf3_server(testbed, peer):
+        before = accounting.cpu_s(peer.processes().values())
+        client = _iperf3_client(testbed, peer, options, seconds)
+        output, _ = client.communicate(timeout=seconds + _SPARE_S)
+        cpu_s = accounting.cpu_s(peer.processes().values()) - before
+    end = _iperf3_result(peer, output)["end"]
+    sums = [end["sum_received"], *([end["sum_received_bidir_reverse"]] if "--bidir" in options else [])]
+    return sum(each["bytes"] for each in sums), sum(each["bits_per_second"] for each in sums) / 1e9, cpu_s
+
+
+class _iperf3_server:  # noqa: N801 - used as a function, in `with`
+    """iperf3 for one test; a new one each time, because one whose client was cut stays busy."""
+
+    def __init__(self, testbed: Testbed, peer: Peer) -> None:
+        self._testbed, self._peer = testbed, peer
+
+    def __enter__(self) -> None:
+        command = ["iperf3", "--server", "--one-off", "--port", str(BULK)]
+        self._process = self._testbed.start(self._peer.server, command, ports=[BULK])
+
+    def __exit__(self, *_: object) -> None:
+        self._testbed.stop(self._process)
+
+
+def _iperf3_client(testbed: Testbed, peer: Peer, options: Sequence[str], seconds: float) -> subprocess.Popen[str]:
+    host, port = peer.target("bulk")
+    command = [
+        "iperf3",
+        "--client",
+        host,
+        "--port",
+        str(port),
+        "--time",
+        f"{max(1, round(seconds))}",
+        "--json",
+        *options,
+    ]
+    return subprocess.Popen(
+        testbed.inside(peer.client, command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def _iperf3_result(peer: Peer, output: str) -> Any:
+    try:
+        result = json.loads(output)
+    except ValueError:
+        result = {"error": output[-500:]}
+    require(peer, "iperf3", "error" not in result, result.get("error"))
+    return result
+
+
+def _run(testbed: Testbed, peer: Peer, command: Sequence[str]) -> str:
+    done = subprocess.run(
+        testbed.inside(peer.client, command),
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        timeout=120,
+    )
+    require(peer, command[0], done.returncode == 0, done.stderr.strip() or done.stdout.strip())
+    return done.stdout
+
+
+def require(peer: Peer, what: str, good: bool, told: object) -> None:
+    """Raises: BenchError: not ``good``: a run with failures has no figures."""
+    if not good:
+        raise BenchError(f"{peer.name}: {what} failed: {told}")
