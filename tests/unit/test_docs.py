@@ -1,0 +1,210 @@
+"""The documentation says what the code does: configuration keys, the frames of the tunnel, links."""
+
+import re
+import subprocess
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from ca.authority.config import _KEYS as CA_KEYS
+from ca.authority.config import AuthorityConfig
+from node_agent import config as agent_config
+from node_agent.errors import CloseReason
+from node_agent.frames import (
+    EOF_FRAME,
+    HEADER,
+    MAX_CONTROL_BYTES,
+    MAX_DATA_BYTES,
+    TYPE_SHIFT,
+    FrameType,
+    Open,
+    Verdict,
+    encode_open,
+    encode_reset,
+    encode_verdict,
+)
+from node_agent.model import ObjectName, OriginalDestination, PeerAddress
+
+ROOT: Final = Path(__file__).parents[2]
+CONFIGURATION: Final = (ROOT / "docs/configuration.md").read_text()
+PROTOCOL: Final = (ROOT / "docs/tunnel-protocol.md").read_text()
+PAGES: Final = sorted(
+    ROOT / name
+    for name in subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    if not name.startswith("vagrant/")
+)
+
+FRAMES: Final = {
+    "open": encode_open(
+        Open(
+            destination=OriginalDestination("10.247.2.3", 8080),
+            source=PeerAddress("10.247.1.2", 41234),
+            workload=ObjectName("default", "cart"),
+        )
+    ),
+    "verdict-ok": encode_verdict(Verdict(reason=CloseReason.OK)),
+    "verdict-refused": encode_verdict(
+        Verdict(reason=CloseReason.CONNECT_REFUSED, detail="connect to 10.247.2.3 port 8080: Connection refused")
+    ),
+    "data": HEADER.pack(FrameType.DATA << TYPE_SHIFT | 5) + b"hello",
+    "eof": EOF_FRAME,
+    "reset": encode_reset(None),
+    "reset-drained": encode_reset(CloseReason.DRAINED),
+}
+
+
+def table_rows(text: str) -> list[list[str]]:
+    """The cells of every table row of a text, without the lines that only separate."""
+    rows = [re.split(r"(?<!\\) \| ", line.strip("| ")) for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in row] for row in rows if not set(row[0]) <= {"-", " "}]
+
+
+# -- the tunnel protocol ----------------------------------------------------------
+
+
+def test_every_hex_dump_is_what_the_code_produces() -> None:
+    found = dict(re.findall(r"<!-- hex: ([a-z-]+) -->\n```\n([0-9a-f \n]+)```", PROTOCOL))
+    assert {name: bytes.fromhex(dump) for name, dump in found.items()} == FRAMES
+
+
+def test_every_frame_type_and_limit_is_documented() -> None:
+    section = PROTOCOL.split("## 3. Frames")[1].split("### OPEN")[0]
+    documented = {int(row[0]): row[1] for row in table_rows(section) if row[0].isdigit()}
+    assert documented == {kind.value: kind.name for kind in FrameType}
+    assert f"at most {MAX_CONTROL_BYTES:,}" in section
+    assert f"1 to {MAX_DATA_BYTES:,}" in section
+
+
+def test_every_documented_verdict_is_a_close_reason() -> None:
+    section = PROTOCOL.split("| reason | meaning |")[1].split("\n\n")[0]
+    words = {word for row in table_rows(section) for word in re.findall(r"`(\w+)`", row[0])}
+    assert words <= {reason.value for reason in CloseReason}
+
+
+def test_the_tries_of_another_endpoint_are_those_of_the_code() -> None:
+    from node_agent.proxy.outbound import _ANOTHER_MAY_WORK
+
+    section = PROTOCOL.split("| reason | meaning |")[1].split("\n\n")[0]
+    for row in table_rows(section):
+        for word in re.findall(r"`(\w+)`", row[0]):
+            if word != "ok":
+                assert (CloseReason(word) in _ANOTHER_MAY_WORK) == (row[2] == "yes"), word
+
+
+# -- configuration ----------------------------------------------------------------
+
+
+def documented_keys(heading: str) -> dict[tuple[str, str], list[str]]:
+    """Section and key -> the other cells, of the tables under a heading of configuration.md."""
+    text = CONFIGURATION.split(f"\n## {heading}\n")[1].split("\n## ", maxsplit=1)[0]
+    found = {}
+    for part in text.split("\n### ")[1:]:
+        section = re.match(r"`\[(\w+)\]`", part)
+        assert section is not None, part[:40]
+        for row in table_rows(part):
+            if row[0].startswith("`"):
+                found[section[1], row[0].strip("`")] = row[1:]
+    return found
+
+
+def shown(value: Any) -> str:
+    """A default as the page writes it."""
+    if isinstance(value, float | int):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    return f'`"{value}"`'
+
+
+AGENT_KEYS: Final = {
+    (section, item.name): item for section, kind in agent_config._SECTIONS.items() for item in fields(kind)
+}
+
+
+def test_every_key_of_the_agent_is_documented_and_no_other() -> None:
+    assert documented_keys("agent.toml").keys() == AGENT_KEYS.keys()
+
+
+@pytest.mark.parametrize("key", AGENT_KEYS, ids=".".join)
+def test_default_and_bounds_of_the_agents_key_are_right(key: tuple[str, str]) -> None:
+    item = AGENT_KEYS[key]
+    default, bounds = documented_keys("agent.toml")[key][:2]
+    if item.default is MISSING:
+        assert default == "required"
+    elif item.default is None:
+        assert default == "none"
+    elif isinstance(item.default, agent_config.HostPort):
+        assert default == f'`"{item.default.host}:{item.default.port}"`'
+    else:
+        assert default == shown(item.default)
+    if item.metadata:
+        least, most = item.metadata["least"], item.metadata["most"]
+        assert bounds.split(";")[0] == f"{shown(least)} to {shown(most)}" + (" s" if key[1].endswith("_s") else "")
+
+
+def test_every_key_of_the_ca_is_documented_and_no_other() -> None:
+    known = {(section, key) for section, keys in CA_KEYS.items() for key in keys}
+    assert documented_keys("ca.toml").keys() == known
+
+
+def test_the_cas_defaults_are_those_of_the_code(tmp_path: Path) -> None:
+    path = tmp_path / "ca.toml"
+    path.write_text("")
+    config = AuthorityConfig.load(path)
+    rows = documented_keys("ca.toml")
+    assert rows["ca", "trust_domain"][0] == shown(config.trust_domain)
+    assert rows["ca", "address"][0] == shown(f"{config.host or ''}:{config.port}")
+    assert rows["ca", "state_dir"][0] == shown(config.state_dir)
+    assert rows["ca", "passphrase_file"][0] == "none"
+    assert rows["ca", "svid_ttl_s"][0] == shown(config.svid_ttl_s)
+    assert rows["registry", "manifests_dir"][0] == shown(config.manifests_dir)
+
+
+def test_the_example_configurations_are_accepted(tmp_path: Path) -> None:
+    agent, ca = re.findall(r"```toml\n(.*?)```", CONFIGURATION, re.DOTALL)
+    (tmp_path / "agent.toml").write_text(agent)
+    (tmp_path / "ca.toml").write_text(ca)
+    agent_config.load(tmp_path / "agent.toml")
+    AuthorityConfig.load(tmp_path / "ca.toml")
+
+
+# -- all pages --------------------------------------------------------------------
+
+
+def anchor(heading: str) -> str:
+    """The anchor that a Markdown heading gets."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, fragment = target.partition("#")
+        linked = (page.parent / name).resolve() if name else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        if fragment:
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(), re.MULTILINE)
+            assert fragment in map(anchor, headings), f"{page.name} links to {target}"
+
+
+def test_the_index_names_every_page() -> None:
+    index = (ROOT / "docs/README.md").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        if page.name != "README.md":
+            assert f"({page.name})" in index, page.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_named_in_a_page_exist(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for name in re.findall(r"`((?:node_agent|ca|bpf|scripts|tests|docs|bench)/[\w./-]+)`", text):
+        assert (ROOT / name).exists(), f"{page.name} names {name}"
