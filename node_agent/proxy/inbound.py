@@ -81,19 +81,20 @@ class Inbound:
 
     async def handle_tunnel(self, pod: Pod, connection: socket.socket, peer: PeerAddress) -> None:
         """Serve one tunnel, connection after connection, until it ends.  Takes ``connection`` over."""
-        tunnel = await self._prove(pod, connection, peer)
+        accepted_at = self._access_log.now()
+        tunnel = await self._prove(pod, connection, peer, accepted_at)
         if tunnel is None:
             return
         try:
-            first = True
-            while (message := await self._next(pod, tunnel, peer, first=first)) is not None:
-                first = False
+            fresh_since: float | None = accepted_at
+            while (message := await self._next(pod, tunnel, peer, fresh_since)) is not None:
+                fresh_since = None
                 if not await self._serve(pod, tunnel, message):
                     return
         finally:
             tunnel.close()
 
-    async def _prove(self, pod: Pod, connection: socket.socket, peer: PeerAddress) -> Tunnel | None:
+    async def _prove(self, pod: Pod, connection: socket.socket, peer: PeerAddress, accepted_at: float) -> Tunnel | None:
         """Complete the handshake; a peer that proves nothing gets an access record of its own."""
 
         async def context() -> tuple[ssl.SSLContext, datetime]:
@@ -103,20 +104,27 @@ class Inbound:
         try:
             return await self._server.accept(connection, peer.ip, context)
         except ConnectionFailure as failure:
-            self._record_refusal(pod, peer, failure)
+            self._record_refusal(pod, peer, failure, began_at=accepted_at)
             return None
 
-    def _record_refusal(self, pod: Pod, peer: PeerAddress, failure: ConnectionFailure) -> None:
-        with self._access_log.connection("inbound") as record:
+    def _record_refusal(
+        self, pod: Pod, peer: PeerAddress, failure: ConnectionFailure, *, began_at: float | None
+    ) -> None:
+        with self._access_log.connection("inbound", began_at=began_at) as record:
             record.note(
                 source_address=peer,
                 destination=pod.workload,
                 destination_identity=pod.workload.identity,
+                security="mutual_tls",
             )
             raise failure
 
-    async def _next(self, pod: Pod, tunnel: Tunnel, peer: PeerAddress, *, first: bool) -> Open | None:
-        """Wait for the next connection; None when the tunnel has ended."""
+    async def _next(self, pod: Pod, tunnel: Tunnel, peer: PeerAddress, fresh_since: float | None) -> Open | None:
+        """Wait for the next connection; None when the tunnel has ended.
+
+        ``fresh_since`` is when the tunnel was accepted, until it has carried its first connection.
+        """
+        first = fresh_since is not None
         try:
             with self._drain.idle():
                 return await self._server.next_open(tunnel, first=first)
@@ -124,7 +132,7 @@ class Inbound:
             _log.debug("tunnel from %s ended: %s", peer, lost.detail)
         except ConnectionFailure as failure:
             if first or failure.reason is not CloseReason.OPEN_TIMEOUT:
-                self._record_refusal(pod, peer, failure)
+                self._record_refusal(pod, peer, failure, began_at=fresh_since)
         return None
 
     async def _serve(self, pod: Pod, tunnel: Tunnel, message: Open) -> bool:

@@ -93,11 +93,21 @@ class AccessLog:
         """Connections since the agent started."""
         return self._total
 
-    def connection(self, direction: Direction) -> "_Connection":
-        """A context manager, to be entered at once and only once, that gives the :class:`ConnectionRecord`."""
+    def now(self) -> float:
+        """The time that records are measured in, for ``began_at``."""
+        return self._now()
+
+    def connection(self, direction: Direction, *, began_at: float | None = None) -> "_Connection":
+        """A context manager, to be entered at once and only once, that gives the :class:`ConnectionRecord`.
+
+        ``began_at`` is when the connection was accepted, if that is not now.
+        """
         self._total += 1
         record = ConnectionRecord(
-            traffic=self._traffic, record_id=f"{self._id_prefix}{self._total}", direction=direction, now=self._now()
+            traffic=self._traffic,
+            record_id=f"{self._id_prefix}{self._total}",
+            direction=direction,
+            now=self._now() if began_at is None else began_at,
         )
         return _Connection(self, record)
 

@@ -101,6 +101,10 @@ class TunnelServer:
     def _checked(self, tls: ssl.SSLSocket, peer_ip: str, not_after: datetime) -> Tunnel:
         peer = self._verify(tls, datetime.now(UTC))
         require_protocol(tls)
+        if peer.identity.service_account is None:
+            raise ConnectionFailure(
+                CloseReason.CERTIFICATE_INVALID, f"{peer.identity} is no workload's: a tunnel is between workloads"
+            )
         return Tunnel(tls, peer=peer, peer_ip=peer_ip, not_after=min(peer.not_after, not_after), fault=self._fault)
 
     async def next_open(self, tunnel: Tunnel, *, first: bool) -> Open:
