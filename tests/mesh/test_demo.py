@@ -1,5 +1,6 @@
 """The README's first command: it holds, it reads well in a log, and it leaves nothing behind."""
 
+import json
 import os
 import re
 import signal
@@ -73,6 +74,30 @@ def test_interrupted_demo_takes_its_lab_down() -> None:
 
     assert process.returncode == 130
     assert errors == "demo: interrupted, taking the lab down\n"
+
+
+def test_the_readmes_example_does_what_it_says() -> None:
+    text = (ROOT / "README.md").read_text()
+    commands = text.split("## Try it yourself")[1].split("```sh\n")[1].split("```")[0]
+
+    done = subprocess.run(
+        ["bash", "-e", "-c", commands],
+        cwd=ROOT,
+        env={**os.environ, "RINGFENCE_LAB": LAB},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "OK\n" in done.stdout
+    record = json.loads(next(line for line in done.stdout.splitlines() if '"close_reason"' in line))
+    assert record["source_identity"] == "spiffe://cluster.local/ns/default/sa/cart"
+    assert record["destination_identity"] == "spiffe://cluster.local/ns/default/sa/store"
+    assert record["connection_security_policy"] == "mutual_tls"
+    assert record["close_reason"] == "ok"
 
 
 def test_wrong_arguments_change_nothing() -> None:
