@@ -19,6 +19,7 @@ Figures = dict[str, float]
 _CONCURRENT_CONNECTS: Final = "16"
 _PING_BYTES: Final = "64"
 _BULK_CONNECTIONS: Final = "4"
+_BULK_LEAD_S: Final = 1.0  # the bulk load starts and ends half of it before and after the ping-pong
 _SPARE_S: Final = 30.0
 _WRK_REPORT: Final = """\
 done = function(summary, latency, requests)
@@ -79,25 +80,20 @@ def bulk(testbed: Testbed, peer: Peer, seconds: float) -> Figures:
 def fairness(testbed: Testbed, peer: Peer, seconds: float) -> Figures:
     """The round trip of a small message while four bulk connections run (client to server)."""
     host, port = peer.target("echo")
-    received: list[float] = []
-
-    def ping() -> dict[str, float]:
-        return _load(testbed, peer, "pingpong", host, str(port), str(seconds), _PING_BYTES)
-
-    report: dict[str, float] = {}
     with _iperf3_server(testbed, peer):
-        client = _iperf3_client(testbed, peer, ["--parallel", _BULK_CONNECTIONS], seconds + 1.0)
+        client = _iperf3_client(testbed, peer, ["--parallel", _BULK_CONNECTIONS], seconds + _BULK_LEAD_S)
         try:
-            time.sleep(0.5)  # iperf3 says nothing when its connections are up; the load has to be on
-            report = ping()
+            time.sleep(_BULK_LEAD_S / 2)  # iperf3 does not tell when its connections are up; the load has to be on
+            report = _load(testbed, peer, "pingpong", host, str(port), str(seconds), _PING_BYTES)
         finally:
             output, _ = client.communicate(timeout=seconds + _SPARE_S)
-        received.append(_iperf3_result(peer, output)["end"]["sum_received"]["bits_per_second"] / 1e9)
+    result = _iperf3_result(peer, output)
     return {
         "p50_us": report["p50_us"],
         "p99_us": report["p99_us"],
         "max_us": report["max_us"],
-        "gbit_per_s": received[0],
+        "round_trips": report["count"],
+        "bulk_gbit_per_s": result["end"]["sum_received"]["bits_per_second"] / 1e9,
     }
 
 

@@ -45,7 +45,7 @@ def main(source: Path, destination: Path) -> None:
 
 
 def _panel(axis: Any, peers: dict[str, Any], name: str) -> None:
-    found = {peer: figures[name] for peer, figures in peers.items() if name in figures}
+    found = {peer: figures[name] for peer, figures in peers.items() if figures.get(name, {}).get("max")}
     for spine in ("top", "right"):
         axis.spines[spine].set_visible(False)
     if not found:
@@ -57,8 +57,15 @@ def _panel(axis: Any, peers: dict[str, Any], name: str) -> None:
     medians = [found[peer]["median"] for peer in names]
     below = [found[peer]["median"] - found[peer]["min"] for peer in names]
     above = [found[peer]["max"] - found[peer]["median"] for peer in names]
-    bars = axis.bar(names, medians, color=[_COLOURS[peer] for peer in names], yerr=[below, above], capsize=4)
-    axis.bar_label(bars, labels=[_text(value) for value in medians], label_type="center", color="white", fontsize=9)
+    bars = axis.bar(
+        names,
+        medians,
+        color=[_COLOURS[peer] for peer in names],
+        yerr=[below, above],
+        capsize=4 if max(above) > 0 else 0,
+    )
+    axis.bar_label(bars, labels=[_text(value) for value in medians], padding=3, fontsize=9)
+    axis.margins(y=0.15)
 
 
 def _text(value: float) -> str:
