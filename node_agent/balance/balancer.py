@@ -15,8 +15,9 @@ neither starved nor flooded.
 Endpoints that are not ready are never picked, as in Kubernetes.
 
 What is known of an endpoint is small, belongs to one incarnation of a workload
-(a pod that takes over an address starts afresh), and is forgotten when it has
-had no connection and no pick for a while: each pick sweeps a little.
+(a pod that takes over an address starts afresh, and so does the latency of one
+that was not ready and is again), and is forgotten when it has had no connection
+and no pick for a while: each pick sweeps a little.
 
 A pick ends exactly once:
 
@@ -183,11 +184,21 @@ class Balancer:
         rotation = self._rotations.get(key)
         if rotation is None or rotation.candidates is not candidates:
             ready = candidates if all(each.ready for each in candidates) else [e for e in candidates if e.ready]
+            if rotation is not None and rotation.ready is not rotation.candidates:
+                self._forget_latency(rotation.candidates, ready)
             position = rotation.position if rotation is not None else int(self._random() * len(ready))
             rotation = self._rotations[key] = _Rotation(candidates, ready, position)
         rotation.used_at = now
         self._rotations.move_to_end(key)
         return rotation
+
+    def _forget_latency(self, before: Sequence[Endpoint], ready: Sequence[Endpoint]) -> None:
+        """An endpoint that has become ready again is not judged by how it was when it failed."""
+        were_not = {_key(each) for each in before if not each.ready}
+        for each in ready:
+            key = _key(each)
+            if key in were_not and (load := self._loads.get(key)) is not None:
+                load.latency = None
 
     def _better_of_two(self, ready: Sequence[Endpoint], now: float) -> Endpoint:
         count = len(ready)

@@ -41,6 +41,7 @@ class LeastLatency(RuleBasedStateMachine):
         self.picked_at: dict[int, float] = {}
         self.open: dict[EndpointAddress, int] = {}
         self.latency: dict[EndpointAddress, tuple[float, float]] = {}
+        self.not_ready: set[EndpointAddress] = set()
 
     @rule(seconds=st.floats(0.0, 5.0))
     def time_passes(self, seconds: float) -> None:
@@ -50,6 +51,11 @@ class LeastLatency(RuleBasedStateMachine):
     def pick(self, ready: list[bool]) -> Pick:
         candidates = tuple(endpoint(number, each) for number, each in enumerate(ready))
         costs = {each.address: self.balancer.load_of(each, self.now) for each in candidates}
+        for each in candidates:
+            if each.ready and each.address in self.not_ready:
+                self.latency.pop(each.address, None)
+                costs[each.address] = costs[each.address]._replace(latency_s=None)
+        self.not_ready = {each.address for each in candidates if not each.ready}
         self.rng.drawn.clear()
         pick = self.balancer.pick(SERVICE, candidates, self.now)
         usable = [each for each in candidates if each.ready]
@@ -99,6 +105,7 @@ class LeastLatency(RuleBasedStateMachine):
         for address, expected in self.open.items():
             load = self.balancer.load_of(Endpoint(address=address, workload=None), self.now)
             assert load.open_connections == expected >= 0
+            assert (load.latency_s is None) == (address not in self.latency) or not expected
             if load.latency_s is not None:
                 estimate, at = self.latency[address]
                 assert abs(load.latency_s - estimate * exp(-(self.now - at) / DECAY_S)) < 1e-9

@@ -73,6 +73,21 @@ def test_an_endpoint_that_refuses_does_not_look_quick() -> None:
     assert balancer.pick(QUICK, candidates, 0.2).endpoint is slow
 
 
+def test_an_endpoint_that_is_ready_again_gets_its_share_at_once() -> None:
+    balancer = Balancer(rng=Random(1))
+    for one in endpoints(2):
+        pick = balancer.pick(QUICK, (one,), 0.0)
+        pick.connected(0.001)
+        pick.release(0.001)
+    balancer.pick(QUICK, endpoints(2), 0.0, exclude={EndpointAddress("10.1.0.2", 8080)}).failed(0.1)
+    balancer.pick(QUICK, endpoints(2, not_ready=(1,)), 0.2).release(0.2)
+
+    ready_again = endpoints(2)
+    counts = Counter(balancer.pick(QUICK, ready_again, 0.3).endpoint.address.ip for _ in range(40))
+
+    assert counts == {"10.1.0.1": 20, "10.1.0.2": 20}
+
+
 def test_what_was_tried_is_not_tried_again() -> None:
     balancer = Balancer(rng=Random(1))
     candidates = endpoints(3)
