@@ -14,3 +14,5 @@ The folders stand in the order in which a connection meets them:
 ``proxy/outbound.py`` and ``proxy/inbound.py`` tell a connection's whole story;
 ``agent.py`` builds everything.  docs/architecture.md has the picture.
 """
+
+__version__ = "0.1.0"

@@ -6,11 +6,11 @@ The shapes are documented in docs/cli.md; telemetry/admin.py serves them.
 import os
 import time
 from collections.abc import Iterable, Iterator
-from importlib.metadata import version
 
 import trio
 
 from ca.manifests import DirectoryState
+from node_agent import __version__
 from node_agent.balance import Balancer
 from node_agent.config import Config
 from node_agent.drain import Drain
@@ -85,7 +85,7 @@ class Report:
         return {
             "node": self._config.agent.node,
             "trust_domain": self._config.agent.trust_domain,
-            "version": version("ringfence"),
+            "version": __version__,
             "pid": os.getpid(),
             "uptime_s": round(time.monotonic() - self._started_at, 1),
             "ready": ready,

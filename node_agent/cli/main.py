@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from node_agent import __version__
 from node_agent.cli import views
 from node_agent.cli.agent_socket import DEFAULT_SOCKET, AgentUnavailable, ask, tell
 from node_agent.cli.terminal import Paint, printable
@@ -55,7 +56,7 @@ def build_parser(*, with_ca: bool = True) -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    parser.add_argument("--version", action="version", version=f"ringfence {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND [OPTIONS]", required=True)
 
     agent = commands.add_parser("agent", help="run the agent of this node", description=_run_agent.__doc__)
@@ -172,19 +173,6 @@ def _interval_s(text: str) -> float:
     if not 0.1 <= seconds <= 3600:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 3600")
     return seconds
-
-
-class _Version(argparse.Action):
-    """Looks the version up only when asked: importlib.metadata takes as long to load as all the rest."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, **rest: Any) -> None:
-        super().__init__(option_strings, dest, nargs=0, **rest)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version  # noqa: PLC0415
-
-        print(f"ringfence {version('ringfence')}")
-        parser.exit()
 
 
 if __name__ == "__main__":
