@@ -9,16 +9,13 @@ SIGTERM or SIGINT begins draining: nothing new is accepted, running connections
 get ``drain_grace_s``, then are cut with the reason ``drained``.
 """
 
-import gc
 import logging
 import random
-import resource
 import signal
 import ssl
 from collections.abc import Iterable
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +23,7 @@ import trio
 
 from ca.client import CaClient
 from ca.manifests import DirectoryState
+from node_agent import __version__, process
 from node_agent import config as configuration
 from node_agent.balance import Balancer
 from node_agent.config import Config, HostPort
@@ -62,7 +60,7 @@ from node_agent.tunnel import PendingHandshakes, TunnelClient, TunnelServer
 
 _log = logging.getLogger("ringfence.agent")
 
-_GC_THRESHOLDS: Final = (20_000, 20, 50)  # a connection leaves ~40 objects; the default collects every 17 connections
+_LAST_WORDS_S: Final = 1.0  # to tell the peers that we cut their connections
 
 
 def main(path: Path) -> int:
@@ -73,9 +71,8 @@ def main(path: Path) -> int:
     config = configuration.load(path)
     logs = configure_logging(config.agent.log_level)
     try:
-        _raise_descriptor_limit()
+        process.settle()
         prefer_aes128()
-        gc.set_threshold(*_GC_THRESHOLDS)
         trio.run(_run, config, logs)
     finally:
         logs.close()
@@ -103,14 +100,14 @@ class _Agent:
         rng = random.SystemRandom()
         metrics = Metrics()
         logs.register(metrics)
-        register_process_metrics(metrics, version=version("ringfence"))
+        register_process_metrics(metrics, version=__version__)
         access_log = AccessLog(metrics=metrics, node=config.agent.node)
         self._drain = Drain()
         self._live = LiveConnections()
         self._registry = Registry(config.agent.trust_domain)
         self._source = FileSource(config.registry.manifests_dir)
         self._identities = _identities(config, rng)
-        relay = Relay(on_crash=relay_crashed)
+        self._relay = relay = Relay(on_crash=relay_crashed)
         stack.callback(relay.close)
         self._tunnels = TunnelClient(
             connect_timeout_s=config.proxy.connect_timeout_s,
@@ -190,6 +187,8 @@ class _Agent:
                 serving.start_soon(self._drain_on, signals)
                 await serving.start(self._load_registry)
                 await self._pods.run()
+                with trio.move_on_after(_LAST_WORDS_S):
+                    await self._relay.finish()
                 serving.cancel_scope.cancel()
             services.cancel_scope.cancel()
         _log.info("drained, leaving")
@@ -204,8 +203,9 @@ class _Agent:
         self._identities.set_wanted(frozenset(each.identity for each in local if each.enrolled))
         self._pods.want(local)
         self._report.directory = directory
+        if self._report.loaded_at is None:
+            process.tidy_up()
         self._report.loaded_at = trio.current_time()
-        gc.freeze()
 
     async def _wait_for_signal(self, *, task_status: trio.TaskStatus[trio.Event]) -> None:
         asked = trio.Event()
@@ -299,9 +299,3 @@ async def _listen(address: HostPort, what: str) -> list[trio.SocketListener]:
         return await trio.open_tcp_listeners(address.port, host=address.host or None)
     except OSError as error:
         raise AgentError(f"[listen] {what} = {address}: cannot listen: {error.strerror or error}") from error
-
-
-def _raise_descriptor_limit() -> None:
-    """A connection needs two descriptors; take all that we may have."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -167,13 +167,14 @@ class Inbound:
                 record.opened()
                 outcome = await self._relay.run_tunnel(
                     accepted.take(),
-                    tunnel.sock,
+                    tunnel.lend(),
                     _count(record, application_is_plain=True),
                     why=lambda: record.close_reason,
                 )
             ending = outcome.ending
-            tunnel.leftover = outcome.leftover
-            if ending is not Ending.COMPLETE:
+            if ending is Ending.COMPLETE:
+                tunnel.take_back(outcome.leftover)
+            else:
                 record.close_because(outcome.reason or _TUNNEL_CLOSE_REASONS[ending])
         return ending is Ending.COMPLETE
 

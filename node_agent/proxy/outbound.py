@@ -204,12 +204,12 @@ class Outbound:
         ending: Ending | None = None
         try:
             outcome = await self._relay.run_tunnel(
-                downstream, target.tunnel.sock, started, why=lambda: record.close_reason
+                downstream, target.tunnel.lend(), started, why=lambda: record.close_reason
             )
             ending = outcome.ending
         finally:
             if ending is Ending.COMPLETE:
-                target.tunnel.leftover = outcome.leftover
+                target.tunnel.take_back(outcome.leftover)
                 self._tunnels.release(target.key, target.tunnel)
             else:
                 self._tunnels.discard(target.tunnel)

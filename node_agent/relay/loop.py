@@ -34,6 +34,8 @@ from node_agent.frames import HEADER_BYTES
 
 IN: Final = select.EPOLLIN
 OUT: Final = select.EPOLLOUT
+RDHUP: Final = select.EPOLLRDHUP
+READ: Final = IN | RDHUP
 ERR: Final = select.EPOLLERR
 HUP: Final = select.EPOLLHUP
 
@@ -41,6 +43,7 @@ ARENA_BYTES: Final = 256 * 1024
 _COPY_BELOW_BYTES: Final = 32 * 1024  # copying this much costs about what a fresh arena's page faults do
 _SPARE_ARENAS: Final = 8
 _BATCH: Final = 256
+_LATER_S: Final = 0.5  # how exactly ``call_later`` keeps its time
 
 EventHandler = Callable[[int], None]
 
@@ -57,6 +60,7 @@ class RelayLoop:
         self._handlers: dict[int, EventHandler] = {}
         self._calls: deque[Callable[[], None]] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._later: deque[tuple[float, Callable[[], None]]] = deque()
         self._to_close: list[socket.socket] = []
         self._to_report: list[Callable[[], None]] = []
         self._spare: list[bytearray] = []
@@ -106,12 +110,14 @@ class RelayLoop:
         poll = self._epoll.poll
         handlers = self._handlers
         while True:
-            for fd, event in poll(timeout_s, _BATCH):
+            for fd, event in poll(min(timeout_s, _LATER_S) if self._later else timeout_s, _BATCH):
                 handler = handlers.get(fd)
                 if handler is not None:
                     handler(event)
             while self._calls:
                 self._calls.popleft()()
+            if self._later:
+                self._call_what_is_due(time.monotonic())
             if self._to_close:
                 for sock in self._to_close:
                     sock.close()
@@ -127,6 +133,10 @@ class RelayLoop:
                 timeout_s = deadline - time.monotonic()
             if timeout_s <= 0:
                 return False
+
+    def _call_what_is_due(self, now: float) -> None:
+        while self._later and self._later[0][0] <= now:
+            self._later.popleft()[1]()
 
     # -- for the pairs --------------------------------------------------------
 
@@ -149,6 +159,15 @@ class RelayLoop:
             self._epoll.unregister(fd)
         except FileNotFoundError:
             pass
+
+    def take_over(self, fd: int, mask: int, handler: EventHandler) -> None:
+        """Send the events of ``fd`` to another handler than before."""
+        self._handlers[fd] = handler
+        self.interest(fd, mask)
+
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
+        """Run ``call`` in about ``delay_s``, which must be the same in every call: the queue is not sorted."""
+        self._later.append((time.monotonic() + delay_s, call))
 
     def silence(self, fd: int) -> None:
         """Send no events of ``fd``, not even errors, until ``interest`` is called for it again."""

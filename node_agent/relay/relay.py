@@ -5,7 +5,7 @@ import select
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
@@ -16,6 +16,8 @@ from node_agent.relay.plain_pair import PlainPair
 from node_agent.relay.tunnel_pair import TunnelPair
 
 _log = logging.getLogger("ringfence.relay")
+
+_FINISH_LOOK_S: Final = 0.02
 
 
 class Pair(Protocol):
@@ -75,6 +77,11 @@ class Relay(trio.abc.Instrument):
             return  # it crashed
         self._loop.close()
 
+    async def finish(self) -> None:
+        """Return when nothing is being relayed, not even the last words on an aborted tunnel."""
+        while not self._loop.is_idle:  # noqa: ASYNC110  # an event would cost every connection a check
+            await trio.sleep(_FINISH_LOOK_S)
+
     def before_io_wait(self, timeout: float) -> None:
         """Relay for as long as trio has nothing to do, ``timeout`` seconds at most."""
         if self._loop.is_idle:
@@ -100,8 +107,8 @@ class Relay(trio.abc.Instrument):
     ) -> Outcome:
         """Relay between an application's socket and a tunnel until both directions have ended.
 
-        Takes both sockets over.  ``plain`` is closed on return; ``tunnel``
-        unless the ending is COMPLETE.  ``on_start`` gets the pair, to read its
+        Takes both sockets over.  ``plain`` is closed on return; ``tunnel`` is
+        given back if the ending is COMPLETE.  ``on_start`` gets the pair, to read its
         counters.  Cancellation cuts the pair first, and tells the peer agent
         what ``why`` then returns.
         """

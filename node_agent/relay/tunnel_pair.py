@@ -31,6 +31,7 @@ from node_agent.frames import (
     encode_reset,
 )
 from node_agent.relay.ending import Ending, Outcome, reset_on_close
+from node_agent.relay.farewell import Farewell
 from node_agent.relay.loop import ARENA_BYTES, ERR, HUP, IN, OUT, RelayLoop
 
 _TLS_RECORD_BYTES: Final = 16384  # RFC 8446 section 5.1; a read of this size takes a whole record, so none hides in SSL
@@ -48,9 +49,10 @@ _unpack_header = HEADER.unpack_from
 class TunnelPair:
     """Owns ``plain`` and ``tunnel`` from ``start`` until ``on_done``.
 
-    ``plain`` is closed before ``on_done`` is called; ``tunnel`` too unless the
-    ending is COMPLETE.  ``on_done`` is called by the loop.  ``up_bytes``
-    (application to tunnel) and ``down_bytes`` may be read at any time.
+    ``plain`` is closed before ``on_done`` is called.  ``tunnel`` is its owner's
+    again if the ending is COMPLETE; else it is closed here, at the latest some
+    seconds later.  ``on_done`` is called by the loop.  ``up_bytes`` (application
+    to tunnel) and ``down_bytes`` may be read at any time.
     """
 
     __slots__ = (
@@ -390,14 +392,13 @@ class TunnelPair:
     def _abort(self, ending: Ending, reason: CloseReason | None = None) -> None:
         if self._over:
             return
-        if self._to_tunnel is None and ending is not Ending.TUNNEL_LOST:
-            try:
-                self._tls_write(encode_reset(reason if ending is Ending.CUT else None))
-            except OSError:
-                pass  # the peer then sees the tunnel end without EOF, which it must treat as a reset as well
         reset_on_close(self._plain)
-        self._loop.close_later(self._tunnel)
         self._end(ending, reason)
+        if ending in (Ending.TUNNEL_LOST, Ending.PEER_RESET):
+            self._loop.close_later(self._tunnel)
+        else:
+            reset = encode_reset(reason if ending is Ending.CUT else None)
+            Farewell(loop=self._loop, tunnel=self._tunnel, unfinished=self._to_tunnel, reset=reset).start()
 
     def _end(self, ending: Ending, reason: CloseReason | None = None) -> None:
         self._over = True

@@ -40,9 +40,9 @@ class TunnelLost(ConnectionFailure):
 
 
 class Tunnel:
-    """Owns ``sock`` until ``close``, except while the relay has it."""
+    """Owns ``sock`` until ``close``, except while it is lent to the relay."""
 
-    __slots__ = ("_fault", "_tls", "leftover", "not_after", "peer", "peer_ip", "sock")
+    __slots__ = ("_fault", "_is_lent", "_tls", "leftover", "not_after", "peer", "peer_ip", "sock")
 
     def __init__(
         self,
@@ -61,9 +61,22 @@ class Tunnel:
         self.not_after = not_after
         self.leftover = b""
         self._fault = fault
+        self._is_lent = False
+
+    def lend(self) -> ssl.SSLSocket:
+        """Hand ``sock`` to the relay; it closes it unless the connection ends in order."""
+        self._is_lent = True
+        return self.sock
+
+    def take_back(self, leftover: bytes) -> None:
+        """The connection ended in order; ``leftover`` was read behind its end."""
+        self._is_lent = False
+        self.leftover = leftover
 
     def close(self) -> None:
-        self.sock.close()
+        """Close ``sock`` if it is not lent."""
+        if not self._is_lent:
+            self.sock.close()
 
     def is_quiet(self) -> bool:
         """Whether an idle tunnel is still usable: connected, and the peer has said nothing."""
