@@ -22,6 +22,7 @@ from typing import Final
 
 import trio
 
+from ca.spiffe import SpiffeId
 from node_agent.capture import original_destination
 from node_agent.config import CAPTURE_PORTS
 from node_agent.drain import Drain
@@ -108,11 +109,18 @@ class Inbound:
             return None
 
     def _record_refusal(
-        self, pod: Pod, peer: PeerAddress, failure: ConnectionFailure, *, began_at: float | None
+        self,
+        pod: Pod,
+        peer: PeerAddress,
+        failure: ConnectionFailure,
+        *,
+        began_at: float | None,
+        proven: SpiffeId | None = None,
     ) -> None:
         with self._access_log.connection("inbound", began_at=began_at) as record:
             record.note(
                 source_address=peer,
+                source_identity=proven,
                 destination=pod.workload,
                 destination_identity=pod.workload.identity,
                 security="mutual_tls",
@@ -129,10 +137,12 @@ class Inbound:
             with self._drain.idle():
                 return await self._server.next_open(tunnel, first=first)
         except TunnelLost as lost:
+            if lost.within_frame:
+                self._record_refusal(pod, peer, lost, began_at=fresh_since, proven=tunnel.peer.identity)
             _log.debug("tunnel from %s ended: %s", peer, lost.detail)
         except ConnectionFailure as failure:
             if first or failure.reason is not CloseReason.OPEN_TIMEOUT:
-                self._record_refusal(pod, peer, failure, began_at=fresh_since)
+                self._record_refusal(pod, peer, failure, began_at=fresh_since, proven=tunnel.peer.identity)
         return None
 
     async def _serve(self, pod: Pod, tunnel: Tunnel, message: Open) -> bool:

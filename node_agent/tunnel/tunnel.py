@@ -33,10 +33,11 @@ Verify = Callable[[ssl.SSLSocket, datetime], PeerCertificate]
 
 
 class TunnelLost(ConnectionFailure):
-    """The tunnel ended where it should not have."""
+    """The tunnel ended where it should not have; ``within_frame`` when not even between two frames."""
 
-    def __init__(self, detail: str) -> None:
+    def __init__(self, detail: str, *, within_frame: bool = False) -> None:
         super().__init__(CloseReason.TUNNEL_LOST, detail)
+        self.within_frame = within_frame
 
 
 class Tunnel:
@@ -107,9 +108,9 @@ class Tunnel:
         Raises TunnelLost at its end, RemoteProtocolError on anything else.
         """
         length = parse_control_header(await self._read_exactly(HEADER_BYTES), expected)
-        return await self._read_exactly(length) if length else b""
+        return await self._read_exactly(length, within_frame=True) if length else b""
 
-    async def _read_exactly(self, size: int) -> bytes:
+    async def _read_exactly(self, size: int, *, within_frame: bool = False) -> bytes:
         data, self.leftover = self.leftover[:size], self.leftover[size:]
         while len(data) < size:
             try:
@@ -122,17 +123,17 @@ class Tunnel:
                 await trio.lowlevel.wait_writable(self.sock)
                 continue
             except OSError as error:
-                raise self._lost(error) from error
+                raise self._lost(error, within_frame=within_frame or bool(data)) from error
             if not more:
-                raise TunnelLost("the peer agent closed the tunnel")
+                raise TunnelLost("the peer agent closed the tunnel", within_frame=within_frame or bool(data))
             data += more
         return data
 
-    def _lost(self, error: OSError) -> ConnectionFailure:
+    def _lost(self, error: OSError, *, within_frame: bool = False) -> ConnectionFailure:
         """A TLS 1.3 server judges our certificate after our handshake is done: its alert arrives here."""
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
             return self._fault(error)
-        return TunnelLost(f"the tunnel broke: {error}")
+        return TunnelLost(f"the tunnel broke: {error}", within_frame=within_frame)
 
 
 def require_protocol(sock: ssl.SSLSocket) -> None:
