@@ -111,6 +111,10 @@ class TunnelPeer:
     def send(self, kind: int, payload: bytes = b"", *, length: int | None = None) -> None:
         self.tls.sendall(frame(kind, payload, length=length))
 
+    def send_raw(self, data: bytes) -> None:
+        """Send bytes inside TLS, whatever they are."""
+        self.tls.sendall(data)
+
     def read(self) -> Frame | None:
         """The next frame; None when the tunnel has ended between two."""
         header = self._exactly(4)
