@@ -60,13 +60,14 @@ class PodNetwork:
     def listen(self) -> Listeners:
         """Bind all three listeners or none; raises OSError."""
         bound: list[socket.socket] = []
-        try:
-            for port in (OUTBOUND_PORT, INBOUND_PLAINTEXT_PORT, TUNNEL_PORT):
+        for port in (OUTBOUND_PORT, INBOUND_PLAINTEXT_PORT, TUNNEL_PORT):
+            try:
                 bound.append(self._listener(port))
-        except OSError:
-            for listener in bound:
-                listener.close()
-            raise
+            except OSError as error:
+                for listener in bound:
+                    listener.close()
+                text = f"cannot listen on port {port} inside the pod: {error.strerror}"
+                raise OSError(error.errno, text) from error
         return Listeners(outbound=bound[0], inbound_plaintext=bound[1], tunnel=bound[2])
 
     def _listener(self, port: int) -> socket.socket:

@@ -13,17 +13,19 @@ from node_agent.relay import reset_on_close
 class Pod:
     """A local, enrolled workload that is served.
 
-    ``workload`` is replaced whole when its labels or readiness change; its uid
-    never does; ``gone`` is set when the pod is.  Owns network and listeners until ``close``.
+    ``workload`` is replaced whole when its labels or readiness change; its uid,
+    identity and addresses never do.  ``gone`` is set when the pod is, ``closed``
+    when nothing of ours is left in it.  Owns network and listeners until ``close``.
     """
 
-    __slots__ = ("gone", "listeners", "network", "workload")
+    __slots__ = ("closed", "gone", "listeners", "network", "workload")
 
     def __init__(self, *, workload: Workload, network: PodNetwork, listeners: Listeners) -> None:
         self.workload = workload
         self.network = network
         self.listeners = listeners
         self.gone = trio.Event()
+        self.closed = trio.Event()
 
     def close(self) -> None:
         """Give everything back: an open descriptor would keep the pod's namespace alive."""

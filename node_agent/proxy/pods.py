@@ -5,21 +5,26 @@
        +--- retry --+----------------------+
 
 A pod is keyed by uid: one that was made again under its old name and address is
-another pod.  Ending a pod closes every descriptor that reaches into it, or its
-namespace would outlive it.  A local pod that is not enrolled is set free once:
-an agent that ran before may have left its rules.
+another pod, and so is one that changed its identity or its addresses.  Ending a
+pod closes every descriptor that reaches into it, or its namespace would outlive
+it.  A local pod that is not enrolled is set free once: an agent that ran before
+may have left its rules.
+
+An enrolled pod in which we can not listen gets the rules nevertheless: its
+connections fail, they do not leave in plaintext.
 """
 
 import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 import trio
 
-from node_agent.capture import Listeners, PlumbingJob, PodNetwork, peer_address, plumb
+from node_agent.capture import PlumbingError, PlumbingJob, PodNetwork, peer_address, plumb
 from node_agent.drain import Drain
 from node_agent.errors import CloseReason
 from node_agent.model import PeerAddress, Workload
@@ -32,6 +37,7 @@ from node_agent.tunnel import TunnelClient
 _log = logging.getLogger("ringfence.pods")
 
 _RETRY_S: Final = 0.2
+_PLUMBING_PAUSE_S: Final = 2.0  # after one that failed: each attempt is a process
 _ACCEPTS_A_TURN: Final = 64
 _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _ACCEPT_BACKOFF_S: Final = 0.1
@@ -62,7 +68,9 @@ class Pods:
         self._unwanted: dict[str, Workload] = {}
         self._freed: set[str] = set()
         self._serving: dict[str, tuple[Pod, trio.CancelScope]] = {}
+        self._shut: set[str] = set()  # have their rules, but not our listeners
         self._errors: dict[str, str] = {}
+        self._plumb_from: dict[str, float] = {}
         self._changed = trio.Event()
 
     def want(self, workloads: Iterable[Workload]) -> None:
@@ -93,7 +101,7 @@ class Pods:
             nursery.start_soon(self._stop_when_draining, nursery.cancel_scope)
             while True:
                 self._changed = trio.Event()
-                self._end_unwanted()
+                await self._end_unwanted()
                 await self._start_wanted(nursery)
                 with trio.move_on_after(_RETRY_S if self._is_incomplete() else float("inf")):
                     await self._changed.wait()
@@ -108,73 +116,104 @@ class Pods:
         await self._live.wait_until_none()
         scope.cancel()
 
-    def _end_unwanted(self) -> None:
+    async def _end_unwanted(self) -> None:
+        """End the pods that are gone or became others; returns when nothing of ours is left in them."""
         self._freed &= self._unwanted.keys()
-        for uid in self._serving.keys() - self._wanted.keys():
-            pod, _ = self._serving.pop(uid)
+        self._shut &= self._wanted.keys()
+        ended = []
+        for uid, (pod, _) in list(self._serving.items()):
+            wanted = self._wanted.get(uid)
+            if wanted is not None and _is_same(wanted, pod.workload):
+                pod.workload = wanted
+                continue
+            del self._serving[uid]
             _log.info("pod %s is gone, ending its connections", pod.workload.name)
             self._live.cut_workload(uid, CloseReason.WORKLOAD_REMOVED, f"{pod.workload.name} was removed")
             pod.gone.set()
-        for uid in self._errors.keys() - self._wanted.keys():
-            del self._errors[uid]
+            ended.append(pod)
+        for memory in (self._errors, self._plumb_from):
+            for uid in memory.keys() - self._wanted.keys() - self._unwanted.keys():
+                del memory[uid]
+        for pod in ended:
+            await pod.closed.wait()
 
     async def _start_wanted(self, nursery: trio.Nursery) -> None:
         """Open and plumb all pods that are not served yet, in one go."""
-        for uid, (served, _) in self._serving.items():
-            served.workload = self._wanted.get(uid, served.workload)
-        missing = [workload for uid, workload in self._wanted.items() if uid not in self._serving]
-        opened = [pod for workload in missing if (pod := self._open(workload)) is not None]
-        freed = self._namespaces_to_free()
-        if not opened and not freed:
-            return
-        jobs = [PlumbingJob(fd=pod.network.namespace.fd, install=True) for pod in opened]
-        jobs += [PlumbingJob(fd=network.namespace.fd, install=False) for _, network in freed]
-        try:
-            results = await plumb(jobs)
-        except BaseException:
-            for pod in opened:
-                pod.close()
-            raise
-        finally:
-            for _, network in freed:
-                network.close()
-        for pod, error in zip(opened, results, strict=False):
-            if error is not None:
-                self._failed(pod.workload, str(error))
-                pod.close()
-            else:
+        with ExitStack() as unused:
+            opened: list[Pod] = []
+            shut: list[tuple[Workload, PodNetwork]] = []
+            for workload in self._wanted.values():
+                if workload.uid not in self._serving and self._may_plumb(workload.uid):
+                    self._open(workload, opened, shut, unused)
+            freed = self._to_free(unused)
+            jobs = [PlumbingJob(fd=pod.network.namespace.fd, install=True) for pod in opened]
+            jobs += [PlumbingJob(fd=network.namespace.fd, install=True) for _, network in shut]
+            jobs += [PlumbingJob(fd=network.namespace.fd, install=False) for _, network in freed]
+            results = iter(await plumb(jobs) if jobs else ())
+            unused.pop_all()
+        for pod in opened:
+            if self._is_plumbed(pod.workload, next(results)):
                 self._serve(nursery, pod)
-        self._freed |= {uid for (uid, _), error in zip(freed, results[len(opened) :], strict=True) if error is None}
+            else:
+                pod.close()
+        for workload, network in shut:
+            network.close()
+            if self._is_plumbed(workload, next(results)):
+                self._shut.add(workload.uid)
+        for workload, network in freed:
+            network.close()
+            if self._is_plumbed(workload, next(results)):
+                self._freed.add(workload.uid)
 
-    def _open(self, workload: Workload) -> Pod | None:
+    def _open(
+        self, workload: Workload, opened: list[Pod], shut: list[tuple[Workload, PodNetwork]], unused: ExitStack
+    ) -> None:
+        """File a pod under ``opened``, or under ``shut`` if it has to get the rules without us listening."""
         path = self._netns_path(workload)
         try:
             network = PodNetwork(path)
         except OSError as error:
             self._failed(workload, f"cannot open its network namespace {path}: {error.strerror}")
-            return None
+            return
         try:
-            listeners: Listeners = network.listen()
+            pod = Pod(workload=workload, network=network, listeners=network.listen())
         except OSError as error:
-            network.close()
-            self._failed(workload, f"cannot listen inside the pod: {error.strerror}; is another agent serving it?")
-            return None
-        return Pod(workload=workload, network=network, listeners=listeners)
+            self._failed(workload, f"{error.strerror}; until its program stops listening there, its connections fail")
+            if workload.uid in self._shut:
+                network.close()
+            else:
+                unused.callback(network.close)
+                shut.append((workload, network))
+            return
+        unused.callback(pod.close)
+        opened.append(pod)
 
-    def _namespaces_to_free(self) -> list[tuple[str, PodNetwork]]:
-        found: list[tuple[str, PodNetwork]] = []
+    def _to_free(self, unused: ExitStack) -> list[tuple[Workload, PodNetwork]]:
+        found: list[tuple[Workload, PodNetwork]] = []
         for uid, workload in self._unwanted.items():
-            if uid in self._freed:
+            if uid in self._freed or not self._may_plumb(uid):
                 continue
             try:
-                found.append((uid, PodNetwork(self._netns_path(workload))))
+                network = PodNetwork(self._netns_path(workload))
             except OSError:
                 self._freed.add(uid)  # no namespace, so no rules of ours in it
+            else:
+                unused.callback(network.close)
+                found.append((workload, network))
         return found
+
+    def _may_plumb(self, uid: str) -> bool:
+        return trio.current_time() >= self._plumb_from.get(uid, 0.0)
+
+    def _is_plumbed(self, workload: Workload, error: PlumbingError | None) -> bool:
+        if error is not None:
+            self._failed(workload, str(error))
+            self._plumb_from[workload.uid] = trio.current_time() + _PLUMBING_PAUSE_S
+        return error is None
 
     def _failed(self, workload: Workload, error: str) -> None:
         if self._errors.get(workload.uid) != error:
-            _log.warning("pod %s is not served: %s", workload.name, error)
+            _log.warning("pod %s: %s", workload.name, error)
         self._errors[workload.uid] = error
 
     def _serve(self, nursery: trio.Nursery, pod: Pod) -> None:
@@ -203,10 +242,16 @@ class Pods:
         finally:
             self._tunnels.forget(pod.workload.uid)
             pod.close()
+            pod.closed.set()
 
     async def _end_with_pod(self, pod: Pod, scope: trio.CancelScope) -> None:
         await pod.gone.wait()
         scope.cancel()
+
+
+def _is_same(now: Workload, before: Workload) -> bool:
+    """Whether what was proved and bound for ``before`` still holds."""
+    return (now.identity, now.addresses) == (before.identity, before.addresses)
 
 
 async def _accept(pod: Pod, listener: socket.socket, handler: Handler, connections: trio.Nursery) -> None:

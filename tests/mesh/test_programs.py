@@ -300,7 +300,9 @@ def test_iperf3(mesh: Mesh, flags: tuple[str, ...], directions: list[str]) -> No
         megabits = result["end"][direction]["bits_per_second"] / 1e6
         print(f"iperf3 {' '.join(flags)} {direction}: {megabits:.0f} Mbit/s")
         assert megabits > 50
-    pair.assert_carried(2 + len(directions) - 1)
+    # At the end of its time iperf3 closes with bytes unread: a reset, at either side.
+    resets = frozenset({"ok", "upstream_reset", "downstream_reset"})
+    pair.assert_carried(1 + len(directions), reasons=resets)
 
 
 def test_ssh_runs_a_command_and_scp_copies_a_file(mesh: Mesh, directory: Path) -> None:
