@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from demokit.screen import Screen
-from demokit.wire import Wire
 
 T = TypeVar("T")
 
@@ -269,5 +268,5 @@ class Stage:
             tap.communicate()
 
     def wait_on_wire(self, path: Path, text: bytes) -> None:
-        """Wait until ``text`` is in the capture, and therefore all that was sent before it."""
-        self.wait("the recorder", lambda: Wire(path).count(text))
+        """Wait until ``text`` is in the recording, readable, and therefore all that was sent before it."""
+        self.wait("the recorder", lambda: text in path.read_bytes())

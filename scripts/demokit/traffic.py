@@ -86,7 +86,7 @@ def ciphertext(stage: Stage, number: int) -> None:
         )
         or "no ServerHello seen",
     )
-    in_clear = wire.opened_to(WEB_PORT)
+    in_clear = wire.opened(port=WEB_PORT)
     screen.check(
         bool(in_clear) and all(flow.source == stage.pods["legacy"]["ipv4"] for flow in in_clear),
         f"no plaintext connection to port {WEB_PORT} from cart, not even a SYN",

@@ -18,6 +18,7 @@
                    faults.py     cut and heal
                    execution.py  run a command in a pod
                    capture.py    record the link
+                   pcap.py       read such a recording
                    status.py     what there is
 
 Commands that only look (exec, status, logs, pods) import nothing heavy: they

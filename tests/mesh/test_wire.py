@@ -15,11 +15,11 @@ from typing import Final
 
 import pytest
 
-from tests import pcap
+from labkit import pcap
+from labkit.pcap import Flow
 from tests.certificates import der
 from tests.lab_authority import lab_signer
 from tests.mesh_builder import Mesh, Pod, read_all
-from tests.pcap import Flow
 
 pytestmark = pytest.mark.mesh
 

@@ -1,8 +1,8 @@
 """Read what the lab's tap recorded: classic pcap, Ethernet, IPv4 and IPv6, TCP; and TLS records within.
 
 Small and strict: what it does not know, a cut packet or a hole in a stream, is
-an error and not skipped, because a test that looks for plaintext must have seen
-every byte.
+an error and not skipped, because who looks for plaintext must have seen every
+byte.  The tests and the demo read with it.
 """
 
 import ipaddress
