@@ -4,14 +4,16 @@ Closing a socket at once would lose them: what is being written is unfinished,
 and a close with bytes unread sends RST, which throws away what the peer has not
 read yet.  So the frame in writing is finished, RESET follows, the socket is
 shut for writing, and what still arrives is thrown away until the peer has
-closed its end.  A peer that takes none of it is left after ``_GIVE_UP_S``; it
-sees the tunnel end without an EOF, which it must treat as a reset as well.
+closed its end.  From a peer that takes none of it the tunnel is reset after
+``_GIVE_UP_S``; it sees its end without an EOF, which it must treat as a reset
+as well.
 """
 
 import socket
 import ssl
 from typing import Final
 
+from node_agent.relay.ending import reset_on_close
 from node_agent.relay.loop import IN, OUT, RelayLoop
 
 _GIVE_UP_S: Final = 2.0
@@ -37,7 +39,7 @@ class Farewell:
         if self._over:
             return
         self._loop.take_over(fd, IN | OUT if self._to_write else IN, self._on_event)
-        self._loop.call_later(_GIVE_UP_S, self._leave)
+        self._loop.call_later(_GIVE_UP_S, self._give_up)
 
     def _on_event(self, event: int) -> None:
         if event & OUT and self._to_write:
@@ -69,7 +71,14 @@ class Farewell:
         if not received:
             self._leave()
 
+    def _give_up(self) -> None:
+        """A peer whose application does not read would not see a FIN for as long: RST overtakes the bytes."""
+        if not self._over:
+            reset_on_close(self._tunnel)
+            self._leave()
+
     def _leave(self) -> None:
         if not self._over:
             self._over = True
+            self._to_write.clear()
             self._loop.close_later(self._tunnel)

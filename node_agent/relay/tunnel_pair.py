@@ -32,7 +32,8 @@ from node_agent.frames import (
 )
 from node_agent.relay.ending import Ending, Outcome, reset_on_close
 from node_agent.relay.farewell import Farewell
-from node_agent.relay.loop import ARENA_BYTES, ERR, HUP, IN, OUT, RelayLoop
+from node_agent.relay.last_words import find_reset
+from node_agent.relay.loop import ARENA_BYTES, ERR, HUP, IN, OUT, RDHUP, READ, RelayLoop
 
 _TLS_RECORD_BYTES: Final = 16384  # RFC 8446 section 5.1; a read of this size takes a whole record, so none hides in SSL
 _FIRST_READ_BYTES: Final = _TLS_RECORD_BYTES - HEADER_BYTES
@@ -110,7 +111,7 @@ class TunnelPair:
         self._header = b""
         self._leftover = b""
         self._read_bytes = _FIRST_READ_BYTES
-        self._plain_mask = IN
+        self._plain_mask = READ
         self._tunnel_mask = IN
         self.up_bytes = 0
         self.down_bytes = 0
@@ -121,7 +122,7 @@ class TunnelPair:
             # Bytes already inside SSL raise no event of their own; "writable" is true at once and brings us there.
             self._tunnel_mask = IN | OUT
         self._loop.adopt(self._tunnel_fd, self._tunnel_mask, self._on_tunnel)
-        self._loop.adopt(self._plain_fd, IN, self._on_plain)
+        self._loop.adopt(self._plain_fd, READ, self._on_plain)
 
     def cut(self, reason: CloseReason | None) -> None:
         """Abort both sides and tell the peer agent why; called from any thread, harmless when it is over."""
@@ -130,7 +131,7 @@ class TunnelPair:
     # -- events -------------------------------------------------------------
 
     def _on_plain(self, event: int) -> None:
-        if event == IN and self._plain_mask == IN:
+        if event == IN and self._plain_mask == READ:
             self._pump_up()
             return
         if self._to_plain is not None and event & OUT:
@@ -139,7 +140,7 @@ class TunnelPair:
             return
         if self._plain_mask & IN:
             if event & ~OUT:
-                self._pump_up()
+                self._pump_up(is_last=bool(event & RDHUP))
         elif event & ERR:
             self._abort(Ending.PLAIN_RESET)
         elif event & HUP:
@@ -161,12 +162,13 @@ class TunnelPair:
         if self._to_plain is None:
             if event & ~OUT and not self._over:
                 self._pump_down()
-        elif event & ERR and not self._over:
-            self._abort(Ending.TUNNEL_LOST)
+        elif event & (ERR | RDHUP) and not self._over:
+            self._lose_tunnel()
 
     # -- up: application to tunnel --------------------------------------------
 
-    def _pump_up(self) -> None:
+    def _pump_up(self, *, is_last: bool = False) -> None:
+        """Read once, write once; ``is_last``: the application's FIN has arrived, perhaps behind these bytes."""
         loop = self._loop
         try:
             received = self._recv_into(loop.arena_body, self._read_bytes)
@@ -181,12 +183,29 @@ class TunnelPair:
             _pack_header(arena, 0, _DATA_WORD | received)
             if received == self._read_bytes and received < MAX_DATA_BYTES:
                 self._read_bytes = min((received + HEADER_BYTES) * 4 - HEADER_BYTES, MAX_DATA_BYTES)
-            self._write_tunnel(arena[: HEADER_BYTES + received])
+            end = HEADER_BYTES + received
+            try:
+                is_last = is_last and received < _FIRST_READ_BYTES and not self._plain.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:
+                is_last = False
+            except OSError:
+                # The kernel tells an error once; the next recv would call the stream whole.
+                self._abort(Ending.PLAIN_RESET)
+                return
+            if is_last:
+                # The end in the same record as the last bytes: one write, one packet, one wake-up of the peer.
+                arena[end : end + HEADER_BYTES] = EOF_FRAME
+                self._end_up(arena[: end + HEADER_BYTES])
+            else:
+                self._write_tunnel(arena[:end])
         else:
-            self._up_ended = True
-            self._write_tunnel(memoryview(EOF_FRAME))
-            self._update_interest()
-            self._complete_if_ended()
+            self._end_up(memoryview(EOF_FRAME))
+
+    def _end_up(self, last: memoryview) -> None:
+        self._up_ended = True
+        self._write_tunnel(last)
+        self._update_interest()
+        self._complete_if_ended()
 
     def _write_tunnel(self, frame: memoryview) -> None:
         # OpenSSL writes all of it or wants to be called again with the same bytes (SSL_write(3), no partial writes).
@@ -196,7 +215,7 @@ class TunnelPair:
             self._to_tunnel = self._loop.keep(frame)
             self._update_interest()
         except OSError:
-            self._abort(Ending.TUNNEL_LOST)
+            self._lose_tunnel()
 
     def _flush_tunnel(self) -> None:
         held = self._to_tunnel
@@ -206,7 +225,7 @@ class TunnelPair:
         except _WANT:
             return
         except OSError:
-            self._abort(Ending.TUNNEL_LOST)
+            self._lose_tunnel()
             return
         self._to_tunnel = None
         self._loop.give_back(held)
@@ -299,7 +318,8 @@ class TunnelPair:
         size = len(payload)
         self.down_bytes += size
         try:
-            sent = self._send(payload)
+            # Bytes and FIN in one packet, if the end is known already.
+            sent = self._send(payload, socket.MSG_MORE) if self._down_ended else self._send(payload)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -365,7 +385,7 @@ class TunnelPair:
     def _update_interest(self) -> None:
         if self._over:
             return
-        plain = (IN if not self._up_ended and self._to_tunnel is None else 0) | (
+        plain = (READ if not self._up_ended and self._to_tunnel is None else 0) | (
             OUT if self._to_plain is not None else 0
         )
         if plain != self._plain_mask:
@@ -375,7 +395,14 @@ class TunnelPair:
                 self._loop.forget(self._plain_fd)
             else:
                 self._loop.interest(self._plain_fd, plain)
-        tunnel = (IN if self._to_plain is None else 0) | (OUT if self._to_tunnel is not None else 0)
+        if self._to_plain is None:
+            tunnel = IN
+        else:
+            # Not reading, because the application does not.  A peer that leaves now has not heard our EOF: it aborts,
+            # and the application must hear of that although it does not read.  After our EOF it may leave in peace.
+            tunnel = 0 if self._up_ended else RDHUP
+        if self._to_tunnel is not None:
+            tunnel |= OUT
         if tunnel != self._tunnel_mask:
             self._tunnel_mask = tunnel
             self._loop.interest(self._tunnel_fd, tunnel)
@@ -388,6 +415,11 @@ class TunnelPair:
             self._end(Ending.COMPLETE)
             return True
         return False
+
+    def _lose_tunnel(self) -> None:
+        """The tunnel broke or ended: abort, for the reason that the peer may have told before."""
+        was_reset, reason = find_reset(self._tls_read, remaining=self._remaining, header=self._header)
+        self._abort(Ending.PEER_RESET if was_reset else Ending.TUNNEL_LOST, reason)
 
     def _abort(self, ending: Ending, reason: CloseReason | None = None) -> None:
         if self._over:
