@@ -21,14 +21,28 @@ _FIRST_READ_BYTES: Final = 16 * 1024
 
 
 class _Flow:
-    """One direction: from ``source`` to ``sink``."""
+    """One direction: from ``source`` to ``sink``; what it means when one of them breaks."""
 
-    __slots__ = ("ended", "held", "moved_bytes", "read_bytes", "recv_into", "send", "sink")
+    __slots__ = (
+        "ended",
+        "held",
+        "moved_bytes",
+        "read_bytes",
+        "recv_into",
+        "send",
+        "sink",
+        "sink_broken",
+        "source_broken",
+    )
 
-    def __init__(self, source: socket.socket, sink: socket.socket) -> None:
+    def __init__(
+        self, source: socket.socket, sink: socket.socket, *, source_broken: Ending, sink_broken: Ending
+    ) -> None:
         self.recv_into = source.recv_into
         self.send = sink.send
         self.sink = sink
+        self.source_broken = source_broken
+        self.sink_broken = sink_broken
         self.held: memoryview | None = None
         self.ended = False
         self.moved_bytes = 0
@@ -56,8 +70,8 @@ class PlainPair:
         self._first = first
         self._second = second
         self._on_done = on_done
-        self._up = _Flow(first, second)
-        self._down = _Flow(second, first)
+        self._up = _Flow(first, second, source_broken=Ending.PLAIN_RESET, sink_broken=Ending.PEER_RESET)
+        self._down = _Flow(second, first, source_broken=Ending.PEER_RESET, sink_broken=Ending.PLAIN_RESET)
         self._masks = {first.fileno(): IN, second.fileno(): IN}
         self._over = False
 
@@ -82,21 +96,19 @@ class PlainPair:
 
     def _serve(self, event: int, fd: int, outgoing: _Flow, incoming: _Flow) -> None:
         """Obey an event of the socket that ``outgoing`` reads from and ``incoming`` writes to."""
-        broken = Ending.PLAIN_RESET if outgoing is self._up else Ending.PEER_RESET
-        try:
-            if incoming.held is not None and event & OUT:
-                self._flush(incoming)
-            if self._masks[fd] & IN and self._masks[fd] != _SILENT:
-                if event & ~OUT:
-                    self._pump(outgoing)
-            elif event & ERR:
-                raise ConnectionResetError
-            elif event & HUP:
-                self._loop.silence(fd)
-                self._masks[fd] = _SILENT
-                return
-        except OSError:
-            self._abort(broken)
+        if incoming.held is not None and event & OUT:
+            self._flush(incoming)
+        if self._over:
+            return
+        if self._masks[fd] & IN and self._masks[fd] != _SILENT:
+            if event & ~OUT:
+                self._pump(outgoing)
+        elif event & ERR:
+            self._abort(outgoing.source_broken)
+        elif event & HUP:
+            self._loop.silence(fd)
+            self._masks[fd] = _SILENT
+            return
         if not self._over:
             self._update_interest()
 
@@ -106,9 +118,15 @@ class PlainPair:
             received = flow.recv_into(arena, flow.read_bytes)
         except BlockingIOError:
             return
+        except OSError:
+            self._abort(flow.source_broken)
+            return
         if not received:
             flow.ended = True
-            flow.sink.shutdown(socket.SHUT_WR)
+            try:
+                flow.sink.shutdown(socket.SHUT_WR)
+            except OSError:
+                self._abort(flow.sink_broken)
             return
         flow.moved_bytes += received
         if received == flow.read_bytes:
@@ -117,6 +135,9 @@ class PlainPair:
             sent = flow.send(arena[:received])
         except BlockingIOError:
             sent = 0
+        except OSError:
+            self._abort(flow.sink_broken)
+            return
         if sent < received:
             flow.held = self._loop.keep(arena[sent:received])
 
@@ -126,6 +147,9 @@ class PlainPair:
         try:
             sent = flow.send(held)
         except BlockingIOError:
+            return
+        except OSError:
+            self._abort(flow.sink_broken)
             return
         if sent < len(held):
             flow.held = held[sent:]
