@@ -109,9 +109,10 @@ class _Run:
             return
         with wire.Tap(testbed, peer) as tap:
             measures.warm_up(testbed, peer)
-        self._handshakes[peer.name] = tap.handshakes() | {
-            "refuses_without_certificate": wire.refuses_without_certificate(testbed, peer)
-        }
+        refuses = wire.refuses_without_certificate(testbed, peer)
+        self._handshakes[peer.name] = tap.handshakes() | {"refuses_without_certificate": refuses}
+        if not refuses:
+            self._failures.append(f"{peer.name}: accepts a client without certificate: not the same job")
 
     def _measure(self, name: str, peer: Peer, run: Callable[[], measures.Figures]) -> None:
         try:

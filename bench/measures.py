@@ -8,19 +8,19 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from bench import accounting
-from bench.peers import Peer
-from bench.testbed import BULK, BenchError, Testbed
+from bench.iperf3 import BulkLoad
+from bench.peers import Peer, require
+from bench.testbed import Testbed
 
 Figures = dict[str, float]
 
 _CONCURRENT_CONNECTS: Final = "16"
 _PING_BYTES: Final = "64"
 _BULK_CONNECTIONS: Final = "4"
-_BULK_LEAD_S: Final = 1.0  # the bulk load starts and ends half of it before and after the ping-pong
-_SPARE_S: Final = 30.0
+_BULK_LEAD_S: Final = 0.5  # how long the bulk load runs before and after the ping-pong
 _WRK_REPORT: Final = """\
 done = function(summary, latency, requests)
   local errors = summary.errors
@@ -64,36 +64,41 @@ def conns(testbed: Testbed, peer: Peer, seconds: float) -> Figures:
 
 
 def bulk(testbed: Testbed, peer: Peer, seconds: float) -> Figures:
-    """One connection that carries all it can: client to server, server to client, then one each way."""
+    """One connection that carries all it can: client to server, then server to client; then one each way."""
     figures: Figures = {}
     billed_gb = billed_s = 0.0
-    for way, options in (("up", []), ("down", ["--reverse"]), ("both", ["--bidir"])):
-        received_bytes, gbit_per_s, cpu_s = _iperf3(testbed, peer, options, seconds)
-        figures[f"{way}_gbit_per_s"] = gbit_per_s
-        if way != "both":
-            billed_gb += received_bytes / 1e9
-            billed_s += cpu_s
-    figures["cpu_s_per_gb"] = billed_s / billed_gb
-    return figures
+    for way, options in (("up", []), ("down", ["--reverse"])):
+        before = accounting.cpu_s(peer.processes().values())
+        with BulkLoad(testbed, peer, options=options, seconds=seconds) as load:
+            load.begin()
+            received = load.received()
+        billed_s += accounting.cpu_s(peer.processes().values()) - before
+        billed_gb += received.gigabytes
+        figures[f"{way}_gbit_per_s"] = received.gbit_per_s
+    with (
+        BulkLoad(testbed, peer, seconds=seconds) as up,
+        BulkLoad(testbed, peer, application="bulk2", options=["--reverse"], seconds=seconds) as down,
+    ):
+        for each in (up, down):
+            each.begin()
+        figures["both_gbit_per_s"] = up.received().gbit_per_s + down.received().gbit_per_s
+    return figures | {"cpu_s_per_gb": billed_s / billed_gb}
 
 
 def fairness(testbed: Testbed, peer: Peer, seconds: float) -> Figures:
     """The round trip of a small message while four bulk connections run (client to server)."""
     host, port = peer.target("echo")
-    with _iperf3_server(testbed, peer):
-        client = _iperf3_client(testbed, peer, ["--parallel", _BULK_CONNECTIONS], seconds + _BULK_LEAD_S)
-        try:
-            time.sleep(_BULK_LEAD_S / 2)  # iperf3 does not tell when its connections are up; the load has to be on
-            report = _load(testbed, peer, "pingpong", host, str(port), str(seconds), _PING_BYTES)
-        finally:
-            output, _ = client.communicate(timeout=seconds + _SPARE_S)
-    result = _iperf3_result(peer, output)
+    with BulkLoad(testbed, peer, options=["--parallel", _BULK_CONNECTIONS], seconds=seconds + 2 * _BULK_LEAD_S) as load:
+        load.begin()
+        time.sleep(_BULK_LEAD_S)  # iperf3 does not tell when its connections are up; the load has to be on
+        report = _load(testbed, peer, "pingpong", host, str(port), str(seconds), _PING_BYTES)
+        received = load.received()
     return {
         "p50_us": report["p50_us"],
         "p99_us": report["p99_us"],
         "max_us": report["max_us"],
         "round_trips": report["count"],
-        "bulk_gbit_per_s": result["end"]["sum_received"]["bits_per_second"] / 1e9,
+        "bulk_gbit_per_s": received.gbit_per_s,
     }
 
 
@@ -135,59 +140,6 @@ def _wrk(testbed: Testbed, peer: Peer, *, connections: int, seconds: float) -> t
     return report, cpu_s
 
 
-def _iperf3(testbed: Testbed, peer: Peer, options: Sequence[str], seconds: float) -> tuple[float, float, float]:
-    """Bytes received, Gbit/s received (both ways added up), and CPU seconds of the peer."""
-    with _iperf3_server(testbed, peer):
-        before = accounting.cpu_s(peer.processes().values())
-        client = _iperf3_client(testbed, peer, options, seconds)
-        output, _ = client.communicate(timeout=seconds + _SPARE_S)
-        cpu_s = accounting.cpu_s(peer.processes().values()) - before
-    end = _iperf3_result(peer, output)["end"]
-    sums = [end["sum_received"], *([end["sum_received_bidir_reverse"]] if "--bidir" in options else [])]
-    return sum(each["bytes"] for each in sums), sum(each["bits_per_second"] for each in sums) / 1e9, cpu_s
-
-
-class _iperf3_server:  # noqa: N801 - used as a function, in `with`
-    """iperf3 for one test; a new one each time, because one whose client was cut stays busy."""
-
-    def __init__(self, testbed: Testbed, peer: Peer) -> None:
-        self._testbed, self._peer = testbed, peer
-
-    def __enter__(self) -> None:
-        command = ["iperf3", "--server", "--one-off", "--port", str(BULK)]
-        self._process = self._testbed.start(self._peer.server, command, ports=[BULK])
-
-    def __exit__(self, *_: object) -> None:
-        self._testbed.stop(self._process)
-
-
-def _iperf3_client(testbed: Testbed, peer: Peer, options: Sequence[str], seconds: float) -> subprocess.Popen[str]:
-    host, port = peer.target("bulk")
-    command = [
-        "iperf3",
-        "--client",
-        host,
-        "--port",
-        str(port),
-        "--time",
-        f"{max(1, round(seconds))}",
-        "--json",
-        *options,
-    ]
-    return subprocess.Popen(
-        testbed.inside(peer.client, command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def _iperf3_result(peer: Peer, output: str) -> Any:
-    try:
-        result = json.loads(output)
-    except ValueError:
-        result = {"error": output[-500:]}
-    require(peer, "iperf3", "error" not in result, result.get("error"))
-    return result
-
-
 def _run(testbed: Testbed, peer: Peer, command: Sequence[str]) -> str:
     done = subprocess.run(
         testbed.inside(peer.client, command),
@@ -199,9 +151,3 @@ def _run(testbed: Testbed, peer: Peer, command: Sequence[str]) -> str:
     )
     require(peer, command[0], done.returncode == 0, done.stderr.strip() or done.stdout.strip())
     return done.stdout
-
-
-def require(peer: Peer, what: str, good: bool, told: object) -> None:
-    """Raises: BenchError: not ``good``: a run with failures has no figures."""
-    if not good:
-        raise BenchError(f"{peer.name}: {what} failed: {told}")

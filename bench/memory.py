@@ -5,8 +5,8 @@ import time
 from typing import Final
 
 from bench import accounting
-from bench.measures import Figures, require
-from bench.peers import Peer
+from bench.measures import Figures
+from bench.peers import Peer, require
 from bench.testbed import Testbed
 
 _AT_A_TIME: Final = "32"

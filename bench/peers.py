@@ -160,3 +160,9 @@ def start(testbed: Testbed, name: str, certificates: Certificates, *, envoy_bina
             suffix=".cfg",
         )
     raise BenchError(f"no peer {name!r}; there are {', '.join(PEERS)}")
+
+
+def require(peer: Peer, what: str, good: bool, told: object) -> None:
+    """Raises: BenchError: not ``good``: a run with failures has no figures."""
+    if not good:
+        raise BenchError(f"{peer.name}: {what} failed: {told}")

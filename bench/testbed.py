@@ -32,8 +32,7 @@ from typing import Any, Final, Self
 ROOT: Final = Path(__file__).resolve().parents[1]
 HTTP: Final = 8080
 ECHO: Final = 9000
-BULK: Final = 5201
-APPLICATIONS: Final = {"http": HTTP, "echo": ECHO, "bulk": BULK}
+APPLICATIONS: Final = {"http": HTTP, "echo": ECHO, "bulk": 5201, "bulk2": 5202}
 
 _LAB: Final = str(ROOT / "scripts" / "lab")
 _MAX_FILES: Final = 131_072  # 10,000 connections cost a proxy 20,000 descriptors
