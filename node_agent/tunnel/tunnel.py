@@ -100,7 +100,19 @@ class Tunnel:
             except ssl.SSLWantReadError:
                 await trio.lowlevel.wait_readable(self.sock)
             except OSError as error:
-                raise self._lost(error) from error
+                raise self._lost(self._last_words() or error) from error
+
+    def _last_words(self) -> ssl.SSLError | None:
+        """The alert of a peer that hung up before we could write: it lies in the receive queue still."""
+        try:
+            self._tls.read(1)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            return None
+        except ssl.SSLError as alert:
+            return alert
+        except OSError:
+            return None
+        return None
 
     async def read_control(self, expected: FrameType) -> bytes:
         """Read one frame of the ``expected`` type and return its payload.
