@@ -184,6 +184,7 @@ class FakeAgent:
         self.failures: list[BaseException] = []
         self._listener = in_namespace(pod.netns, self._listen)
         self._threads: list[threading.Thread] = []
+        self._held: list[socket.socket] = []
         self._accepting = threading.Thread(target=self._accept, daemon=True)
         self._accepting.start()
 
@@ -192,10 +193,21 @@ class FakeAgent:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._accepting.join(DEADLINE_S)
         self._listener.close()
-        for thread in self._threads:
-            thread.join(DEADLINE_S)
+        self.hang_up()
         if self.failures:
             raise self.failures[0]
+
+    def hang_up(self) -> None:
+        """End every connection: an idle tunnel would serve the next test."""
+        for connection in self._held:
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # the handler has ended it
+        self._held.clear()
+        for thread in self._threads:
+            thread.join(DEADLINE_S)
+        self._threads.clear()
 
     @staticmethod
     def _listen() -> socket.socket:
@@ -207,13 +219,15 @@ class FakeAgent:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+            held = connection.dup()  # what ``ssl`` makes of ``connection`` is the handler's
+            self._held.append(held)
+            thread = threading.Thread(target=self._serve, args=(connection, held), daemon=True)
             self._threads.append(thread)
             thread.start()
 
-    def _serve(self, connection: socket.socket) -> None:
+    def _serve(self, connection: socket.socket, held: socket.socket) -> None:
         connection.settimeout(DEADLINE_S)
-        with connection:
+        with held, connection:
             try:
                 self.handle(connection)
             except OSError:
