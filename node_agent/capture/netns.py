@@ -44,15 +44,26 @@ class NetworkNamespace:
         os.close(self.fd)
         os.close(self._home)
 
-    def socket(self, family: int) -> socket.socket:
+    def tcp_socket(self, family: int) -> socket.socket:
         """Return a new non-blocking TCP socket of this namespace; the caller closes it.
 
         Only from the thread that opened the namespace: another thread might be
         at home elsewhere.
         """
+        return self.tcp_sockets(family, 1)[0]
+
+    def tcp_sockets(self, family: int, count: int) -> list[socket.socket]:
+        """Return ``count`` such sockets for one visit, which costs more than a socket does."""
         assert threading.get_ident() == self._thread
-        with self:
-            return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        made: list[socket.socket] = []
+        try:
+            with self:
+                made.extend(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) for _ in range(count))
+        except OSError:
+            for each in made:
+                each.close()
+            raise
+        return made
 
     def __enter__(self) -> None:
         setns_network(self.fd)

@@ -13,6 +13,7 @@ _SO_MARK: Final = 36
 _IP_TRANSPARENT: Final = 19
 _IPV6_TRANSPARENT: Final = 75
 _IP_BIND_ADDRESS_NO_PORT: Final = 24
+_SPARE_SOCKETS: Final = 8
 _BACKLOG: Final = 4096  # bounded by net.core.somaxconn
 _KEEPALIVE: Final = (  # ztunnel's 180/180/9: a vanished peer is noticed within half an hour
     (socket.TCP_KEEPIDLE, 180),
@@ -48,13 +49,17 @@ class PodNetwork:
     Sockets handed out belong to whoever asked for them.
     """
 
-    __slots__ = ("namespace",)
+    __slots__ = ("_spare", "namespace")
 
     def __init__(self, path: Path) -> None:
         """Open the pod's namespace; raises OSError."""
         self.namespace = NetworkNamespace(path)
+        self._spare: dict[int, list[socket.socket]] = {socket.AF_INET: [], socket.AF_INET6: []}
 
     def close(self) -> None:
+        for spare in self._spare.values():
+            while spare:
+                spare.pop().close()
         self.namespace.close()
 
     def listen(self) -> Listeners:
@@ -72,11 +77,11 @@ class PodNetwork:
 
     def _listener(self, port: int) -> socket.socket:
         try:
-            listener = self.namespace.socket(socket.AF_INET6)
+            listener = self.namespace.tcp_socket(socket.AF_INET6)
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             address = "::"
         except OSError:  # a kernel without IPv6
-            listener = self.namespace.socket(socket.AF_INET)
+            listener = self.namespace.tcp_socket(socket.AF_INET)
             address = "0.0.0.0"  # inside the pod, behind its rules
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -88,25 +93,49 @@ class PodNetwork:
             raise
         return listener
 
-    def upstream_socket(self, destination_ip: str, *, source_ip: str | None = None) -> socket.socket:
-        """Return a socket to connect to ``destination_ip`` with, exempt from redirection.
-
-        With ``source_ip`` the peer sees that address, which need not be the
-        pod's (IP_TRANSPARENT; the rules route the answers back).
-        """
-        is_v6 = ":" in destination_ip
-        made = self.namespace.socket(socket.AF_INET6 if is_v6 else socket.AF_INET)
+    def upstream_socket(self, destination_ip: str) -> socket.socket:
+        """Return a socket to connect to ``destination_ip`` with, exempt from redirection."""
+        made = self.namespace.tcp_socket(socket.AF_INET6 if ":" in destination_ip else socket.AF_INET)
         try:
             made.setsockopt(socket.SOL_SOCKET, _SO_MARK, AGENT_MARK)
             tune(made)
-            if source_ip is not None:
-                if is_v6:
-                    made.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
-                else:
-                    made.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
-                made.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
-                made.bind((source_ip, 0))
         except OSError:
             made.close()
             raise
         return made
+
+    def application_socket(self, destination_ip: str, *, source_ip: str) -> socket.socket:
+        """Return a socket to connect to the pod's own application with, which sees ``source_ip`` as its client.
+
+        That need not be an address of the pod (IP_TRANSPARENT; the rules route
+        the answers back).  No keepalive: both ends live on this kernel.
+        """
+        family = socket.AF_INET6 if ":" in destination_ip else socket.AF_INET
+        spare = self._spare[family]
+        if not spare:
+            self._make_spare(family)
+        made = spare.pop()
+        try:
+            made.bind((source_ip, 0))
+        except OSError:
+            made.close()
+            raise
+        return made
+
+    def _make_spare(self, family: int) -> None:
+        """Prepare some sockets for one visit to the pod's namespace: every inbound connection needs one."""
+        made = self.namespace.tcp_sockets(family, _SPARE_SOCKETS)
+        try:
+            for each in made:
+                each.setsockopt(socket.SOL_SOCKET, _SO_MARK, AGENT_MARK)
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if family == socket.AF_INET6:
+                    each.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
+                else:
+                    each.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
+                each.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+        except OSError:
+            for each in made:
+                each.close()
+            raise
+        self._spare[family] += made

@@ -254,7 +254,7 @@ class Inbound:
         """Connect to the application as ``client``; the caller closes the socket."""
         started = trio.current_time()
         record.attempts += 1
-        upstream = pod.network.upstream_socket(destination.ip, source_ip=client.ip)
+        upstream = pod.network.application_socket(destination.ip, source_ip=client.ip)
         try:
             await connect(upstream, destination.ip, destination.port, timeout_s=self._connect_timeout_s)
         except BaseException:
