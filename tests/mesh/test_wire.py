@@ -195,7 +195,7 @@ def _serve_web(server: Pod, body: bytes) -> None:
 
 def test_the_tap_sees_what_pods_that_are_not_enrolled_say(recording: Recording) -> None:
     assert recording.plain_word in recording.path.read_bytes()
-    # From client to web-2 and from web-2 to web-1, by either IP version: how often each is dialled is the pool's affair.
+    # client to web-2 and web-2 to web-1, by either IP version: how often each is dialled is the pool's affair.
     assert len({(flow.source, flow.destination) for flow in recording.tunnels}) == 4
     assert sum(map(len, recording.streams.values())) > 4 * _BIG_BYTES
 
