@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 from ca.authority.config import _KEYS as CA_KEYS
-from ca.authority.config import AuthorityConfig
+from ca.authority.config import _MAX_TTL_S, _MIN_TTL_S, AuthorityConfig
 from node_agent import config as agent_config
 from node_agent.errors import CloseReason
 from node_agent.frames import (
@@ -162,7 +162,7 @@ def test_the_cas_defaults_are_those_of_the_code(tmp_path: Path) -> None:
     assert rows["ca", "address"][0] == shown(f"{config.host or ''}:{config.port}")
     assert rows["ca", "state_dir"][0] == shown(config.state_dir)
     assert rows["ca", "passphrase_file"][0] == "none"
-    assert rows["ca", "svid_ttl_s"][0] == shown(config.svid_ttl_s)
+    assert rows["ca", "svid_ttl_s"][:2] == [shown(config.svid_ttl_s), f"{_MIN_TTL_S} to {_MAX_TTL_S} s; whole"]
     assert rows["registry", "manifests_dir"][0] == shown(config.manifests_dir)
 
 
