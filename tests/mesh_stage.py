@@ -111,10 +111,10 @@ class Stage:
 
 
 @contextmanager
-def staged(mesh: Mesh) -> Iterator[Stage]:
+def staged(mesh: Mesh, *, handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S) -> Iterator[Stage]:
     """Set the stage, with deadlines short enough to wait for."""
     with mesh.configured(
-        handshake_timeout_s=HANDSHAKE_TIMEOUT_S, open_timeout_s=OPEN_TIMEOUT_S, connect_timeout_s=CONNECT_TIMEOUT_S
+        handshake_timeout_s=handshake_timeout_s, open_timeout_s=OPEN_TIMEOUT_S, connect_timeout_s=CONNECT_TIMEOUT_S
     ):
         mesh.begin_test()
         try:
