@@ -71,6 +71,10 @@ class Report:
             reasons.append("draining")
         if self.loaded_at is None:
             reasons.append("the manifests are not loaded yet")
+        if self.directory.directory_problem is not None:
+            # What was read last stays in force, but a new pod would not be noticed.
+            problem = self.directory.directory_problem
+            reasons.append(f"the manifests in {problem.file}: {problem.reason}")
         has_identities, why = self._identities.ready()
         if not has_identities:
             reasons.append(why)

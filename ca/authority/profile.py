@@ -31,7 +31,7 @@ PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 ROOT_LIFETIME: Final = timedelta(days=3650)
 INTERMEDIATE_LIFETIME: Final = timedelta(days=365)
 CLOCK_SKEW: Final = timedelta(seconds=60)  # how far NotBefore lies back: the skew that verifiers are promised
-MIN_LIFETIME: Final = timedelta(seconds=30)  # less than that is not worth a handshake
+MIN_LIFETIME: Final = timedelta(seconds=30)  # less than that, where more was wanted, is not worth a handshake
 _MAX_SERIAL_BITS: Final = 159  # RFC 5280 4.1.2.2: at most 20 octets, positive
 _SERVER_AND_CLIENT: Final = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 
@@ -62,7 +62,7 @@ def svid_not_after(*, at: datetime, ttl: timedelta, issuer_not_after: datetime) 
         ProfileError: the issuer has no useful life left.
     """
     not_after = min(at + ttl, issuer_not_after)
-    if not_after - at < MIN_LIFETIME:
+    if not_after - at < min(ttl, MIN_LIFETIME):
         raise ProfileError(f"the signing certificate ends at {issuer_not_after.isoformat()}: renew it")
     return not_after
 

@@ -1,6 +1,7 @@
 """The agent's foot inside one pod: its namespace, listeners and upstream sockets."""
 
 import socket
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,11 +16,20 @@ _IPV6_TRANSPARENT: Final = 75
 _IP_BIND_ADDRESS_NO_PORT: Final = 24
 _SPARE_SOCKETS: Final = 8
 _BACKLOG: Final = 4096  # bounded by net.core.somaxconn
+_LINGER_RESET: Final = struct.pack("ii", 1, 0)
 _KEEPALIVE: Final = (  # ztunnel's 180/180/9: a vanished peer is noticed within half an hour
     (socket.TCP_KEEPIDLE, 180),
     (socket.TCP_KEEPINTVL, 180),
     (socket.TCP_KEEPCNT, 9),
 )
+
+
+def _reset_on_close(sock: socket.socket) -> None:
+    """Let an application's connection be reset when the agent dies: a FIN would call a cut stream whole.
+
+    The relay takes it back from a stream that has ended in order (relay/ending.py).
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
 
 
 def tune(sock: socket.socket) -> None:
@@ -86,6 +96,8 @@ class PodNetwork:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             tune(listener)
+            if port != TUNNEL_PORT:
+                _reset_on_close(listener)  # what it accepts inherits this
             listener.bind((address, port))
             listener.listen(_BACKLOG)
         except OSError:
@@ -128,6 +140,7 @@ class PodNetwork:
         try:
             for each in made:
                 each.setsockopt(socket.SOL_SOCKET, _SO_MARK, AGENT_MARK)
+                _reset_on_close(each)
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if family == socket.AF_INET6:
                     each.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)

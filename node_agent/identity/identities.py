@@ -32,6 +32,7 @@ from node_agent.identity.node_credentials import NodeCredentials
 from node_agent.identity.rotation import (
     LONGEST_PAUSE_NOT_SCHEDULED_S,
     LONGEST_PAUSE_S,
+    LONGEST_PAUSE_WITHOUT_S,
     Expired,
     Renew,
     Rotation,
@@ -254,10 +255,15 @@ class Identities:
         code = error.code if isinstance(error, CaRefused) else None
         # Refused because the CA reads its manifests a moment after we read ours: soon is soon enough.
         placed_late = code == RefusalCode.NOT_SCHEDULED
+        if placed_late:
+            longest_pause_s = LONGEST_PAUSE_NOT_SCHEDULED_S
+        else:
+            is_without = slot.credentials is None and code is None
+            longest_pause_s = LONGEST_PAUSE_WITHOUT_S if is_without else LONGEST_PAUSE_S
         slot.rotation.failed(
             now=trio.current_time(),
             draw=self._rng.random(),
-            longest_pause_s=LONGEST_PAUSE_NOT_SCHEDULED_S if placed_late else LONGEST_PAUSE_S,
+            longest_pause_s=longest_pause_s,
             wish_s=error.retry_after_s if isinstance(error, CaRefused) and not placed_late else 0.0,
         )
         text = f"the CA refuses: {error}" if code else str(error)

@@ -22,7 +22,7 @@ from ca.spiffe import SpiffeId
 from ca.tls import KeyAndChain
 from node_agent.identity.credentials import require_issued_to
 from node_agent.identity.key_store import NodeKeyStore
-from node_agent.identity.rotation import Expired, Rotation, Step
+from node_agent.identity.rotation import LONGEST_PAUSE_S, LONGEST_PAUSE_WITHOUT_S, Expired, Rotation, Step
 
 _log: Final = logging.getLogger("ringfence.identity")
 
@@ -144,7 +144,13 @@ class NodeCredentials:
     def _failed(self, error: CaError) -> None:
         self._refused = isinstance(error, CaRefused)
         wish_s = error.retry_after_s if isinstance(error, CaRefused) else 0.0
-        self._rotation.failed(now=trio.current_time(), draw=self._rng.random(), wish_s=wish_s)
+        is_without = self._own is None and not self._refused
+        self._rotation.failed(
+            now=trio.current_time(),
+            draw=self._rng.random(),
+            longest_pause_s=LONGEST_PAUSE_WITHOUT_S if is_without else LONGEST_PAUSE_S,
+            wish_s=wish_s,
+        )
         text = f"the CA refuses this node: {error}" if self._refused else str(error)
         if text != self.last_error:
             _log.warning("no node certificate: %s", text)

@@ -11,8 +11,9 @@ attempts; ``draw`` is a random number in [0, 1) that the caller drew once.
 
 A failed attempt changes nothing but the time of the next one: the certificate
 that is still valid stays in use, and its expiry is the deadline.  Pauses grow
-from 0.25 s to 30 s, each cut by up to a fifth so that nodes do not march in
-step; while somebody waits for the certificate they are at most half a second.
+from 0.25 s to 30 s (5 s while there is none), each cut by up to a fifth so that
+nodes do not march in step; while somebody waits for the certificate they are at
+most half a second.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Final
 
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 30.0
+LONGEST_PAUSE_WITHOUT_S: Final = 5.0  # nothing is served meanwhile; a thousand such nodes are 200 requests a second
 LONGEST_PAUSE_NOT_SCHEDULED_S: Final = 2.0  # the CA reads the same manifests a moment later than we do
 LONGEST_PAUSE_WANTED_S: Final = 0.5
 _PAUSE_JITTER: Final = 0.2

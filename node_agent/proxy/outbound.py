@@ -21,7 +21,7 @@ from node_agent.model import Endpoint, EndpointAddress, OriginalDestination, Pee
 from node_agent.proxy.live import LiveConnections
 from node_agent.proxy.pod import Accepted, Pod
 from node_agent.proxy.routes import Route, Router
-from node_agent.relay import Ending, Outcome, Pair, Relay
+from node_agent.relay import Ending, Outcome, Pair, Relay, reset_on_close
 from node_agent.telemetry.access_log import AccessLog
 from node_agent.telemetry.connection_record import ConnectionRecord
 from node_agent.tunnel import Dialler, Tunnel, TunnelClient, TunnelKey, connect
@@ -168,6 +168,7 @@ class Outbound:
             if workload is None:
                 self._router.require_outside(endpoint.address)
             plain = pod.network.upstream_socket(endpoint.address.ip)
+            reset_on_close(plain)
             try:
                 await connect(plain, endpoint.address.ip, endpoint.address.port, timeout_s=self._connect_timeout_s)
             except BaseException:

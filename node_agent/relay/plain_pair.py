@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from node_agent.errors import CloseReason
-from node_agent.relay.ending import Ending, Outcome, reset_on_close
+from node_agent.relay.ending import Ending, Outcome, end_on_close, reset_on_close
 from node_agent.relay.loop import ARENA_BYTES, ERR, HUP, IN, OUT, RelayLoop
 
 _SILENT: Final = -1
@@ -159,6 +159,8 @@ class PlainPair:
 
     def _update_interest(self) -> None:
         if self._up.ended and self._down.ended:
+            end_on_close(self._first)
+            end_on_close(self._second)
             self._end(Ending.COMPLETE)
             return
         for sock, outgoing, incoming in (

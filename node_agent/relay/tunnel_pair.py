@@ -30,7 +30,7 @@ from node_agent.frames import (
     decode_reset,
     encode_reset,
 )
-from node_agent.relay.ending import Ending, Outcome, reset_on_close
+from node_agent.relay.ending import Ending, Outcome, end_on_close, reset_on_close
 from node_agent.relay.farewell import Farewell
 from node_agent.relay.last_words import find_reset
 from node_agent.relay.loop import ARENA_BYTES, ERR, HUP, IN, OUT, RDHUP, READ, RelayLoop
@@ -412,6 +412,7 @@ class TunnelPair:
             return True
         if self._up_ended and self._down_ended and self._to_tunnel is None and self._to_plain is None:
             self._loop.forget(self._tunnel_fd)
+            end_on_close(self._plain)
             self._end(Ending.COMPLETE)
             return True
         return False

@@ -154,7 +154,7 @@ def _start(arguments: argparse.Namespace) -> None:
     with state.locked(f"start {arguments.process}"):
         lab = state.load()
         process = processes.named(lab, arguments.process)
-        processes.start(lab, process)
+        (processes.begin if arguments.no_wait else processes.start)(lab, process)
     print(f"{process.name} runs with pid {process.pid()}")
 
 
@@ -165,7 +165,7 @@ def _restart(arguments: argparse.Namespace) -> None:
         if process.pid() is not None:
             code = processes.stop(process)
             print(f"{process.name} ended with exit code {'unknown' if code is None else code}")
-        processes.start(lab, process)
+        (processes.begin if arguments.no_wait else processes.start)(lab, process)
     print(f"{process.name} runs with pid {process.pid()}")
 
 
@@ -255,7 +255,10 @@ def _parser() -> argparse.ArgumentParser:
         ("start", _start, "start it, wait until it is ready"),
         ("restart", _restart, "stop and start"),
     ):
-        command(name, run, text).add_argument("process", metavar="ca|agent-K")
+        process = command(name, run, text)
+        process.add_argument("process", metavar="ca|agent-K")
+        if name in ("start", "restart"):
+            process.add_argument("--no-wait", action="store_true", help="do not wait until it is ready")
     for name, run, text in (
         ("cut", _cut, "drop everything between two nodes (the CA is node 0)"),
         ("heal", _heal, "undo cut"),

@@ -49,7 +49,7 @@ def test_an_address_is_host_and_port(tmp_path: Path, text: str, host: str | None
         ('[ca]\naddress = ":70000"', r"\[ca\] address: must be host:port"),
         ('[ca]\nstate_dir = "here"', r"\[ca\] state_dir: must be an absolute path"),
         ('[ca]\ntrust_domain = "Cluster.Local"', r"\[ca\] trust_domain: .*cluster\.local"),
-        ("[ca]\nsvid_ttl_s = 5", r"\[ca\] svid_ttl_s: must be a whole number from 60 to 604800"),
+        ("[ca]\nsvid_ttl_s = 5", r"\[ca\] svid_ttl_s: must be a whole number from 10 to 604800"),
         ("[ca]\nsvid_ttl_s = true", r"\[ca\] svid_ttl_s: must be a whole number"),
         ('[registry]\nmanifests_dir = ""', r"\[registry\] manifests_dir: must be text"),
     ],
