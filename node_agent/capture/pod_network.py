@@ -35,6 +35,7 @@ def _reset_on_close(sock: socket.socket) -> None:
 def tune(sock: socket.socket) -> None:
     """Set what every socket of the data path wants; accepted sockets inherit it from their listener."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # an urgent byte is a byte of the stream: never lost
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _KEEPALIVE:
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
@@ -142,6 +143,7 @@ class PodNetwork:
                 each.setsockopt(socket.SOL_SOCKET, _SO_MARK, AGENT_MARK)
                 _reset_on_close(each)
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
                 if family == socket.AF_INET6:
                     each.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
                 else:
