@@ -1,6 +1,5 @@
 """Point 8: whatever is down, an enrolled pod's connections are encrypted and identified, or they fail."""
 
-import json
 import socket
 import threading
 import time
@@ -12,36 +11,12 @@ from typing import Any, Final
 import pytest
 
 from labkit import pcap
-from tests.mesh_builder import STATE_DIR, Mesh, Pod, in_namespace, read_all, wait_for
+from tests.mesh_builder import STATE_DIR, Mesh, Pod, read_all, wait_for
+from tests.mesh_faults import edited, readyz
 
 pytestmark = pytest.mark.mesh
 
-_READINESS_PORT: Final = 15021
 _SHORT_TTL_S: Final = 10
-
-
-@contextmanager
-def _edited(path: Path, before: str, after: str) -> Iterator[None]:
-    """Replace a piece of a configuration file for the length of the block; whoever reads it has to be restarted."""
-    text = path.read_text()
-    assert before in text
-    path.write_text(text.replace(before, after))
-    try:
-        yield
-    finally:
-        path.write_text(text)
-
-
-def _readyz(mesh: Mesh, node: int) -> tuple[int, list[str]]:
-    """The status code of an agent's readiness probe, and its reasons."""
-
-    def ask() -> bytes:
-        with socket.create_connection(("127.0.0.1", _READINESS_PORT), 5) as connection:
-            connection.sendall(b"GET /readyz HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")
-            return read_all(connection)
-
-    head, _, body = in_namespace(mesh.node_netns(node), ask).partition(b"\r\n\r\n")
-    return int(head.split()[1]), json.loads(body)["reasons"]
 
 
 def _is_refused(pod: Pod, ip: str, port: int) -> bool:
@@ -185,7 +160,7 @@ def test_a_new_identity_without_the_ca_waits_then_fails_and_heals_by_itself(mesh
         assert record["close_reason"] == "identity_unavailable"
         assert str(client.identity) in record["detail"]
         assert "CA" in record["detail"]
-        code, reasons = _readyz(mesh, 1)
+        code, reasons = readyz(mesh, 1)
         assert code == 503
         assert any(str(client.identity) in reason for reason in reasons)
         assert not mesh.ringfence(1, "status")["ca"]["reachable"]
@@ -193,7 +168,7 @@ def test_a_new_identity_without_the_ca_waits_then_fails_and_heals_by_itself(mesh
         waiting = client.connect(server.ipv4, 8080)
     with waiting:
         assert read_all(waiting).startswith(b"server ")
-    assert wait_for("readiness", lambda: _readyz(mesh, 1)[0] == 200)
+    assert wait_for("readiness", lambda: readyz(mesh, 1)[0] == 200)
     assert client.ask_whoami(server.ipv6, 8080)[0] == "server"
 
 
@@ -204,7 +179,7 @@ def test_an_agent_that_starts_without_the_ca_refuses_and_says_why(mesh: Mesh) ->
     with mesh.stopped("ca", how="kill"):
         mesh.lab("restart", "agent-1", "--no-wait")
         wait_for("the pod to be served", lambda: _is_served(mesh, 1, "client"))
-        code, reasons = _readyz(mesh, 1)
+        code, reasons = readyz(mesh, 1)
         assert code == 503
         assert any(str(client.identity) in reason and "CA" in reason for reason in reasons), reasons
 
@@ -214,7 +189,7 @@ def test_an_agent_that_starts_without_the_ca_refuses_and_says_why(mesh: Mesh) ->
                     connection.recv(1)
         for direction in ("outbound", "inbound"):
             assert mesh.record(1, direction=direction)["close_reason"] == "identity_unavailable"
-    wait_for("readiness", lambda: _readyz(mesh, 1)[0] == 200)
+    wait_for("readiness", lambda: readyz(mesh, 1)[0] == 200)
     assert client.ask_whoami(server.ipv4, 8080)[0] == "server"
 
 
@@ -270,11 +245,11 @@ def test_without_its_manifests_the_mesh_stays_as_it_was(mesh: Mesh, how: str) ->
             problem = wait_for("the problem", lambda: mesh.ringfence(1, "status")["registry"]["problems"])[0]
             assert problem["file"] == str(STATE_DIR / "manifests")
             assert "last good state stays in force" in problem["reason"]
-            code, reasons = _readyz(mesh, node)
+            code, reasons = readyz(mesh, node)
             assert code == 503
             assert any(str(STATE_DIR / "manifests") in reason for reason in reasons), reasons
         assert client.ask_whoami(service, 80)[0] == "server"
-    wait_for("readiness", lambda: _readyz(mesh, 1)[0] == 200)
+    wait_for("readiness", lambda: readyz(mesh, 1)[0] == 200)
     assert mesh.ringfence(1, "status")["registry"]["problems"] == []
     newcomer = mesh.pod("newcomer", node=1)
     assert newcomer.ask_whoami(service, 80)[0] == "server"
@@ -302,7 +277,7 @@ def short_lives() -> Iterator[Callable[[Mesh], None]]:
     """Call it: from now on, and until the test ends, the CA's certificates live for ten seconds."""
     config = STATE_DIR / "ca" / "ca.toml"
     meshes: list[Mesh] = []
-    with _edited(config, "[ca]\n", f"[ca]\nsvid_ttl_s = {_SHORT_TTL_S}\n"):
+    with edited(config, "[ca]\n", f"[ca]\nsvid_ttl_s = {_SHORT_TTL_S}\n"):
 
         def begin(mesh: Mesh) -> None:
             mesh.lab("restart", "ca")
@@ -372,7 +347,7 @@ def test_an_expired_certificate_closes_the_gate_until_the_ca_is_back(
         connection.settimeout(1)
         with pytest.raises(TimeoutError):  # it waits for a certificate, although there is an idle tunnel
             connection.recv(1)
-        assert any(str(client.identity) in reason for reason in _readyz(mesh, 1)[1])
+        assert any(str(client.identity) in reason for reason in readyz(mesh, 1)[1])
     connection.settimeout(15)
     with connection:
         assert read_all(connection).startswith(b"server ")
