@@ -28,7 +28,7 @@ CHUNK_BYTES: Final = 1 << 20
 _PIDFD_GETFD: Final = 438
 _TCP_CLOSE: Final = 7
 _libc: Final = ctypes.CDLL(None, use_errno=True)
-_ports: Final = itertools.count(20001)
+_ports: Final = itertools.count(2001)  # below the ephemeral ones of the lab, and of the agent
 
 
 class Way:
