@@ -171,13 +171,14 @@ class _Agent:
 
     async def run(self) -> None:
         """Serve until a signal, then drain; raises AgentError."""
+        # Before the nursery, which would wrap what they raise into a group.
+        listeners = [
+            await _listen(self._config.listen.metrics, "metrics"),
+            await _listen(self._config.listen.readiness, "readiness"),
+        ]
         async with trio.open_nursery() as services:
             signals = await services.start(self._wait_for_signal)
-            listeners = [
-                await _listen(self._config.listen.metrics, "metrics"),
-                await _listen(self._config.listen.readiness, "readiness"),
-            ]
-            services.start_soon(self._fail_with_relay)
+            services.start_soon(self._end_with_relay, services.cancel_scope)
             services.start_soon(self._readiness_server.run, listeners[1])
             services.start_soon(self._metrics_server.run, listeners[0])
             services.start_soon(self._admin_server.run, [self._admin_listener.listener])
@@ -191,6 +192,8 @@ class _Agent:
                     await self._relay.finish()
                 serving.cancel_scope.cancel()
             services.cancel_scope.cancel()
+        if self._crash is not None:
+            raise AgentError(f"the relay ended by a bug: {self._crash!r}") from self._crash
         _log.info("drained, leaving")
 
     async def _load_registry(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -223,9 +226,9 @@ class _Agent:
             CloseReason.DRAINED, f"the agent is going down, {self._config.agent.drain_grace_s:g} s are over"
         )
 
-    async def _fail_with_relay(self) -> None:
+    async def _end_with_relay(self, scope: trio.CancelScope) -> None:
         await self._crashed.wait()
-        raise AgentError(f"the relay ended by a bug: {self._crash!r}") from self._crash
+        scope.cancel()
 
     def _netns_path(self, workload: Workload) -> Path:
         namespace, name = workload.name

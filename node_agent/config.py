@@ -11,8 +11,10 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
+from string import Formatter
 from typing import Any, Final
 
+from ca.spiffe import SpiffeId, SpiffeIdError
 from node_agent.errors import ConfigError
 
 OUTBOUND_PORT: Final = 15001
@@ -202,14 +204,34 @@ def _check(path: Path, config: Config) -> None:
         raise ConfigError(
             f"{path}: [capture] mode = {config.capture.mode!r}: expected one of {', '.join(_CAPTURE_MODES)}"
         )
-    try:
-        example = config.capture.netns_path.format(namespace="n", name="p", uid="u")
-    except (KeyError, IndexError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: [capture] netns_path = {config.capture.netns_path!r}: "
-            "only {namespace}, {name} and {uid} stand for a part of the path"
-        ) from error
-    if not example.startswith("/") or "p" not in example:
-        raise ConfigError(f"{path}: [capture] netns_path: expected an absolute path that holds {{name}} or {{uid}}")
+    _check_identities(path, config.agent)
+    _check_netns_path(path, config.capture.netns_path)
     if not config.ca.address.host:
         raise ConfigError(f"{path}: [ca] address: expected host:port of the CA")
+
+
+def _check_identities(path: Path, agent: NodeSection) -> None:
+    """Both become part of SPIFFE IDs."""
+    for key, value, as_trust_domain, as_node in (
+        ("trust_domain", agent.trust_domain, agent.trust_domain, "node"),
+        ("node", agent.node, "cluster.local", agent.node),
+    ):
+        try:
+            SpiffeId.node(as_trust_domain, as_node)
+        except SpiffeIdError as error:
+            raise ConfigError(f"{path}: [agent] {key} = {value!r}: {error}") from error
+
+
+def _check_netns_path(path: Path, template: str) -> None:
+    try:
+        template.format(namespace="", name="", uid="")
+        fields_of_it = {name for _, name, _, _ in Formatter().parse(template)}
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{path}: [capture] netns_path = {template!r}: "
+            "only {namespace}, {name} and {uid} stand for a part of the path"
+        ) from error
+    if not template.startswith("/") or not fields_of_it & {"name", "uid"}:
+        raise ConfigError(
+            f"{path}: [capture] netns_path = {template!r}: expected an absolute path that holds {{name}} or {{uid}}"
+        )

@@ -1,0 +1,93 @@
+"""agent.toml: every mistake is one line with file, section, key and remedy; nothing is silently ignored."""
+
+from pathlib import Path
+
+import pytest
+
+from node_agent.config import HostPort, load
+from node_agent.errors import ConfigError
+
+_LEAST = '[agent]\nnode = "node-1"\n[ca]\naddress = "10.0.0.1:15012"\nbundle_file = "/etc/bundle.pem"\n'
+
+
+def _write(directory: Path, text: str | bytes) -> Path:
+    path = directory / "agent.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_what_must_be_set_is_little(tmp_path: Path) -> None:
+    config = load(_write(tmp_path, _LEAST))
+
+    assert config.agent.node == "node-1"
+    assert config.ca.address == HostPort(host="10.0.0.1", port=15012)
+    assert config.agent.drain_grace_s == 30
+    assert config.proxy.identity_wait_s == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (_LEAST.replace('node = "node-1"', ""), "[agent] node: missing; it has no default, set it"),
+        (_LEAST.replace('address = "10.0.0.1:15012"', ""), "[ca] address: missing"),
+        (_LEAST.replace("node-1", ""), "[agent] node = '': expected a text that is not empty"),
+        (_LEAST.replace('"node-1"', "1"), "[agent] node = 1: expected a text"),
+        (_LEAST.replace("node-1", "node 1"), "[agent] node = 'node 1': "),
+        (_LEAST.replace("node-1", "a/b"), "[agent] node = 'a/b': "),
+        (_LEAST + '[agents]\nx = "y"\n', "[agents]: unknown section; the sections are agent, ca, "),
+        ("agent = 5\n", "agent: expected a section, write [agent] on its own line"),
+        (_LEAST.replace("[ca]", "nodes = 5\n[ca]"), "[agent] nodes: unknown key; the keys are node, trust_domain, "),
+        (_LEAST.replace("[ca]", 'trust_domain = "A b"\n[ca]'), "[agent] trust_domain = 'A b': "),
+        (_LEAST.replace("[ca]", 'log_level = "loud"\n[ca]'), "[agent] log_level = 'loud': expected one of debug, "),
+        (_LEAST.replace("[ca]", 'runtime_dir = "run"\n[ca]'), "[agent] runtime_dir = 'run': expected an absolute path"),
+        (_LEAST.replace("[ca]", "drain_grace_s = -1\n[ca]"), "[agent] drain_grace_s = -1: expected a value between 0"),
+        (_LEAST.replace("[ca]", "drain_grace_s = nan\n[ca]"), "[agent] drain_grace_s = nan: expected a value between"),
+        (_LEAST.replace("[ca]", "drain_grace_s = true\n[ca]"), "[agent] drain_grace_s = True: expected a number"),
+        (
+            _LEAST + "[proxy]\nmax_connect_attempts = 1.5\n",
+            "[proxy] max_connect_attempts = 1.5: expected a whole number",
+        ),
+        (_LEAST.replace("10.0.0.1:15012", "10.0.0.1"), "[ca] address = '10.0.0.1': expected \"host:port\""),
+        (_LEAST.replace("10.0.0.1:15012", "fd00::1:15012"), "[ca] address = 'fd00::1:15012': an IPv6 address needs"),
+        (_LEAST.replace("10.0.0.1:15012", "ca:99999"), "[ca] address = 'ca:99999': expected \"host:port\" with a port"),
+        (_LEAST.replace("10.0.0.1:15012", ":15012"), "[ca] address: expected host:port of the CA"),
+        (_LEAST + '[capture]\nmode = "magic"\n', "[capture] mode = 'magic': expected one of inpod"),
+        (_LEAST + '[capture]\nnetns_path = "/run/{pod}"\n', "[capture] netns_path = '/run/{pod}': only {namespace}, "),
+        (_LEAST + '[capture]\nnetns_path = "/run/{name"\n', "[capture] netns_path = '/run/{name': only {namespace}, "),
+        (
+            _LEAST + '[capture]\nnetns_path = "/run/netns"\n',
+            "[capture] netns_path = '/run/netns': expected an absolute path that",
+        ),
+        (
+            _LEAST + '[capture]\nnetns_path = "/up/{namespace}"\n',
+            "[capture] netns_path = '/up/{namespace}': expected an absolute",
+        ),
+        (_LEAST + '[listen]\nmetrics = "nowhere"\n', "[listen] metrics = 'nowhere': expected \"host:port\""),
+        ("[agent\n", "not valid TOML: "),
+        ('[agent]\nnode = "a"\nnode = "b"\n', "not valid TOML: "),
+        (b"[agent]\nnode = '\xff'\n", "not valid TOML: "),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_its_place(tmp_path: Path, text: str | bytes, says: str) -> None:
+    path = _write(tmp_path, text)
+
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+
+    assert str(caught.value).startswith(f"{path}: {says}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert (
+        str(caught.value)
+        == f"{path}: cannot read the configuration: No such file or directory; create it or pass --config"
+    )
+
+
+def test_a_directory_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the configuration: Is a directory"):
+        load(tmp_path)
