@@ -97,8 +97,13 @@ class PodNetwork:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             tune(listener)
-            if port != TUNNEL_PORT:
-                _reset_on_close(listener)  # what it accepts inherits this
+            # What a listener accepts inherits its options.
+            if port == TUNNEL_PORT:
+                # Tunnels may be waiting already when the rules come, and the pod begins to track connections:
+                # their next packet looks like one that the pod's own program sends, and would be redirected.
+                listener.setsockopt(socket.SOL_SOCKET, _SO_MARK, AGENT_MARK)
+            else:
+                _reset_on_close(listener)
             listener.bind((address, port))
             listener.listen(_BACKLOG)
         except OSError:
