@@ -328,6 +328,37 @@ def test_new_connections_are_refused_while_old_ones_go_on(lab: Mesh, cast: Cast)
         assert read_all(running) == b""
 
 
+# -- enrolment changes ---------------------------------------------------------------
+
+
+def test_a_pod_may_be_enrolled_and_taken_out_while_it_runs(lab: Mesh, cast: Cast) -> None:
+    """Each time the very next connection goes the new way, from both kinds of clients, and none is lost between."""
+    pod = lab.pod("wanderer", node=2, service_account="wanderer", mesh=False)
+    Server(pod)
+    for label, policy in (("enabled", "mutual_tls"), ("disabled", "none"), ("enabled", "mutual_tls")):
+        lab.begin_test()
+        lab.apply(
+            "apiVersion: v1\nkind: Pod\n"
+            f"metadata: {{name: wanderer, namespace: default, labels: {{ringfence.io/mesh: {label}}}}}\n"
+            "spec: {serviceAccountName: wanderer}\n"
+        )
+        wait_for(f"{label} to be in force", lambda: _reaches(cast.client, pod), deadline_s=5.0)
+        assert cast.client.ask_whoami(pod.ipv4, _PORT) == ["wanderer", cast.client.ipv4]
+        assert cast.client.ask_whoami(pod.ipv6, _PORT) == ["wanderer", cast.client.ipv6]
+        assert cast.old_client.ask_whoami(pod.ipv4, _PORT) == ["wanderer", cast.old_client.ipv4]
+        records = wait_for("records", lambda: found if len(found := lab.records(1, close_reason="ok")) >= 3 else None)
+        assert {record["connection_security_policy"] for record in records} == {policy}
+        # What did not work in between was refused: it was never sent the other way.
+        assert {record["connection_security_policy"] for record in lab.records(1)} == {policy}
+
+
+def _reaches(client: Pod, pod: Pod) -> bool:
+    try:
+        return client.ask_whoami(pod.ipv4, _PORT) != []
+    except ConnectionError:
+        return False
+
+
 # -- what must never be sent in plaintext ----------------------------------------------
 
 
