@@ -46,6 +46,9 @@ class Way:
         )
         self._ground = ground
 
+    def agent_pid(self, node: int) -> int:
+        return self._ground.agents[node]
+
     def listen(self, *, backlog: int = 512) -> tuple[socket.socket, int]:
         """Listen on a port that no test has used before, so that it names the connections of this one."""
         port = next(_ports)

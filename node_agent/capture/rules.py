@@ -13,6 +13,9 @@ ECONNREFUSED: with the agent down the pod's connections fail, they do not leak.
   (IP_TRANSPARENT).  The application's answers to that foreign address must come
   back to the agent and not leave the pod: the connection is marked when its
   first packet passes, and its answers are routed to the loopback by that mark.
+* Redirection and mark live in conntrack, which forgets a half-closed connection
+  after a minute (``nf_conntrack_tcp_timeout_close_wait``); its answer would then
+  go nowhere.  Ours are remembered as long as open ones.
 """
 
 from typing import Final
@@ -25,11 +28,26 @@ RETURN_MARK: Final = 0x111
 MARK_MASK: Final = 0xFFF
 RETURN_ROUTE_TABLE: Final = 100
 RETURN_RULE_PRIORITY: Final = 32764
+_HALF_CLOSED_S: Final = 432_000  # nf_conntrack_tcp_timeout_established: as long as an open one
+
+_REMEMBER_HALF_CLOSED: Final = """\
+ct state new meta nfproto ipv4 meta l4proto tcp ct timeout set "half_closed_ip"
+        ct state new meta nfproto ipv6 meta l4proto tcp ct timeout set "half_closed_ip6\""""
 
 REMOVE: Final = f"table inet {TABLE}\ndelete table inet {TABLE}\n"
 
 INSTALL: Final = f"""\
 {REMOVE}table inet {TABLE} {{
+    ct timeout half_closed_ip {{
+        protocol tcp
+        l3proto ip
+        policy = {{ fin_wait : {_HALF_CLOSED_S}, close_wait : {_HALF_CLOSED_S} }}
+    }}
+    ct timeout half_closed_ip6 {{
+        protocol tcp
+        l3proto ip6
+        policy = {{ fin_wait : {_HALF_CLOSED_S}, close_wait : {_HALF_CLOSED_S} }}
+    }}
     chain prerouting_nat {{
         type nat hook prerouting priority dstnat; policy accept;
         meta mark & {MARK_MASK:#x} == {AGENT_MARK:#x} return
@@ -43,10 +61,12 @@ INSTALL: Final = f"""\
     }}
     chain prerouting_mark {{
         type filter hook prerouting priority mangle; policy accept;
+        {_REMEMBER_HALF_CLOSED}
         meta mark & {MARK_MASK:#x} == {AGENT_MARK:#x} ct mark set {RETURN_MARK:#x}
     }}
     chain output_mark {{
         type route hook output priority mangle; policy accept;
+        {_REMEMBER_HALF_CLOSED}
         ct mark {RETURN_MARK:#x} meta mark set ct mark
     }}
 }}
