@@ -170,10 +170,12 @@ def _read_file(directory: Path, name: str, before: ManifestFile | None) -> Manif
     signature: FileSignature | None = None
     digest = hashlib.sha256(b"").hexdigest()
     try:
-        content, signature = _content(directory / name)
-        digest = hashlib.sha256(content).hexdigest()
+        content, digest, signature = _content(directory / name)
         if before and before.sha256 == digest and before.signature:
             return replace(before, signature=signature)
+        if content is None:
+            reason = f"is larger than {MAX_FILE_BYTES // 2**20} MiB; split it"
+            raise ManifestError(ManifestProblem(file=name, reason=reason))
         parsed = parse_manifests(_text(content, name), origin=name)
     except FileNotFoundError:
         return None
@@ -186,17 +188,18 @@ def _read_file(directory: Path, name: str, before: ManifestFile | None) -> Manif
     return replace(good, signature=signature, sha256=digest, problem=problem)
 
 
-def _content(path: Path) -> tuple[bytes, FileSignature]:
+def _content(path: Path) -> tuple[bytes | None, str, FileSignature]:
+    """Return content, its SHA-256 (hex) and signature of a file; of one that is too large no content."""
     # O_NONBLOCK: opening a FIFO must not wait for its writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(0, "not a regular file")
-        content = file.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:
-            raise OSError(0, f"larger than {MAX_FILE_BYTES // 2**20} MiB, split it")
-        return content, _signature(status)
+        if status.st_size > MAX_FILE_BYTES:
+            return None, hashlib.file_digest(file, "sha256").hexdigest(), _signature(status)
+        content = file.read(MAX_FILE_BYTES)
+        return content, hashlib.sha256(content).hexdigest(), _signature(status)
 
 
 def _text(content: bytes, name: str) -> str:
