@@ -1,0 +1,149 @@
+"""Control frames: whatever arrives is a message or a RemoteProtocolError, and what is sent comes out again."""
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ca.wire import pack
+from node_agent.errors import CloseReason, LocalProtocolError, RemoteProtocolError
+from node_agent.frames import (
+    HEADER_BYTES,
+    LENGTH_MASK,
+    MAX_CONTROL_BYTES,
+    MAX_DATA_BYTES,
+    TYPE_SHIFT,
+    FrameType,
+    Open,
+    Verdict,
+    decode_open,
+    decode_reset,
+    decode_verdict,
+    encode_open,
+    encode_reset,
+    encode_verdict,
+    parse_control_header,
+)
+from node_agent.model import ObjectName, OriginalDestination, PeerAddress
+
+_ips = st.one_of(st.ip_addresses(v=4).map(str), st.ip_addresses(v=6).map(str))
+_ports = st.integers(1, 65535)
+_names = st.from_regex(r"[a-z0-9]([-a-z0-9.]{0,250}[a-z0-9])?", fullmatch=True)
+_opens = st.builds(
+    Open,
+    destination=st.builds(OriginalDestination, _ips, _ports),
+    source=st.builds(PeerAddress, _ips, _ports),
+    workload=st.builds(ObjectName, _names, _names),
+    trace_parent=st.one_of(st.just(""), st.text(max_size=128)),
+)
+_texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=1500)
+_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(), _texts, st.binary(max_size=100)),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=5), inner, max_size=4)),
+    max_leaves=10,
+)
+_addresses = st.one_of(
+    _values, st.tuples(_values, _values).map(list), st.tuples(_ips, st.one_of(st.integers(), st.booleans())).map(list)
+)
+_open_maps = st.fixed_dictionaries(
+    {}, optional={"dst": _addresses, "src": _addresses, "ns": _values, "name": _values, "trace": _values, "x": _values}
+)
+_verdict_maps = st.fixed_dictionaries({}, optional={"reason": _values, "detail": _values})
+
+
+def _payload(frame: bytes, kind: FrameType) -> bytes:
+    length = parse_control_header(frame[:HEADER_BYTES], kind)
+    assert length == len(frame) - HEADER_BYTES
+    return frame[HEADER_BYTES:]
+
+
+@given(_opens)
+def test_open_comes_out_as_it_went_in(message: Open) -> None:
+    assert decode_open(_payload(encode_open(message), FrameType.OPEN)) == message
+
+
+@given(st.sampled_from(CloseReason), _texts)
+def test_verdict_comes_out_as_it_went_in(reason: CloseReason, detail: str) -> None:
+    decoded = decode_verdict(_payload(encode_verdict(Verdict(reason=reason, detail=detail)), FrameType.VERDICT))
+    assert decoded == Verdict(reason=reason, detail=detail[:1024])
+
+
+@given(st.text(min_size=1, max_size=64, alphabet=st.characters(exclude_categories=["Cs"])), _texts)
+def test_reason_from_the_future_is_a_refusal(reason: str, detail: str) -> None:
+    verdict = decode_verdict(pack({"reason": reason, "detail": detail[:1024]}))
+    if reason not in list(CloseReason):
+        assert verdict.reason is CloseReason.CONNECT_FAILED
+        assert reason in verdict.detail
+
+
+@given(st.binary(max_size=300))
+@example(b"")
+@example(b"\xdf\xff\xff\xff\xff")
+@example(b"\x81\xa3dst\x92\xa7::1%lo\0\x01")
+def test_garbage_is_refused_or_understood_and_nothing_else(payload: bytes) -> None:
+    for decode in (decode_open, decode_verdict):
+        try:
+            decode(payload)
+        except RemoteProtocolError as error:
+            assert error.detail
+
+
+@given(_open_maps)
+@example({"dst": ["10.0.0.1", True], "src": ["10.0.0.2", 1]})
+def test_open_of_anything_is_valid_or_refused(fields: dict[str, object]) -> None:
+    try:
+        message = decode_open(pack(fields))
+    except RemoteProtocolError:
+        return
+    for address in (message.destination, message.source):
+        assert type(address.ip) is str
+        assert type(address.port) is int
+        assert 0 < address.port < 65536
+    assert all(type(text) is str for text in (*message.workload, message.trace_parent))
+
+
+@given(_verdict_maps)
+def test_verdict_of_anything_accepts_only_if_it_says_so(fields: dict[str, object]) -> None:
+    try:
+        verdict = decode_verdict(pack(fields))
+    except RemoteProtocolError:
+        return
+    assert (verdict.reason is CloseReason.OK) == (fields.get("reason") == "ok")
+
+
+@given(st.binary(min_size=HEADER_BYTES, max_size=HEADER_BYTES), st.sampled_from(FrameType))
+def test_control_header_is_of_the_expected_type_and_within_its_limit(header: bytes, expected: FrameType) -> None:
+    word = int.from_bytes(header, "big")
+    kind, length = word >> TYPE_SHIFT, word & LENGTH_MASK
+    if kind == expected and length <= MAX_CONTROL_BYTES:
+        assert parse_control_header(header, expected) == length
+    else:
+        with pytest.raises(RemoteProtocolError):
+            parse_control_header(header, expected)
+
+
+@given(st.one_of(st.none(), st.sampled_from(CloseReason)))
+def test_reset_tells_only_what_an_agent_does(reason: CloseReason | None) -> None:
+    frame = encode_reset(reason)
+    assert frame[0] == FrameType.RESET
+    assert int.from_bytes(frame[1:HEADER_BYTES], "big") == len(frame) - HEADER_BYTES
+    told = decode_reset(frame[HEADER_BYTES:])
+    assert told is reason if reason in (CloseReason.DRAINED, CloseReason.WORKLOAD_REMOVED) else told is None
+
+
+@given(st.binary(max_size=100))
+def test_reset_payload_of_anything_is_a_reason_or_none(payload: bytes) -> None:
+    assert decode_reset(payload) in (None, CloseReason.DRAINED, CloseReason.WORKLOAD_REMOVED)
+
+
+def test_control_frame_over_its_limit_is_our_own_bug() -> None:
+    huge = ObjectName("x" * MAX_CONTROL_BYTES, "y")
+    destination, source = OriginalDestination("10.0.0.1", 80), PeerAddress("10.0.0.2", 1)
+    with pytest.raises(LocalProtocolError):
+        encode_open(Open(destination=destination, source=source, workload=huge))
+
+
+def test_limits_are_what_the_protocol_says() -> None:
+    assert HEADER_BYTES == 4
+    assert MAX_DATA_BYTES == 256 * 1024 - 4
+    assert MAX_CONTROL_BYTES == 16 * 1024
+    assert {kind.name: int(kind) for kind in FrameType} == {"OPEN": 1, "VERDICT": 2, "DATA": 3, "EOF": 4, "RESET": 5}
