@@ -37,7 +37,7 @@ class HostPort:
     def parse(cls, text: str) -> "HostPort":
         """Read ``host:port``, ``[v6]:port`` or ``:port``; raises ValueError."""
         host, separator, port = text.rpartition(":")
-        if not separator or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        if not separator or not port.isascii() or not port.isdigit() or len(port) > 5 or not 0 < int(port) < 65536:
             raise ValueError('expected "host:port" with a port between 1 and 65535')
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
@@ -184,6 +184,8 @@ def _value(kind: object, value: object, bounds: Mapping[str, float]) -> object:
         return kind(value)
     if not isinstance(value, str) or not value:
         raise ValueError("expected a text that is not empty")
+    if "\0" in value:
+        raise ValueError("expected a text without NUL characters")
     if kind is HostPort:
         return HostPort.parse(value)
     if kind is str:
@@ -226,7 +228,7 @@ def _check_netns_path(path: Path, template: str) -> None:
     try:
         template.format(namespace="", name="", uid="")
         fields_of_it = {name for _, name, _, _ in Formatter().parse(template)}
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise ConfigError(
             f"{path}: [capture] netns_path = {template!r}: "
             "only {namespace}, {name} and {uid} stand for a part of the path"
