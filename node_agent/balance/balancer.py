@@ -43,7 +43,7 @@ POLICIES: Final = (LEAST_LATENCY, ROUND_ROBIN)
 
 # A refused connect is over in no time: it must not look like a fast endpoint.
 # The default connect timeout of most clients' first retry (Linux's initial RTO).
-_FAILURE_LATENCY_S: Final = 1.0
+_REFUSAL_LATENCY_S: Final = 1.0
 _FORGET_AFTER_S: Final = 60.0  # six decay times: what is left of an estimate is 0.2 %
 _SWEPT_PER_PICK: Final = 2  # at most one entry is added per pick, so the table shrinks
 
@@ -98,12 +98,22 @@ class Pick:
     def connected(self, now: float) -> None:
         """The destination accepted the connection; the time since the pick is the sample."""
         if not self._ended:
-            self._observe(now - self._picked_at, now)
+            sample_s = now - self._picked_at
+            if self._load.latency is None:
+                self._load.latency = PeakEwma(sample_s, now)
+            else:
+                self._load.latency.observe(sample_s, now)
 
     def failed(self, now: float) -> None:
         """The destination could not be connected to; ends the pick."""
         if not self._ended:
-            self._observe(max(now - self._picked_at, _FAILURE_LATENCY_S), now)
+            waited_s = now - self._picked_at
+            if self._load.latency is None:
+                self._load.latency = PeakEwma(0.0, now)
+            if waited_s < _REFUSAL_LATENCY_S:
+                self._load.latency.penalize(_REFUSAL_LATENCY_S, now)
+            else:
+                self._load.latency.observe(waited_s, now)
             self.release(now)
 
     def release(self, now: float) -> None:
@@ -112,12 +122,6 @@ class Pick:
             self._ended = True
             self._load.open_connections -= 1
             self._load.used_at = now
-
-    def _observe(self, sample_s: float, now: float) -> None:
-        if self._load.latency is None:
-            self._load.latency = PeakEwma(sample_s, now)
-        else:
-            self._load.latency.observe(sample_s, now)
 
 
 class Balancer:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from node_agent.balance import Balancer, EndpointLoad, NoEndpoints, Pick
-from node_agent.balance.latency import DECAY_S, PeakEwma
+from node_agent.balance.latency import DECAY_S, REFUSAL_DECAY_S, PeakEwma
 from node_agent.model import Endpoint, EndpointAddress, ObjectName, ServicePort
 
 SERVICE = ServicePort(service=ObjectName("shop", "web"), port=80)
@@ -40,7 +40,7 @@ class LeastLatency(RuleBasedStateMachine):
         self.now = 0.0
         self.picked_at: dict[int, float] = {}
         self.open: dict[EndpointAddress, int] = {}
-        self.latency: dict[EndpointAddress, tuple[float, float]] = {}
+        self.latency: dict[EndpointAddress, tuple[float, float, float]] = {}
         self.not_ready: set[EndpointAddress] = set()
 
     @rule(seconds=st.floats(0.0, 5.0))
@@ -80,7 +80,13 @@ class LeastLatency(RuleBasedStateMachine):
 
     @rule(pick=consumes(picks))
     def failed(self, pick: Pick) -> None:
-        self.sample(pick.endpoint.address, max(1.0, self.now - self.picked_at[id(pick)]))
+        waited_s = self.now - self.picked_at[id(pick)]
+        if waited_s < 1.0:
+            estimate, at, decay_s = self.latency.get(pick.endpoint.address, (0.0, self.now, DECAY_S))
+            penalty = max(1.0, estimate * exp((at - self.now) / decay_s))
+            self.latency[pick.endpoint.address] = (penalty, self.now, REFUSAL_DECAY_S)
+        else:
+            self.sample(pick.endpoint.address, waited_s)
         self.end(pick, failed=True)
 
     @rule(pick=consumes(picks))
@@ -94,11 +100,11 @@ class LeastLatency(RuleBasedStateMachine):
         self.open[pick.endpoint.address] -= 1
 
     def sample(self, address: EndpointAddress, value: float) -> None:
-        estimate, at = self.latency.get(address, (0.0, self.now))
+        estimate, at, decay_s = self.latency.get(address, (0.0, self.now, DECAY_S))
         if value < estimate:
-            weight = exp(-(self.now - at) / DECAY_S)
+            weight = exp(-(self.now - at) / decay_s)
             value = estimate * weight + value * (1 - weight)
-        self.latency[address] = (value, self.now)
+        self.latency[address] = (value, self.now, DECAY_S)
 
     @invariant()
     def counts_agree_and_are_never_negative(self) -> None:
@@ -107,8 +113,8 @@ class LeastLatency(RuleBasedStateMachine):
             assert load.open_connections == expected >= 0
             assert (load.latency_s is None) == (address not in self.latency) or not expected
             if load.latency_s is not None:
-                estimate, at = self.latency[address]
-                assert abs(load.latency_s - estimate * exp(-(self.now - at) / DECAY_S)) < 1e-9
+                estimate, at, decay_s = self.latency[address]
+                assert abs(load.latency_s - estimate * exp(-(self.now - at) / decay_s)) < 1e-9
 
 
 def cost(load: EndpointLoad, other: EndpointLoad) -> float:

@@ -73,6 +73,19 @@ def test_an_endpoint_that_refuses_does_not_look_quick() -> None:
     assert balancer.pick(QUICK, candidates, 0.2).endpoint is slow
 
 
+def test_an_endpoint_that_refused_beside_a_quick_one_is_back_within_seconds() -> None:
+    balancer = Balancer(rng=Random(1))
+    restarted, _ = candidates = endpoints(2)
+    balancer.pick(QUICK, (restarted,), 0.0).failed(0.001)
+    for step in range(100):
+        pick = balancer.pick(QUICK, candidates, step * 0.1)
+        if pick.endpoint is restarted:
+            break
+        pick.connected(step * 0.1 + 0.002)
+        pick.release(step * 0.1 + 0.002)
+    assert 4 < step * 0.1 < 8
+
+
 def test_an_endpoint_that_is_ready_again_gets_its_share_at_once() -> None:
     balancer = Balancer(rng=Random(1))
     for one in endpoints(2):
