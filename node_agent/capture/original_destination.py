@@ -24,7 +24,7 @@ _port_be = struct.Struct("!H")
 def peer_address(address: tuple[Any, ...]) -> PeerAddress:
     """Turn what ``accept`` returned (or ``getsockname``) into a PeerAddress."""
     ip: str = address[0]
-    if ip.startswith(_MAPPED):
+    if ip.startswith(_MAPPED) and "." in ip:  # without dots it is another address, as ::ffff:0:102:304 (RFC 2765)
         ip = ip[len(_MAPPED) :]
     elif "%" in ip:
         ip = ip.partition("%")[0]
