@@ -4,6 +4,7 @@ import logging
 import select
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -16,6 +17,10 @@ from node_agent.relay.plain_pair import PlainPair
 from node_agent.relay.tunnel_pair import TunnelPair
 
 _log = logging.getLogger("ringfence.relay")
+
+_STORIES_FIRST_S: Final = 0.002
+"""How long runnable stories may keep the relay waiting.  A burst of connections is set up in one go: if those that
+are up already took half of every moment, the last would wait several times as long."""
 
 _FINISH_LOOK_S: Final = 0.02
 
@@ -67,6 +72,7 @@ class Relay(trio.abc.Instrument):
         self._loop = RelayLoop()
         self._loop.interrupt_on(_trio_epoll_fd())
         self.has_woken_a_task = False
+        self._served_at = 0.0
         trio.lowlevel.add_instrument(self)
 
     def close(self) -> None:
@@ -84,14 +90,20 @@ class Relay(trio.abc.Instrument):
 
     def before_io_wait(self, timeout: float) -> None:
         """Relay for as long as trio has nothing to do, ``timeout`` seconds at most."""
-        if self._loop.is_idle:
-            return
         try:
-            is_time_up = not self._loop.serve(timeout)
+            self._relay(timeout)
         except BaseException as error:
             _log.exception("the relay loop ended by a bug")
             self._on_crash(error)
             raise  # trio takes a raising instrument off
+
+    def _relay(self, timeout: float) -> None:
+        if self._loop.is_idle:
+            return
+        if timeout == 0 and time.monotonic() - self._served_at < _STORIES_FIRST_S:
+            return
+        is_time_up = not self._loop.serve(timeout)
+        self._served_at = time.monotonic()
         if self.has_woken_a_task or (is_time_up and timeout > 0):
             # trio has made up its mind to sleep for ``timeout`` before it asked us: change it.
             self.has_woken_a_task = False
