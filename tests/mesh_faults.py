@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from tests.mesh_builder import Mesh, in_namespace, read_all
+from tests.mesh_builder import Mesh, Pod, in_namespace, read_all
 
 _READINESS_PORT: Final = 15021
 
@@ -22,6 +22,16 @@ def edited(path: Path, before: str, after: str) -> Iterator[None]:
         yield
     finally:
         path.write_text(text)
+
+
+def is_reset(pod: Pod, ip: str, port: int) -> bool:
+    """Whether a connection of the pod's is reset, not ended, before a byte of an answer; it may be so at once."""
+    try:
+        with pod.connect(ip, port) as connection:
+            connection.recv(1)
+    except ConnectionResetError:
+        return True
+    return False
 
 
 def readyz(mesh: Mesh, node: int) -> tuple[int, list[str]]:

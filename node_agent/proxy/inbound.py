@@ -93,7 +93,10 @@ class Inbound:
                 if not await self._serve(pod, tunnel, message):
                     return
         finally:
-            tunnel.close()
+            if pod.gone.is_set():
+                tunnel.abort()
+            else:
+                tunnel.close()
 
     async def _prove(self, pod: Pod, connection: socket.socket, peer: PeerAddress, accepted_at: float) -> Tunnel | None:
         """Complete the handshake; a peer that proves nothing gets an access record of its own."""

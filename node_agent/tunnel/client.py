@@ -92,9 +92,9 @@ class TunnelClient:
             tunnel.close()
 
     def forget(self, source_uid: str) -> None:
-        """Close the idle tunnels of a source workload that is gone."""
+        """End the idle tunnels of a source workload that is gone."""
         for tunnel in self._pool.drop(lambda key, _: isinstance(key, TunnelKey) and key.source_uid == source_uid):
-            tunnel.close()
+            tunnel.abort()
 
     def close(self) -> None:
         for tunnel in self._pool.drop(lambda _, __: True):

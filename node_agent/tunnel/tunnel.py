@@ -7,15 +7,19 @@ what follows them is the relay's.
 
 import socket
 import ssl
+import struct
 from collections.abc import Callable
 from datetime import datetime
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
 from ca.spiffe import SpiffeId
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.frames import ALPN, HEADER_BYTES, FrameType, parse_control_header
+
+
+_LINGER_RESET: Final = struct.pack("ii", 1, 0)  # socket(7)
 
 
 class PeerCertificate(Protocol):
@@ -77,6 +81,15 @@ class Tunnel:
     def close(self) -> None:
         """Close ``sock`` if it is not lent."""
         if not self._is_lent:
+            self.sock.close()
+
+    def abort(self) -> None:
+        """Close by RST, because the workload is gone: after a FIN the kernel would hold its namespace for a minute."""
+        if not self._is_lent:
+            try:
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+            except OSError:
+                pass
             self.sock.close()
 
     def is_quiet(self) -> bool:

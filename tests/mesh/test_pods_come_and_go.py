@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.mesh_builder import STATE_DIR, Mesh, Pod, in_namespace, read_all, wait_for
+from tests.mesh_faults import is_reset
 
 pytestmark = pytest.mark.mesh
 
@@ -200,8 +201,7 @@ def test_a_source_that_has_not_heard_of_the_new_pod_sends_it_nothing(mesh: Mesh,
         identity = "spiffe://cluster.local/ns/default/sa/new"
         wait_for("the new pod to be served", lambda: _is_serving(mesh, 2, "server", identity))
 
-        with client.connect(server.ipv4, 8080) as connection:
-            assert _is_reset(connection)
+        assert is_reset(client, server.ipv4, 8080)
 
         record = mesh.record(1, direction="outbound", close_reason="identity_mismatch")
         assert record["destination_identity"].endswith("/sa/old")
@@ -310,8 +310,7 @@ def test_a_pod_that_listens_on_our_port_is_shut_off_until_it_stops(mesh: Mesh) -
         wait_for("the rules", lambda: _has_rules(pod))
         # Not a byte of it leaves in plaintext: it reaches nobody but itself, and nobody reaches it.
         pod.connect(server.ipv4, 8080).close()
-        with client.connect(pod.ipv4, 8080) as connection:
-            assert _is_reset(connection)
+        assert is_reset(client, pod.ipv4, 8080)
         assert mesh.record(2, direction="outbound")["close_reason"] == "peer_unavailable"
         assert arrived == []
     wait_for("the pod to be served", lambda: _is_serving(mesh, 1, "squatter"))
