@@ -18,7 +18,6 @@ from ca.spiffe import SpiffeId
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.frames import ALPN, HEADER_BYTES, FrameType, parse_control_header
 
-
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)  # socket(7)
 
 

@@ -48,6 +48,10 @@ def _has_rules(pod: Pod) -> bool:
     return pod.run("nft", "list", "table", "inet", "ringfence", check=False).returncode == 0
 
 
+def _has_routing(pod: Pod) -> bool:
+    return any(b"fwmark" in pod.run("ip", version, "rule").stdout for version in ("-4", "-6"))
+
+
 def _state(mesh: Mesh, node: int, name: str) -> dict[str, Any]:
     row: dict[str, Any] = next(each for each in mesh.ringfence(node, "workloads") if each["name"] == name)
     return row
@@ -240,7 +244,7 @@ def test_a_pod_that_leaves_the_mesh_talks_plainly_and_may_come_back(mesh: Mesh) 
         _enrol(mesh, server, False)
         assert _is_reset(connection)
     wait_for("the rules to go", lambda: not _has_rules(server))
-    assert b"fwmark" not in server.run("ip", "rule").stdout + server.run("ip", "-6", "rule").stdout
+    wait_for("the routing to go", lambda: not _has_routing(server))
     assert client.ask_whoami(server.ipv4, 8081) == ["server", client.ipv4]
     plain = mesh.record(1, direction="outbound", original_destination=f"{server.ipv4}:8081")
     assert (plain["connection_security_policy"], plain["destination_identity"]) == ("none", None)
