@@ -119,6 +119,9 @@ class Ground:
 
     def begin_test(self) -> None:
         self.mesh.begin_test()
+        self._note_what_is_held()
+
+    def _note_what_is_held(self) -> None:
         wait_for("quiet agents", self._held)
         self._held_before = min(held for _ in range(5) if (held := self._held()) is not None)
 
@@ -146,6 +149,16 @@ class Ground:
             with sockets_of(pid) as sockets:
                 held -= sum(tcp_state(each) == _TCP_CLOSE for each in sockets)
         return held - 2 * idle
+
+    @contextmanager
+    def killed(self, node: int) -> Iterator[None]:
+        """The agent of ``node`` is dead within the block, and is another process after it."""
+        with self.mesh.stopped(f"agent-{node}", how="kill"):
+            yield
+        self.close_sockets()
+        self.agents[node] = self.mesh.agent_pid(node)
+        wait_for("its pods to be served", lambda: self.mesh.ringfence(node, "status")["ready"])
+        self._note_what_is_held()
 
     @contextmanager
     def costs_less_than(self, most_bytes: int) -> Iterator[None]:

@@ -249,3 +249,21 @@ def test_urgent_byte_of_the_server_stays_in_the_stream(way: Way) -> None:
     assert read_all(client) == b"before!after"
     client.close()
     way.assert_closed(port, "ok", sent=12, received=0)
+
+
+@pytest.mark.parametrize("node", [1, 2])
+def test_agent_that_is_killed_resets_both_ends_of_what_it_carried(ground: Ground, node: int) -> None:
+    """The kernel closes the sockets of a killed process; with FIN, half a stream would look whole."""
+    ways = [ground.way(kind, "ipv4") for kind in KINDS]
+    carried = [way.open() for way in ways if node in way.recorders]
+    for client, server, _ in carried:
+        client.sendall(b"half a question")
+        assert read_exactly(server, 15) == b"half a question"
+        server.sendall(b"half an answer")
+        assert read_exactly(client, 14) == b"half an answer"
+    with ground.killed(node):
+        for client, server, _ in carried:
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+            with pytest.raises(ConnectionResetError):
+                server.recv(1)
