@@ -136,6 +136,7 @@ class Pod:
         The handler's OSErrors are the client's doing; the connection is closed after it.
         """
         listener = self.listen(port, backlog=backlog)
+        listener.settimeout(0.5)  # a thread in accept keeps the socket, and so the namespace, for so long
 
         def one(connection: socket.socket, peer: str) -> None:
             with connection:
