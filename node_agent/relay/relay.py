@@ -42,10 +42,10 @@ class Pair(Protocol):
 class _Relaying:
     """One pair and the trio task that waits for it."""
 
-    __slots__ = ("_relay", "_task", "result")
+    __slots__ = ("_task", "relay", "result")
 
     def __init__(self, relay: "Relay") -> None:
-        self._relay = relay
+        self.relay = relay
         self._task = trio.lowlevel.current_task()
         self.result: Outcome | None = None
 
@@ -53,7 +53,7 @@ class _Relaying:
         """Called by the loop, between two batches."""
         self.result = result
         trio.lowlevel.reschedule(self._task)
-        self._relay.has_woken_a_task = True
+        self.relay.has_woken_a_task = True
 
 
 class Relay(trio.abc.Instrument):
@@ -72,6 +72,7 @@ class Relay(trio.abc.Instrument):
         self._loop = RelayLoop()
         self._loop.interrupt_on(_trio_epoll_fd())
         self.has_woken_a_task = False
+        self.has_crashed = False
         self._served_at = 0.0
         trio.lowlevel.add_instrument(self)
 
@@ -93,6 +94,7 @@ class Relay(trio.abc.Instrument):
         try:
             self._relay(timeout)
         except BaseException as error:
+            self.has_crashed = True
             _log.exception("the relay loop ended by a bug")
             self._on_crash(error)
             raise  # trio takes a raising instrument off
@@ -160,6 +162,8 @@ async def _wait(pair: Pair, waiting: _Relaying, why: Callable[[], CloseReason | 
     def cut(_: object) -> trio.lowlevel.Abort:
         nonlocal cancelled
         cancelled = True
+        if waiting.relay.has_crashed:
+            return trio.lowlevel.Abort.SUCCEEDED  # nobody will ever report; the process ends and its sockets with it
         pair.cut(why())
         return trio.lowlevel.Abort.FAILED  # the pair's own report wakes the task: nobody else may touch its sockets
 
