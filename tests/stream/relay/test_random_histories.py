@@ -109,7 +109,26 @@ def test_any_history(fresh_bench: RelayBench, way: str, steps: list[tuple[str, i
     for app in apps:
         app.sock.setblocking(False)
 
-    cleanly_shut = [False, False]
+    ended_cleanly = _play(apps, [*steps, ("shut", 0, 0), ("shut", 1, 0)])
+    _read_to_the_end(apps)
+    endings = [finish.wait().ending for finish in finishes]
+
+    for app, peer, peer_ended in ((apps[0], apps[1], ended_cleanly[1]), (apps[1], apps[0], ended_cleanly[0])):
+        assert peer.sent.startswith(app.received), "other bytes than were sent"
+        if app.end == "eof":
+            assert peer_ended, "a clean end that nobody meant"
+            assert app.received == peer.sent, "a clean end too early"
+    if not any(app.resets for app in apps):
+        assert [app.end for app in apps] == ["eof", "eof"]
+        assert endings == [Ending.COMPLETE] * len(endings)
+    assert fresh_bench.crashes == []
+    for app in apps:
+        app.sock.close()
+
+
+def _play(apps: list[_App], steps: list[tuple[str, int, int]]) -> list[bool]:
+    """Let the applications do ``steps``; returns which of them ended its direction of its own will."""
+    ended = [False, False]
     for step, side, size in steps:
         app = apps[side]
         match step:
@@ -118,29 +137,13 @@ def test_any_history(fresh_bench: RelayBench, way: str, steps: list[tuple[str, i
             case "read":
                 app.read(size)
             case "shut":
-                cleanly_shut[side] |= not app.shut and not app.resets
+                ended[side] |= not app.shut and not app.resets
                 app.shut_down()
             case "reset":
                 app.reset()
             case _:
                 select.select([], [], [], 0.002)
-    for side, app in enumerate(apps):
-        cleanly_shut[side] |= not app.shut and not app.resets
-        app.shut_down()
-    _read_to_the_end(apps)
-    endings = [finish.wait().ending for finish in finishes]
-
-    for app, peer, peer_shut in ((apps[0], apps[1], cleanly_shut[1]), (apps[1], apps[0], cleanly_shut[0])):
-        assert peer.sent.startswith(app.received), "other bytes than were sent"
-        if app.end == "eof":
-            assert peer_shut, "a clean end that nobody meant"
-            assert app.received == peer.sent, "a clean end too early"
-    if not any(app.resets for app in apps):
-        assert [app.end for app in apps] == ["eof", "eof"]
-        assert endings == [Ending.COMPLETE] * len(endings)
-    assert fresh_bench.crashes == []
-    for app in apps:
-        app.sock.close()
+    return ended
 
 
 def _read_to_the_end(apps: list[_App]) -> None:
