@@ -21,7 +21,7 @@ _CART: Final = "spiffe://cluster.local/ns/default/sa/cart"
 _OTHER: Final = "spiffe://other.example/ns/default/sa/cart"
 _LONG_AGO: Final = START - timedelta(hours=2)
 _EXPIRED: Final = START - timedelta(minutes=5)
-_TO_COME: Final = START + timedelta(minutes=5)
+_TO_COME: Final = START + timedelta(days=1)  # far beyond the end of the slowest session
 
 
 @pytest.fixture(scope="module")

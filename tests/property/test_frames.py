@@ -42,7 +42,9 @@ _values = st.recursive(
     max_leaves=10,
 )
 _addresses = st.one_of(
-    _values, st.tuples(_values, _values).map(list), st.tuples(_ips, st.one_of(st.integers(), st.booleans())).map(list)
+    _values,
+    st.tuples(_values, _values).map(list),
+    st.tuples(_ips, st.one_of(st.integers(-(2**63), 2**64 - 1), st.booleans())).map(list),
 )
 _open_maps = st.fixed_dictionaries(
     {}, optional={"dst": _addresses, "src": _addresses, "ns": _values, "name": _values, "trace": _values, "x": _values}
