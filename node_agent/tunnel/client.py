@@ -144,6 +144,9 @@ class TunnelClient:
         tunnel.close()
 
     def _put(self, key: TunnelKey, tunnel: Tunnel) -> None:
+        if tunnel.leftover:
+            tunnel.close()  # a destination has nothing to say before the next OPEN
+            return
         given = self._pool.release(key, tunnel, trio.current_time())
         if isinstance(given, Grant):
             trio.lowlevel.reschedule(given.waiter, outcome.Value(given.tunnel))
@@ -159,8 +162,8 @@ class TunnelClient:
             if got is DIAL or got is None:
                 return await self._dial(key, dialler), True
             assert isinstance(got, Tunnel)
-            if datetime.now(UTC) < got.not_after and got.is_quiet():
-                return got, False
+            if datetime.now(UTC) < got.not_after:
+                return got, False  # if its peer is gone we hear it instead of a verdict, and ``open`` tries the next
             got.close()
 
     async def _wait(self, key: TunnelKey) -> Tunnel | None:
@@ -170,8 +173,14 @@ class TunnelClient:
             # Granted in this very tick: the reschedule is already under way and must be taken.
             return trio.lowlevel.Abort.SUCCEEDED if self._pool.give_up(key, task) else trio.lowlevel.Abort.FAILED
 
-        granted: Tunnel | None = await trio.lowlevel.wait_task_rescheduled(give_up)
-        return granted
+        # A healthy peer is dialled in milliseconds.  If it is not, waiting for one's turn to find out only adds up.
+        with trio.CancelScope(deadline=trio.current_time() + self._connect_timeout_s):
+            granted: Tunnel | None = await trio.lowlevel.wait_task_rescheduled(give_up)
+            return granted
+        raise ConnectionFailure(
+            CloseReason.PEER_UNAVAILABLE,
+            f"no tunnel to {key.endpoint_ip} came free within {self._connect_timeout_s:g} s",
+        )
 
     async def _dial(self, key: TunnelKey, dialler: Dialler) -> Tunnel:
         try:
