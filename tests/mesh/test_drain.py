@@ -170,7 +170,7 @@ def test_idle_tunnels_are_closed_so_that_nobody_waits_on_them(mesh: Mesh) -> Non
         with client.connect(server.ipv4, 8080) as running:
             _exchange(running)
             client.ask_whoami(server.ipv4, 8081)
-            assert mesh.ringfence(1, "status")["tunnels"] == {"idle": 1, "busy": 1}
+            wait_for("an idle tunnel", lambda: mesh.ringfence(1, "status")["tunnels"] == {"idle": 1, "busy": 1})
             _ask_to_go(mesh, 2)
 
             began = time.monotonic()

@@ -214,7 +214,7 @@ def test_a_cut_link_fails_new_connections_and_spares_the_running_ones(mesh: Mesh
             running.sendall(b"before")
             assert running.recv(6) == b"before"
             assert client.ask_whoami(server.ipv4, 8081)[0] == "server"
-            assert mesh.ringfence(1, "status")["tunnels"]["idle"] == 1
+            wait_for("an idle tunnel", lambda: mesh.ringfence(1, "status")["tunnels"]["idle"] == 1)
             with mesh.cut(1, 2):
                 running.sendall(b"during")
                 assert _answer(client, server.ipv4, 8081) is None  # on the idle tunnel

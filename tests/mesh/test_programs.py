@@ -14,7 +14,7 @@ from typing import Any, Final
 import pytest
 
 from tests import websocket
-from tests.mesh_builder import Mesh, Pod, wait_for
+from tests.mesh_builder import LAB_NAME, Mesh, Pod, wait_for
 
 pytestmark = pytest.mark.mesh
 
@@ -63,7 +63,10 @@ def assert_no_complaints(mesh: Mesh) -> None:
 @pytest.fixture
 def directory() -> Iterator[Path]:
     """A directory that a server's own user may enter, which tmp_path's parent forbids."""
-    made = Path(tempfile.mkdtemp(prefix="ringfence-test-"))
+    prefix = f"ringfence-test-{LAB_NAME}-"
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        shutil.rmtree(left)  # by a run that was killed
+    made = Path(tempfile.mkdtemp(prefix=prefix))
     made.chmod(0o755)
     yield made
     shutil.rmtree(made, ignore_errors=True)
@@ -292,7 +295,7 @@ def test_iperf3(mesh: Mesh, flags: tuple[str, ...], directions: list[str]) -> No
     # Looked up, not connected to: iperf3 would take that for a test.
     wait_for("iperf3 to listen", lambda: pair.server.run("ss", "-ltnH", "sport = :5201").stdout)
 
-    done = pair.client.run("iperf3", "-c", "server", "-t", "2", "-J", *flags)
+    done = pair.client.run("iperf3", "-c", "server", "-t", "1", "-J", *flags)
 
     result = json.loads(done.stdout)
     assert "error" not in result
