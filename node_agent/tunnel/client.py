@@ -23,6 +23,7 @@ _MAX_IDLE_A_KEY: Final = 512
 _IDLE_S: Final = 240.0  # shorter than the server's, so that the side that would use a tunnel is the one that closes it
 _SWEEP_S: Final = 10.0
 _VERDICT_GRACE_S: Final = 2.0  # beyond the destination's own connect timeout
+_PEER_DOES_NOT_ANSWER: Final = frozenset({CloseReason.PEER_UNAVAILABLE, CloseReason.HANDSHAKE_TIMEOUT})
 
 
 class TunnelKey(NamedTuple):
@@ -173,22 +174,31 @@ class TunnelClient:
             # Granted in this very tick: the reschedule is already under way and must be taken.
             return trio.lowlevel.Abort.SUCCEEDED if self._pool.give_up(key, task) else trio.lowlevel.Abort.FAILED
 
-        # A healthy peer is dialled in milliseconds.  If it is not, waiting for one's turn to find out only adds up.
-        with trio.CancelScope(deadline=trio.current_time() + self._connect_timeout_s):
-            granted: Tunnel | None = await trio.lowlevel.wait_task_rescheduled(give_up)
-            return granted
-        raise ConnectionFailure(
-            CloseReason.PEER_UNAVAILABLE,
-            f"no tunnel to {key.endpoint_ip} came free within {self._connect_timeout_s:g} s",
-        )
+        granted: Tunnel | None = await trio.lowlevel.wait_task_rescheduled(give_up)
+        return granted
 
     async def _dial(self, key: TunnelKey, dialler: Dialler) -> Tunnel:
+        began = trio.current_time()
         try:
-            return await self._connect(key, dialler)
-        finally:
-            granted = self._pool.dial_ended(key)
-            if granted is not None:
-                trio.lowlevel.reschedule(granted.waiter, outcome.Value(granted.tunnel))
+            tunnel = await self._connect(key, dialler)
+        except ConnectionFailure as failure:
+            if failure.reason in _PEER_DOES_NOT_ANSWER:
+                granted, hopeless = self._pool.dial_unanswered(key, since=began)
+                for waiter in hopeless:
+                    trio.lowlevel.reschedule(waiter, outcome.Error(ConnectionFailure(failure.reason, failure.detail)))
+            else:
+                granted = self._pool.dial_ended(key)
+            self._let_dial(granted)
+            raise
+        except BaseException:
+            self._let_dial(self._pool.dial_ended(key))
+            raise
+        self._let_dial(self._pool.dial_succeeded(key, trio.current_time()))
+        return tunnel
+
+    def _let_dial(self, granted: Grant[Tunnel, trio.lowlevel.Task] | None) -> None:
+        if granted is not None:
+            trio.lowlevel.reschedule(granted.waiter, outcome.Value(granted.tunnel))
 
     async def _connect(self, key: TunnelKey, dialler: Dialler) -> Tunnel:
         sock = dialler.make_socket(key.endpoint_ip)

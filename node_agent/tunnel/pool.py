@@ -6,10 +6,14 @@ and get whichever comes first, a tunnel that another connection gave back or a
 free place to dial.
 
     acquire --> Use(tunnel)        an idle one, the youngest: the rest may expire
-            --> Dial               nobody idle and a place is free; report by dial_ended
+            --> Dial               nobody idle and a place is free; report how it ended
             --> WAIT               queued; a later call returns a Grant for this waiter
+
+A peer that does not answer is found out once, not by every waiter in its turn:
+see ``dial_unanswered``.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -44,13 +48,14 @@ class _Slot(Generic[TunnelT, WaiterT]):
     idle: list[tuple[float, TunnelT]] = field(default_factory=list)
     waiters: deque[WaiterT] = field(default_factory=deque)
     dials: int = 0
+    worked_at: float = -math.inf  # when a dial succeeded or a tunnel came back
 
 
 class TunnelPool(Generic[TunnelT, WaiterT]):
     """Every method changes all the state at once and returns what is to be done.
 
-    Who calls ``acquire`` and is told DIAL (at once or by a Grant) calls
-    ``dial_ended`` exactly once, also when the dial failed.
+    Who calls ``acquire`` and is told DIAL (at once or by a Grant) calls exactly
+    one of the ``dial_`` methods, once.
     """
 
     def __init__(self, *, max_dials: int, max_idle: int, idle_s: float) -> None:
@@ -85,8 +90,29 @@ class TunnelPool(Generic[TunnelT, WaiterT]):
         self._forget_if_empty(key, slot)
         return True
 
+    def dial_succeeded(self, key: Hashable, now: float) -> Grant[TunnelT, WaiterT] | None:
+        """The tunnel is the dialler's; its place to dial goes to the first waiter."""
+        self._slots[key].worked_at = now
+        return self.dial_ended(key)
+
+    def dial_unanswered(
+        self, key: Hashable, *, since: float
+    ) -> tuple[Grant[TunnelT, WaiterT] | None, tuple[WaiterT, ...]]:
+        """Nobody answered a dial that was begun at ``since``.
+
+        If nothing of this key has worked since then, all waiters are returned:
+        they are to be told the same, they wait no longer.  Otherwise it was bad
+        luck, and the place goes to the first waiter.
+        """
+        slot = self._slots[key]
+        hopeless: tuple[WaiterT, ...] = ()
+        if slot.worked_at < since:
+            hopeless = tuple(slot.waiters)
+            slot.waiters.clear()
+        return self.dial_ended(key), hopeless
+
     def dial_ended(self, key: Hashable) -> Grant[TunnelT, WaiterT] | None:
-        """A dial succeeded or failed; its place goes to the first waiter."""
+        """A dial ended without a tunnel; its place goes to the first waiter."""
         slot = self._slots[key]
         if slot.waiters:
             return Grant(slot.waiters.popleft(), None)
@@ -101,6 +127,7 @@ class TunnelPool(Generic[TunnelT, WaiterT]):
         are too many idle ones (the caller closes it), None when it was kept.
         """
         slot = self._slots.setdefault(key, _Slot())
+        slot.worked_at = now
         if slot.waiters:
             return Grant(slot.waiters.popleft(), tunnel)
         if len(slot.idle) >= self._max_idle:

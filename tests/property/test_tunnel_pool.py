@@ -1,6 +1,7 @@
 """The tunnel pool against an oracle that remembers where every tunnel and every waiter is."""
 
 import itertools
+import math
 from collections import deque
 
 import hypothesis.strategies as st
@@ -29,6 +30,12 @@ class PoolMachine(RuleBasedStateMachine):
         self._queued: dict[str, deque[int]] = {"a": deque(), "b": deque()}
         self._idle: dict[str, list[tuple[float, str]]] = {"a": [], "b": []}
         self._dialling = {"a": 0, "b": 0}
+        self._worked_at = {"a": -math.inf, "b": -math.inf}
+
+    def _tick(self) -> float:
+        """No two things happen at the same moment."""
+        self._now += 0.001
+        return self._now
 
     def _granted(self, key: str, grant: Grant[str, int], tunnel: str | None) -> None:
         """The first in the queue was answered, once."""
@@ -52,28 +59,41 @@ class PoolMachine(RuleBasedStateMachine):
         if self._dialling[key] < _MAX_DIALS:
             assert got is DIAL
             self._dialling[key] += 1
-            return key
+            return (key, self._tick())
         assert got is WAIT
         self._queued[key].append(waiter)
         return multiple()
 
-    @rule(target=dials, key=consumes(dials))
-    def dial_fails(self, key: str) -> object:
-        return self._dial_ends(key)
+    @rule(target=dials, dial=consumes(dials))
+    def dial_fails(self, dial: tuple[str, float]) -> object:
+        return self._dial_ended(dial[0], self._pool.dial_ended(dial[0]))
 
-    @rule(target=dials, key=consumes(dials), made=st.data())
-    def dial_succeeds_and_its_tunnel_is_given_back(self, key: str, made: st.DataObject) -> object:
+    @rule(target=dials, dial=consumes(dials))
+    def dial_is_not_answered(self, dial: tuple[str, float]) -> object:
+        key, began = dial
+        grant, hopeless = self._pool.dial_unanswered(key, since=began)
+        if self._worked_at[key] < began:
+            assert hopeless == tuple(self._queued[key]), "everybody is told, in order, once"
+            self._queued[key].clear()
+        else:
+            assert hopeless == ()
+        return self._dial_ended(key, grant)
+
+    @rule(target=dials, dial=consumes(dials), given_back=st.booleans())
+    def dial_succeeds(self, dial: tuple[str, float], given_back: bool) -> object:
         """As the client does it: the place is given up first, the tunnel lives on."""
-        again = self._dial_ends(key)
-        self._give_back(key, f"tunnel-{next(self._names)}")
+        key, _ = dial
+        self._worked_at[key] = self._tick()
+        again = self._dial_ended(key, self._pool.dial_succeeded(key, self._now))
+        if given_back:
+            self._give_back(key, f"tunnel-{next(self._names)}")
         return again
 
-    def _dial_ends(self, key: str) -> object:
-        grant = self._pool.dial_ended(key)
+    def _dial_ended(self, key: str, grant: Grant[str, int] | None) -> object:
         if self._queued[key]:
             assert grant is not None
             self._granted(key, grant, None)
-            return key  # the waiter dials in this place
+            return (key, self._tick())  # the waiter dials in this place
         assert grant is None
         self._dialling[key] -= 1
         return multiple()
@@ -87,6 +107,7 @@ class PoolMachine(RuleBasedStateMachine):
         """A tunnel that is closed is simply never given back."""
 
     def _give_back(self, key: str, tunnel: str) -> None:
+        self._worked_at[key] = self._tick()
         given = self._pool.release(key, tunnel, self._now)
         if self._queued[key]:
             assert isinstance(given, Grant)
