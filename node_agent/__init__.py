@@ -8,7 +8,7 @@ The folders stand in the order in which a connection meets them:
 4. ``balance/``    choose an endpoint
 5. ``identity/``   who we are: SVIDs, their rotation, TLS contexts
 6. ``tunnel/``     mutual TLS to the peer agent, and the pool of tunnels
-7. ``relay/``      move the bytes: the relay threads
+7. ``relay/``      move the bytes: the relay loop
 8. ``telemetry/``  account: access record, metrics, readiness, admin
 
 ``proxy/outbound.py`` and ``proxy/inbound.py`` tell a connection's whole story;

@@ -1,4 +1,4 @@
-"""Move the bytes: the relay threads and their pumps (loop.py has the theory of operation)."""
+"""Move the bytes: the relay loop and its pumps (loop.py has the theory of operation)."""
 
 from node_agent.relay.ending import Ending, Outcome, reset_on_close
 from node_agent.relay.relay import Pair, Relay

@@ -13,7 +13,7 @@ from node_agent.errors import CloseReason
 from node_agent.frames import HEADER, HEADER_BYTES, LENGTH_MASK, TYPE_SHIFT, FrameType, decode_reset
 
 _READ_BYTES: Final = 16384  # one TLS record
-_PATIENCE_BYTES: Final = 4 * 1024 * 1024  # a few milliseconds of the relay thread's time
+_PATIENCE_BYTES: Final = 4 * 1024 * 1024  # a few milliseconds of the relay's time
 
 
 def find_reset(read: Callable[[int], bytes], *, remaining: int, header: bytes) -> tuple[bool, CloseReason | None]:

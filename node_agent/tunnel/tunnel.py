@@ -1,6 +1,6 @@
 """One mutual-TLS connection between two agents, between and before relays.
 
-While a tunnel is relaying, its socket belongs to the relay thread and nothing
+While a tunnel is relaying, its socket belongs to the relay loop and nothing
 here may be called.  Control frames are read exactly, never a byte further:
 what follows them is the relay's.
 """
