@@ -201,7 +201,8 @@ class _Agent:
 
     def _take_update(self, update: Update, directory: DirectoryState) -> None:
         """Let the parts follow what the manifests say; identities first, because pods need them."""
-        self._registry.apply(update)
+        changes = self._registry.apply(update)
+        self._live.cut_removed(changes.workloads_gone())
         local = self._registry.workloads_on(self._config.agent.node)
         self._identities.set_wanted(frozenset(each.identity for each in local if each.enrolled))
         self._pods.want(local)

@@ -4,11 +4,13 @@ A connection is registered *before* it is authorized, so that a change which
 forbids it finds it in the table whichever comes first (as ztunnel does).
 """
 
+from collections.abc import Collection, Set
 from types import TracebackType
 
 import trio
 
 from node_agent.errors import CloseReason
+from node_agent.model import Workload
 from node_agent.telemetry.connection_record import ConnectionRecord
 
 
@@ -22,6 +24,13 @@ class LiveConnection:
         self._record = record
         self._scope = trio.CancelScope()
         self.workload_uid = workload_uid
+
+    def end_among(self, uids: Set[str]) -> Workload | None:
+        """Which of these workloads opened or serves it, as far as is known."""
+        for end in (self._record.source, self._record.destination):
+            if end is not None and end.uid in uids:
+                return end
+        return None
 
     def cut(self, reason: CloseReason, detail: str) -> None:
         """End the connection: the reason first, then the cancellation."""
@@ -66,6 +75,17 @@ class LiveConnections:
         """Cut every connection of one local workload."""
         for connection in [live for live in self.connections if live.workload_uid == workload_uid]:
             connection.cut(reason, detail)
+
+    def cut_removed(self, workloads: Collection[Workload]) -> None:
+        """Cut every connection from or to workloads that are gone, wherever they were.
+
+        Their own agent does it too, if it is still there and the link to it is.
+        """
+        uids = {workload.uid for workload in workloads}
+        for connection in list(self.connections) if uids else ():
+            end = connection.end_among(uids)
+            if end is not None:
+                connection.cut(CloseReason.WORKLOAD_REMOVED, f"{end.name} was removed")
 
     def cut_all(self, reason: CloseReason, detail: str) -> None:
         for connection in list(self.connections):

@@ -39,6 +39,11 @@ class Changes:
     services_removed: frozenset[ObjectName] = frozenset()
     mtls_changed: bool = False
 
+    def workloads_gone(self) -> list[Workload]:
+        """Those removed ones that did not merely enter or leave the mesh."""
+        still = {(each.uid, each.identity, each.addresses) for each in self.workloads_added}
+        return [each for each in self.workloads_removed if (each.uid, each.identity, each.addresses) not in still]
+
     def __bool__(self) -> bool:
         return bool(
             self.workloads_added

@@ -151,6 +151,34 @@ def test_deleting_a_pod_cuts_its_connections_and_both_ends_know_why(mesh: Mesh, 
         assert (record["received_bytes"], record["sent_bytes"]) == (1, 1)
 
 
+@pytest.mark.parametrize("which", ["client", "server"])
+def test_a_deleted_pod_that_can_not_be_reached_holds_nobody(mesh: Mesh, which: str) -> None:
+    """Its own agent can not tell the other end: the manifest does."""
+    client = mesh.pod("client", node=1)
+    server = mesh.pod("server", node=2)
+    ends: list[OSError] = []
+
+    def hold(connection: socket.socket, _peer: str) -> None:
+        try:
+            while data := connection.recv(1):
+                connection.sendall(data)
+        except OSError as error:
+            ends.append(error)
+
+    server.serve(8080, hold)
+    with _hang(client, server.ipv4, 8080) as connection:
+        with mesh.cut(1, 2):
+            if which == "server":
+                server.delete()
+                assert _is_reset(connection)
+            else:
+                client.delete()
+                wait_for("the server's end", lambda: ends)
+                assert [type(error) for error in ends] == [ConnectionResetError]
+    stayed = {"server": 1, "client": 2}[which]
+    assert mesh.record(stayed)["close_reason"] == "workload_removed"
+
+
 def test_a_new_pod_with_an_old_address_is_reached_as_itself(mesh: Mesh) -> None:
     client = mesh.pod("client", node=1)
     old = mesh.pod("old", node=2, service_account="old")

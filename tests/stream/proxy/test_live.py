@@ -3,7 +3,9 @@
 import trio
 import trio.testing
 
+from ca.spiffe import SpiffeId
 from node_agent.errors import CloseReason
+from node_agent.model import ObjectName, Workload
 from node_agent.proxy.live import LiveConnections
 from node_agent.telemetry.access_log import AccessLog
 from node_agent.telemetry.connection_record import ConnectionRecord
@@ -44,6 +46,41 @@ async def test_cut_ends_the_connections_of_one_workload_with_the_reason() -> Non
         end.set()
     assert stories.ended["b1"].close_reason is None
     assert not stories.live.connections
+
+
+async def test_a_workload_that_is_gone_ends_the_connections_from_and_to_it_wherever_it_was() -> None:
+    stories = _Stories()
+    gone, other = _workload("gone"), _workload("other")
+    async with trio.open_nursery() as nursery:
+        end = trio.Event()
+        for name, source, destination in (("from", gone, other), ("to", other, gone), ("neither", other, other)):
+            nursery.start_soon(stories.run, name, "local", end)
+            await trio.testing.wait_all_tasks_blocked()
+            (record,) = [each._record for each in stories.live.connections if each._record.source is None]
+            record.note(source=source, destination=destination)
+        nursery.start_soon(stories.run, "unknown", "local", end)
+        await trio.testing.wait_all_tasks_blocked()
+
+        stories.live.cut_removed([gone])
+        await trio.testing.wait_all_tasks_blocked()
+        why = (CloseReason.WORKLOAD_REMOVED, "default/gone was removed")
+        assert {name: (each.close_reason, each.detail) for name, each in stories.ended.items()} == {
+            "from": why,
+            "to": why,
+        }
+        end.set()
+
+
+def _workload(name: str) -> Workload:
+    return Workload(
+        uid=name,
+        name=ObjectName("default", name),
+        service_account="default",
+        node="node-1",
+        addresses=(),
+        identity=SpiffeId.workload("cluster.local", "default", "default"),
+        enrolled=True,
+    )
 
 
 async def test_first_reason_stands() -> None:

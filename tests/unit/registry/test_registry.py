@@ -110,6 +110,7 @@ def test_the_namespace_label_enrols_and_its_removal_releases() -> None:
     assert not store.workload("10.1.0.1").enrolled
     changes = store.put(meshed_namespace())
     assert names(changes.workloads_added) == ["a"]
+    assert changes.workloads_gone() == [], "it entered the mesh, it is still there"
     assert store.workload("10.1.0.1").enrolled
     assert not store.workload("10.1.0.2").enrolled
     store.delete(meshed_namespace())
