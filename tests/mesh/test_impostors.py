@@ -164,7 +164,7 @@ _WRONG: Final[dict[str, tuple[Callable[[Signer], Leaf], str, str]]] = {
         "TLS_FAILURE",
     ),
     "not yet valid": (
-        lambda signer: signer.leaf(_STORE, not_before=START + timedelta(days=1)),
+        lambda signer: signer.leaf(_STORE, not_before=START + timedelta(days=1), not_after=START + timedelta(days=2)),
         "certificate_expired",
         "TLS_FAILURE",
     ),

@@ -68,7 +68,10 @@ _WRONG: Final[dict[str, tuple[Callable[[Signer], Leaf], str]]] = {
         "certificate_",
     ),
     "expired": (lambda signer: signer.leaf(_CART, not_before=_LONG_AGO, not_after=_EXPIRED), "certificate_expired"),
-    "not yet valid": (lambda signer: signer.leaf(_CART, not_before=_TO_COME), "certificate_expired"),
+    "not yet valid": (
+        lambda signer: signer.leaf(_CART, not_before=_TO_COME, not_after=_TO_COME + timedelta(days=1)),
+        "certificate_expired",
+    ),
     "two URI names": (lambda signer: signer.leaf(_CART, _CART + "2"), "certificate_invalid"),
     "the ID and another URI": (lambda signer: signer.leaf(_CART, "https://cluster.local/"), "certificate_invalid"),
     "no URI name": (lambda signer: signer.leaf(other_names=(x509.DNSName("cart"),)), "certificate_invalid"),
