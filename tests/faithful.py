@@ -15,8 +15,7 @@ import os
 import random
 import socket
 import struct
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -269,26 +268,3 @@ def sha256_to_end(sock: socket.socket) -> str:
     while size := sock.recv_into(buffer):
         digest.update(view[:size])
     return digest.hexdigest()
-
-
-@contextmanager
-def in_background(*calls: Callable[[], object]) -> Iterator[None]:
-    """Run ``calls`` in threads beside the block; their first exception is raised after it."""
-    failures: list[BaseException] = []
-
-    def guarded(call: Callable[[], object]) -> None:
-        try:
-            call()
-        except BaseException as error:  # carried to the test's thread
-            failures.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(call,)) for call in calls]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        for thread in threads:
-            thread.join()
-    if failures:
-        raise failures[0]

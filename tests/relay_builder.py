@@ -13,8 +13,7 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -260,29 +259,6 @@ def _no_peer(tls: ssl.SSLSocket) -> Peer:
     peer = Peer.__new__(Peer)
     peer.tls = tls
     return peer
-
-
-@contextmanager
-def in_background(*calls: Callable[[], object]) -> Iterator[None]:
-    """Run ``calls`` in threads beside the block; their first exception is raised after it."""
-    failures: list[BaseException] = []
-
-    def guarded(call: Callable[[], object]) -> None:
-        try:
-            call()
-        except BaseException as error:  # carried to the test's thread
-            failures.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(call,)) for call in calls]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        for thread in threads:
-            thread.join()
-    if failures:
-        raise failures[0]
 
 
 def random_chunks(rng: random.Random, whole: bytes, *, most_bytes: int) -> list[bytes]:

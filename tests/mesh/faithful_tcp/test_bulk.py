@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from tests.faithful import KINDS, Bulk, Ground, Way, in_background, sha256_to_end
+from tests.background import in_background
+from tests.faithful import KINDS, Bulk, Ground, Way, sha256_to_end
 
 pytestmark = pytest.mark.mesh
 

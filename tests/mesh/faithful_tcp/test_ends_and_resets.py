@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from tests.faithful import KINDS, Ground, Way, in_background, read_exactly, reset, was_reset
+from tests.background import in_background
+from tests.faithful import KINDS, Ground, Way, read_exactly, reset, was_reset
 from tests.mesh_builder import in_namespace, read_all, wait_for
 
 pytestmark = pytest.mark.mesh

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.faithful import Ground, Way, in_background, read_exactly, reset, was_reset
+from tests.background import in_background
+from tests.faithful import Ground, Way, read_exactly, reset, was_reset
 from tests.mesh_builder import in_namespace, wait_for
 
 pytestmark = pytest.mark.mesh

@@ -7,10 +7,10 @@ import struct
 import pytest
 
 from node_agent.relay import Ending
+from tests.background import in_background
 from tests.relay_builder import (
     JoinedTunnel,
     RelayBench,
-    in_background,
     random_chunks,
     read_all,
     reset,

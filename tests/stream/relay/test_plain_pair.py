@@ -8,10 +8,10 @@ import time
 import pytest
 
 from node_agent.relay import Ending, Outcome
+from tests.background import in_background
 from tests.relay_builder import (
     JoinedPlain,
     RelayBench,
-    in_background,
     random_chunks,
     read_all,
     reset,

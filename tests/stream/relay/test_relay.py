@@ -11,7 +11,8 @@ import trio
 from node_agent.errors import CloseReason
 from node_agent.frames import FrameType
 from node_agent.relay import Ending, Outcome, Relay
-from tests.relay_builder import Peer, TlsPairs, in_background, tcp_pair, was_reset
+from tests.background import in_background
+from tests.relay_builder import Peer, TlsPairs, tcp_pair, was_reset
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ from node_agent.errors import CloseReason
 from node_agent.frames import MAX_DATA_BYTES, FrameType, encode_reset
 from node_agent.relay import Ending, Outcome
 from node_agent.relay.loop import ARENA_BYTES
+from tests.background import in_background
 from tests.relay_builder import (
     EOF,
     RESET,
@@ -18,7 +19,6 @@ from tests.relay_builder import (
     RelayBench,
     data,
     frame,
-    in_background,
     random_chunks,
     read_all,
     reset,
