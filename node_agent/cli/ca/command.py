@@ -1,0 +1,38 @@
+"""What every ``ringfence ca`` command has: where its configuration is, and one line when it can not be done."""
+
+import argparse
+import sqlite3
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from ca.authority.errors import AuthorityError
+
+DEFAULT_CONFIG: Final = Path("/etc/ringfence/ca.toml")
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - it has no other name
+
+
+def add_command(
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    """Add a command with ``--config``; ``run`` goes from arguments to exit status and may raise AuthorityError."""
+    command = commands.add_parser(name, help=text, description=text)
+    command.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="%(default)s")
+    command.set_defaults(run=lambda arguments: _reported(run, arguments))
+    return command
+
+
+def add_passphrase(command: argparse.ArgumentParser) -> None:
+    """For commands that need a signing key."""
+    command.add_argument(
+        "--passphrase-file", type=Path, metavar="FILE", help="instead of passphrase_file in ca.toml; mode 0600"
+    )
+
+
+def _reported(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    try:
+        return run(arguments)
+    except (AuthorityError, sqlite3.Error, OSError) as exc:
+        print(f"ringfence ca {arguments.ca_command}: {exc}", file=sys.stderr)
+        return 1

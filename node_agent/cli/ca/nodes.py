@@ -1,0 +1,52 @@
+"""``ringfence ca token``: let a node in."""
+
+import argparse
+import secrets
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from ca.authority import attestation
+from ca.authority.config import AuthorityConfig
+from ca.authority.errors import AuthorityError
+from ca.authority.records import TokenRecord
+from ca.authority.store import Store
+from ca.spiffe import SpiffeId, SpiffeIdError
+from node_agent.cli.ca.command import Commands, add_command
+
+_DEFAULT_TOKEN_TTL_S: Final = 600
+_MAX_TOKEN_TTL_S: Final = 7 * 86_400
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands of this file to ``ringfence ca``."""
+    token = add_command(commands, "token", _token, "make a one-time join token for a node and print it")
+    token.add_argument("--node", required=True, metavar="NAME", help="the only node that may use it")
+    token.add_argument("--ttl-s", type=_token_ttl_s, default=_DEFAULT_TOKEN_TTL_S, metavar="S", help="%(default)s")
+
+
+def _token(arguments: argparse.Namespace) -> int:
+    config = AuthorityConfig.load(arguments.config)
+    try:
+        SpiffeId.node(config.trust_domain, arguments.node)
+    except SpiffeIdError as exc:
+        raise AuthorityError(f"--node {arguments.node!r}: {exc}") from exc
+    at = datetime.now(UTC)
+    token = attestation.format_token(secrets.token_bytes(attestation.TOKEN_RANDOM_BYTES))
+    record = TokenRecord(
+        token_hash=attestation.token_hash(token),
+        node=arguments.node,
+        expires_at=at + timedelta(seconds=arguments.ttl_s),
+    )
+    store = Store.open(config.database)
+    try:
+        store.add_token(record, at=at)
+    finally:
+        store.close()
+    print(token)
+    return 0
+
+
+def _token_ttl_s(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= _MAX_TOKEN_TTL_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of seconds from 1 to {_MAX_TOKEN_TTL_S}")
+    return int(text)
