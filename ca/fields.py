@@ -9,11 +9,11 @@ from ca.spiffe import SpiffeId, SpiffeIdError
 _MAX_TEXT: Final = 4096
 
 
-def text(fields: Mapping[str, Any], name: str) -> str:
+def text(fields: Mapping[str, Any], name: str, most: int = _MAX_TEXT) -> str:
     """Text, not too long.  Raises WireError."""
     value = fields.get(name)
-    if not isinstance(value, str) or len(value) > _MAX_TEXT:
-        raise WireError(f"{name!r} has to be text of at most {_MAX_TEXT} characters")
+    if not isinstance(value, str) or len(value) > most:
+        raise WireError(f"{name!r} has to be text of at most {most} characters")
     return value
 
 

@@ -6,19 +6,19 @@ write to the journal, and only then answer.
 """
 
 import logging
-import sqlite3
 from dataclasses import dataclass
 from datetime import datetime
 
 from ca.authority import attestation
 from ca.authority.attestation import Attested
-from ca.authority.errors import Refusal
+from ca.authority.errors import Refusal, StoreError
 from ca.authority.logs import log
 from ca.authority.placement import PlacementDirectory
 from ca.authority.records import CertificateRecord
 from ca.authority.signer import Signer, Svid, requested_key
 from ca.authority.store import Store, TokenAlreadyUsed
 from ca.messages import (
+    Attest,
     AttestWithToken,
     Bundle,
     GetBundle,
@@ -53,12 +53,19 @@ class RequestHandler:
         self._store = store
         self._placement = placement
 
-    def handle(self, request: Request, requester: Requester, *, at: datetime) -> Reply:
-        """Answer one request; a refusal is an answer too.  Never raises what the requester caused."""
+    def handle(
+        self, request: Request, requester: Requester, *, at: datetime, judged: Attested | Refusal | None = None
+    ) -> Reply:
+        """Answer one request; a refusal is an answer too.  Never raises what the requester caused.
+
+        ``judged`` is what the plugin that an ``Attest`` names has found; the server has asked it before.
+        """
         try:
             match request:
                 case AttestWithToken():
                     return self._attest(request, requester, at)
+                case Attest():
+                    return self._issue_node(_proven(judged), request.csr_der, requester, at)
                 case RenewNode():
                     return self._renew(request, requester, at)
                 case SignWorkloads():
@@ -68,7 +75,7 @@ class RequestHandler:
         except Refusal as exc:
             _log_refused(exc, requester, request=request.TYPE)
             return exc.reply()
-        except sqlite3.Error:
+        except StoreError:
             log("journal_failed", level=logging.ERROR, exc_info=True, request=request.TYPE)
             text = "the authority can not write its journal, so it hands out nothing"
             return Refusal(RefusalCode.UNAVAILABLE, text, retry_after_s=_STORE_RETRY_S).reply()
@@ -138,6 +145,14 @@ class RequestHandler:
             sequence=self._signer.bundle_sequence,
             refresh_hint_s=_REFRESH_HINT_S,
         )
+
+
+def _proven(judged: Attested | Refusal | None) -> Attested:
+    if isinstance(judged, Refusal):
+        raise judged
+    if judged is None:
+        raise ValueError("an Attest has to be judged by its plugin before it is handled")
+    return judged
 
 
 def journal_record(svid: Svid, *, node: str, method: str, requester: str, at: datetime) -> CertificateRecord:
