@@ -11,14 +11,16 @@ class AuthorityKind(StrEnum):
     """Where a signing certificate stands in the hierarchy."""
 
     ROOT = "root"
+    UPSTREAM = "upstream"  # somebody else's, between a foreign root and our intermediate; its key is not here
     INTERMEDIATE = "intermediate"
 
 
 class AuthorityState(StrEnum):
-    """prepared (published, does not sign) -> active (signs) -> retired (only history)."""
+    """The life of a signing key; ``rotation`` says when it goes from one to the next."""
 
-    PREPARED = "prepared"
+    PREPARED = "prepared"  # published, does not sign yet
     ACTIVE = "active"
+    RETIRING = "retiring"  # signs no more, but what it signed is still trusted
     RETIRED = "retired"
 
 
