@@ -8,8 +8,8 @@ A request walks through the files in this order::
     placement.py    does that workload run there?        (edge: reads the manifests)
     signer.py       CSR checks, sign, validate           (core but for the random serial)
     profile.py      what each certificate must look like (core)
-    store.py        the journal: written before anything leaves (edge: SQLite)
+    store/          the journal: written before anything leaves (edge: SQLite, PostgreSQL)
 
-``keys.py`` keeps private keys encrypted on disk, ``hierarchy.py`` makes and loads
+``keys.py`` keeps private keys encrypted, ``hierarchy.py`` makes and loads
 root and intermediate, ``config.py`` reads ca.toml.
 """

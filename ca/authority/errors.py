@@ -16,6 +16,14 @@ class AuthorityError(Exception):
     """The authority can not run or obey: for the operator's eyes."""
 
 
+class StoreError(AuthorityError):
+    """The database can not be used now; what was asked of it is not reported as done."""
+
+
+class StoreConflict(StoreError):
+    """A constraint of the database refused the change, such as a serial that is there already."""
+
+
 class ConfigError(AuthorityError):
     """ca.toml is wrong; the text names file, key and remedy."""
 

@@ -83,8 +83,8 @@ def create(config: AuthorityConfig, *, passphrase: bytes, at: datetime) -> Hiera
         )
         profile.require_intermediate(intermediate, issuer=root, trust_domain=config.trust_domain)
         root_id, intermediate_id = profile.key_id(root), profile.key_id(intermediate)
-        write_key(config.keys_dir, root_id, root_key, passphrase)
-        write_key(config.keys_dir, intermediate_id, intermediate_key, passphrase)
+        write_key(store.keys, root_id, root_key, passphrase)
+        write_key(store.keys, intermediate_id, intermediate_key, passphrase)
         store.add_authorities(
             [
                 _active(AuthorityKind.ROOT, root, issuer_key_id=root_id, at=at),
@@ -124,7 +124,7 @@ def load(config: AuthorityConfig, store: Store, *, passphrase: bytes, at: dateti
         profile.require_intermediate(
             intermediate, issuer=roots[signing[0].issuer_key_id], trust_domain=config.trust_domain
         )
-        key = read_key(config.keys_dir, signing[0].key_id, passphrase)
+        key = read_key(store.keys, signing[0].key_id, passphrase)
         issuer = profile.Issuer(certificate=intermediate, key=key)
     except (profile.ProfileError, KeyError) as exc:
         raise AuthorityError(

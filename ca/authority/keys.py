@@ -1,6 +1,6 @@
-"""Private keys of the authority: on disk only encrypted.
+"""Private keys of the authority: stored only encrypted.
 
-A key file is PKCS8 (RFC 5958) encrypted under a passphrase that comes from a
+A stored key is PKCS8 (RFC 5958) encrypted under a passphrase that comes from a
 file that only its owner can read; it never comes from argv or the environment,
 which other users of the machine can see.
 """
@@ -8,7 +8,7 @@ which other users of the machine can see.
 import os
 import stat
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -63,24 +63,58 @@ def read_passphrase(path: Path | None) -> bytes:
     return passphrase
 
 
-def write_key(directory: Path, key_id: str, key: PrivateKey, passphrase: bytes) -> Path:
-    """Write ``key`` encrypted, durably, with mode 0600; never over an existing file."""
-    path = key_path(directory, key_id)
-    write_durably(path, key_to_pem(key, passphrase), mode=0o600, exclusive=True)
-    return path
+class KeyStore(Protocol):
+    """Where encrypted keys are kept: files beside SQLite, or a table of the database that replicas share."""
+
+    def where(self, key_id: str) -> str:
+        """Name the place of one key, for errors."""
+
+    def add(self, key_id: str, encrypted_pem: bytes) -> None:
+        """Keep a key durably; never over one that is there (FileExistsError)."""
+
+    def read(self, key_id: str) -> bytes:
+        """Return what ``add`` was given.
+
+        Raises:
+            AuthorityError: it is not there, or can not be read.
+        """
 
 
-def read_key(directory: Path, key_id: str, passphrase: bytes) -> PrivateKey:
+class KeyFiles:
+    """Keys as files ``<key id>.pem`` with mode 0600 in one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def where(self, key_id: str) -> str:
+        """The path of the file."""
+        return str(key_path(self._directory, key_id))
+
+    def add(self, key_id: str, encrypted_pem: bytes) -> None:
+        """Write the file whole, or not at all."""
+        write_durably(key_path(self._directory, key_id), encrypted_pem, mode=0o600, exclusive=True)
+
+    def read(self, key_id: str) -> bytes:
+        """Read the file."""
+        path = key_path(self._directory, key_id)
+        try:
+            return path.read_bytes()
+        except OSError as exc:
+            raise AuthorityError(f"{path}: the key can not be read: {exc.strerror}; restore it from a backup") from exc
+
+
+def write_key(keys: KeyStore, key_id: str, key: PrivateKey, passphrase: bytes) -> None:
+    """Keep ``key``, encrypted; never over one that is there."""
+    keys.add(key_id, key_to_pem(key, passphrase))
+
+
+def read_key(keys: KeyStore, key_id: str, passphrase: bytes) -> PrivateKey:
     """Decrypt the key with that subject key identifier.
 
     Raises:
         AuthorityError: missing, not encrypted, wrong passphrase or not ours.
     """
-    path = key_path(directory, key_id)
-    try:
-        pem = path.read_bytes()
-    except OSError as exc:
-        raise AuthorityError(f"{path}: the key can not be read: {exc.strerror}; restore it from a backup") from exc
+    pem, path = keys.read(key_id), keys.where(key_id)
     try:
         key = serialization.load_pem_private_key(pem, passphrase)
     except TypeError as exc:

@@ -3,7 +3,6 @@
 import logging
 import resource
 import signal
-import sqlite3
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -12,7 +11,7 @@ import trio
 
 from ca.authority import hierarchy
 from ca.authority.config import AuthorityConfig
-from ca.authority.errors import AuthorityError, Refusal
+from ca.authority.errors import AuthorityError, Refusal, StoreError
 from ca.authority.logs import log
 from ca.authority.placement import PlacementDirectory
 from ca.authority.requests import RequestHandler
@@ -47,7 +46,7 @@ async def serve(
         server = Server(handler=handler, certificate=certificate, worker=worker, trust_domain=config.trust_domain)
         try:
             await certificate.renew()
-        except (sqlite3.Error, Refusal) as exc:
+        except (StoreError, Refusal) as exc:
             raise AuthorityError(f"{config.database}: the authority can not certify itself: {exc}") from exc
         listeners = await _listen(config)
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

@@ -63,7 +63,7 @@ class ServerCertificate:
 
         Raises:
             Refusal: the intermediate has no life left.
-            sqlite3.Error: it could not be journalled, so it is not used.
+            StoreError: it could not be journalled, so it is not used.
         """
         at = datetime.now(UTC)
         self._context, not_after = await trio.to_thread.run_sync(self._issue, at, limiter=self._worker)

@@ -1,7 +1,6 @@
 """What every ``ringfence ca`` command has: where its configuration is, and one line when it can not be done."""
 
 import argparse
-import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +32,6 @@ def add_passphrase(command: argparse.ArgumentParser) -> None:
 def _reported(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
     try:
         return run(arguments)
-    except (AuthorityError, sqlite3.Error, OSError) as exc:
+    except (AuthorityError, OSError) as exc:
         print(f"ringfence ca {arguments.ca_command}: {exc}", file=sys.stderr)
         return 1

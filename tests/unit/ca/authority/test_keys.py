@@ -6,7 +6,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from ca.authority.errors import AuthorityError
-from ca.authority.keys import key_path, read_key, read_passphrase, write_durably, write_key
+from ca.authority.keys import KeyFiles, key_path, read_key, read_passphrase, write_durably, write_key
 from ca.csr import new_key
 
 PASSPHRASE = b"a passphrase for tests"
@@ -48,20 +48,21 @@ def test_no_passphrase_and_no_file_say_what_to_do(tmp_path: Path) -> None:
 
 def test_a_key_comes_back_only_with_its_passphrase(tmp_path: Path) -> None:
     key = new_key()
-    path = write_key(tmp_path, "ab", key, PASSPHRASE)
+    write_key(KeyFiles(tmp_path), "ab", key, PASSPHRASE)
+    path = key_path(tmp_path, "ab")
 
     assert path.stat().st_mode & 0o777 == 0o600
     assert b"ENCRYPTED" in path.read_bytes()
-    assert read_key(tmp_path, "ab", PASSPHRASE).private_numbers() == key.private_numbers()
+    assert read_key(KeyFiles(tmp_path), "ab", PASSPHRASE).private_numbers() == key.private_numbers()
     with pytest.raises(AuthorityError, match="wrong passphrase"):
-        read_key(tmp_path, "ab", b"another passphrase")
+        read_key(KeyFiles(tmp_path), "ab", b"another passphrase")
 
 
 def test_a_key_is_never_written_over_another(tmp_path: Path) -> None:
-    write_key(tmp_path, "ab", new_key(), PASSPHRASE)
+    write_key(KeyFiles(tmp_path), "ab", new_key(), PASSPHRASE)
     before = key_path(tmp_path, "ab").read_bytes()
     with pytest.raises(FileExistsError):
-        write_key(tmp_path, "ab", new_key(), PASSPHRASE)
+        write_key(KeyFiles(tmp_path), "ab", new_key(), PASSPHRASE)
     assert key_path(tmp_path, "ab").read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["ab.pem"]
 
@@ -72,12 +73,12 @@ def test_a_key_in_clear_is_not_used(tmp_path: Path) -> None:
     )
     write_durably(key_path(tmp_path, "ab"), clear, mode=0o600)
     with pytest.raises(AuthorityError, match="not encrypted"):
-        read_key(tmp_path, "ab", PASSPHRASE)
+        read_key(KeyFiles(tmp_path), "ab", PASSPHRASE)
 
 
 def test_a_missing_or_damaged_key_names_its_file(tmp_path: Path) -> None:
     with pytest.raises(AuthorityError, match=r"ab\.pem"):
-        read_key(tmp_path, "ab", PASSPHRASE)
+        read_key(KeyFiles(tmp_path), "ab", PASSPHRASE)
     key_path(tmp_path, "ab").write_bytes(b"garbage")
     with pytest.raises(AuthorityError, match=r"ab\.pem"):
-        read_key(tmp_path, "ab", PASSPHRASE)
+        read_key(KeyFiles(tmp_path), "ab", PASSPHRASE)

@@ -1,6 +1,5 @@
 """When the authority itself is broken, nothing is handed out."""
 
-import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from ca.authority import profile
+from ca.authority.errors import StoreError
 from ca.authority.placement import PlacementDirectory
 from ca.authority.requests import Requester, RequestHandler
 from ca.authority.store import Store
+from ca.authority.store.sqlite import SqliteDatabase
 from ca.messages import Issued, RefusalCode, Refused
 from ca.spiffe import SpiffeId
 from tests.authority_builder import TRUST_DOMAIN, Authority, make_authority, sign_request
@@ -41,7 +42,8 @@ def handler(authority: Authority, store: Store) -> RequestHandler:
 
 def test_one_request_is_one_transaction(handler: RequestHandler, store: Store) -> None:
     statements: list[str] = []
-    store._connection.set_trace_callback(statements.append)
+    assert isinstance(store.database, SqliteDatabase)
+    store.database._connection.set_trace_callback(statements.append)
 
     assert isinstance(handler.handle(sign_request("web", count=20), NODE, at=AT), Issued)
 
@@ -50,7 +52,7 @@ def test_one_request_is_one_transaction(handler: RequestHandler, store: Store) -
 
 
 def test_what_can_not_be_journalled_is_not_handed_out(handler: RequestHandler, store: Store) -> None:
-    store._connection.execute("PRAGMA query_only=ON")  # as a full disk would
+    store.database.query("PRAGMA query_only=ON")  # as a full disk would
 
     reply = handler.handle(sign_request("web", count=1), NODE, at=AT)
 
@@ -60,8 +62,9 @@ def test_what_can_not_be_journalled_is_not_handed_out(handler: RequestHandler, s
 
 
 def test_a_damaged_journal_is_refused_too(handler: RequestHandler, store: Store) -> None:
-    store._connection.execute("DROP TABLE certificates")
-    with pytest.raises(sqlite3.Error):
+    with store.database.transaction() as transaction:
+        transaction.execute("DROP TABLE certificates")
+    with pytest.raises(StoreError):
         store.certificate_count()
     assert isinstance(handler.handle(sign_request("web", count=1), NODE, at=AT), Refused)
 

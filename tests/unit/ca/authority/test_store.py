@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ca.authority.errors import AuthorityError
+from ca.authority.errors import AuthorityError, StoreConflict
 from ca.authority.records import CertificateRecord, TokenRecord
 from ca.authority.store import Store, TokenAlreadyUsed
 
@@ -49,7 +49,7 @@ def test_what_was_journalled_is_read_back_by_another_process_to_the_letter(path:
 def test_a_serial_is_never_journalled_twice(path: Path) -> None:
     store = Store.open(path)
     store.journal([record(1)])
-    with pytest.raises(sqlite3.IntegrityError):
+    with pytest.raises(StoreConflict):
         store.journal([record(2), record(1)])
     assert [each.serial for each in store.certificates()] == [1]
 
@@ -91,8 +91,8 @@ def test_tokens_long_expired_are_forgotten(path: Path) -> None:
 
 def test_a_record_is_on_the_disk_when_journal_returns(path: Path) -> None:
     store = Store.open(path)
-    assert store._connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
-    assert store._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert store.database.query("PRAGMA synchronous") == [(2,)]  # FULL
+    assert store.database.query("PRAGMA journal_mode") == [("wal",)]
 
 
 def test_nodes_are_summed_up(path: Path) -> None:

@@ -1,0 +1,14 @@
+"""The authority's memory, where every certificate is written before it leaves.
+
+database     what is needed of a database; the SQL that both speak
+sqlite       the default: a file in the state directory
+migrations   how the tables came to be, version by version
+journal      certificates          tokens        join tokens, hashed
+authorities  signing certificates  times         seconds and datetimes
+facade       ``Store``: all of it behind one door
+"""
+
+from ca.authority.store.facade import Store
+from ca.authority.store.tokens import TokenAlreadyUsed
+
+__all__ = ["Store", "TokenAlreadyUsed"]

@@ -1,0 +1,110 @@
+"""The whole memory of the authority behind one door.
+
+What belongs to one topic is in the file of that topic; the methods here are
+what requests and commands call.  Blocking: call it from a worker thread.  Times
+are aware UTC datetimes.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Self
+
+from ca.authority.errors import AuthorityError, StoreError
+from ca.authority.keys import KeyFiles, KeyStore
+from ca.authority.records import AuthorityRecord, CertificateRecord, NodeSummary, TokenRecord
+from ca.authority.store.authorities import Authorities
+from ca.authority.store.database import Database
+from ca.authority.store.journal import Journal
+from ca.authority.store.migrations import migrate
+from ca.authority.store.sqlite import SqliteDatabase
+from ca.authority.store.tokens import Tokens
+
+KEYS_DIRECTORY = "keys"  # beside the SQLite file
+
+
+class Store:
+    """One connection to the database; owned by whoever opened it, who closes it.
+
+    ``keys`` holds the signing keys, encrypted; ``database`` is for the topics
+    and for what changes several of them in one transaction.
+    """
+
+    def __init__(self, database: Database, *, keys: KeyStore) -> None:
+        self.database = database
+        self.keys = keys
+        self._journal = Journal(database)
+        self._tokens = Tokens(database)
+        self._authorities = Authorities(database)
+
+    @classmethod
+    def open(cls, location: Path, *, create: bool = False) -> Self:
+        """Open the database and bring its schema up to date.
+
+        Raises:
+            AuthorityError: it is not there (and not ``create``), damaged, or from a newer version.
+        """
+        database = SqliteDatabase.open(location, create=create)
+        try:
+            migrate(database)
+        except BaseException as exc:
+            database.close()
+            if isinstance(exc, StoreError):
+                raise AuthorityError(f"{exc}; restore it from a backup") from exc
+            raise
+        return cls(database, keys=KeyFiles(location.parent / KEYS_DIRECTORY))
+
+    def close(self) -> None:
+        """Close the connection; the store is not usable after."""
+        self.database.close()
+
+    def is_leader(self) -> bool:
+        """Whether this process does the background duties now; see ``Database.is_leader``."""
+        return self.database.is_leader()
+
+    def journal(
+        self, records: Sequence[CertificateRecord], *, token_hash: bytes | None = None, at: datetime | None = None
+    ) -> None:
+        """Write certificates, and use up the token that bought the first, in one transaction.
+
+        Raises:
+            TokenAlreadyUsed: the token was used or removed meanwhile; nothing was written.
+            StoreConflict: a serial is in the journal already; nothing was written.
+        """
+        self._journal.write(records, token_hash=token_hash, at=at)
+
+    def certificate_count(self) -> int:
+        """How many certificates were ever issued."""
+        return self._journal.count()
+
+    def nodes(self) -> list[NodeSummary]:
+        """Every node that ever got a certificate, by name."""
+        return self._journal.nodes()
+
+    def certificates(self, *, node: str | None = None) -> list[CertificateRecord]:
+        """The journal in order of issue, of one node or of all."""
+        return self._journal.read(node=node)
+
+    def add_token(self, token: TokenRecord, *, at: datetime) -> None:
+        """Remember a token, and forget those that ended more than a day ago."""
+        self._tokens.add(token, at=at)
+
+    def token(self, token_hash: bytes) -> TokenRecord | None:
+        """Look a token up by its hash."""
+        return self._tokens.find(token_hash)
+
+    def pending_tokens(self, *, at: datetime) -> list[TokenRecord]:
+        """Tokens that can still be used, the next to expire first."""
+        return self._tokens.pending(at=at)
+
+    def add_authorities(self, records: Sequence[AuthorityRecord]) -> None:
+        """Add the first signing certificates, all or none.
+
+        Raises:
+            AuthorityError: there are some already (``init`` never overwrites).
+        """
+        self._authorities.add_first(records)
+
+    def authorities(self) -> list[AuthorityRecord]:
+        """Every signing certificate, in the order in which they were made."""
+        return self._authorities.read()

@@ -1,0 +1,83 @@
+"""The journal: every certificate that was ever issued, written before it leaves."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from ca.authority.records import CertificateRecord, NodeSummary
+from ca.authority.store.database import Database, Row
+from ca.authority.store.times import from_seconds, to_seconds
+from ca.authority.store.tokens import use_up
+
+_COLUMNS = "serial, identity, node, not_before, not_after, issued_at, attestation, requester, issuer_key_id"
+_INSERT = f"INSERT INTO certificates ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants only
+
+
+class Journal:
+    """The table ``certificates``."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def write(self, records: Sequence[CertificateRecord], *, token_hash: bytes | None, at: datetime | None) -> None:
+        """Write certificates, and use up the token that bought the first, in one transaction.
+
+        Raises:
+            TokenAlreadyUsed: the token was used or removed meanwhile; nothing was written.
+            StoreConflict: a serial is in the journal already; nothing was written.
+        """
+        # Not alone: the primary key refuses a serial that was used, and a token changes hands in one UPDATE.
+        with self._database.transaction(alone=False) as transaction:
+            if token_hash is not None:
+                assert at is not None
+                use_up(transaction, token_hash, used_by=records[0].serial_hex, at=at)
+            transaction.executemany(_INSERT, [_row(record) for record in records])
+
+    def count(self) -> int:
+        """How many certificates were ever issued."""
+        return int(self._database.query("SELECT count(*) FROM certificates")[0][0])
+
+    def nodes(self) -> list[NodeSummary]:
+        """Every node that ever got a certificate, by name."""
+        rows = self._database.query(
+            "SELECT node, count(*), max(issued_at) FROM certificates WHERE node != '' GROUP BY node ORDER BY node"
+        )
+        return [
+            NodeSummary(node=node, certificates=count, last_issued_at=from_seconds(last)) for node, count, last in rows
+        ]
+
+    def read(self, *, node: str | None) -> list[CertificateRecord]:
+        """The journal in order of issue, of one node or of all."""
+        select = f"SELECT {_COLUMNS} FROM certificates"  # noqa: S608 - constants only
+        if node is None:
+            rows = self._database.query(f"{select} ORDER BY rowid")
+        else:
+            rows = self._database.query(f"{select} WHERE node = ? ORDER BY rowid", (node,))
+        return [_record(row) for row in rows]
+
+
+def _row(record: CertificateRecord) -> tuple[str | int, ...]:
+    return (
+        record.serial_hex,
+        record.identity,
+        record.node,
+        to_seconds(record.not_before),
+        to_seconds(record.not_after),
+        to_seconds(record.issued_at),
+        record.attestation,
+        record.requester,
+        record.issuer_key_id,
+    )
+
+
+def _record(row: Row) -> CertificateRecord:
+    return CertificateRecord(
+        serial=int(row[0], 16),
+        identity=row[1],
+        node=row[2],
+        not_before=from_seconds(row[3]),
+        not_after=from_seconds(row[4]),
+        issued_at=from_seconds(row[5]),
+        attestation=row[6],
+        requester=row[7],
+        issuer_key_id=row[8],
+    )

@@ -1,0 +1,110 @@
+"""How the tables came to be: one entry a version, applied in order, each once.
+
+An entry that was released never changes; a change of the schema is a new entry
+at the end.  All entries that are missing are applied in one transaction that is
+alone on the database, so that of two replicas which start at once one migrates
+and the other finds it done, and one that is killed leaves the old version.
+
+Entries are written in SQLite's words (see ``database.py``) and translated for
+PostgreSQL word by word: INTEGER has 64 bits in the one and 32 in the other, and
+``rowid`` is there by itself only in SQLite.
+"""
+
+import re
+from typing import Final
+
+from ca.authority.errors import AuthorityError
+from ca.authority.store.database import Database, Dialect, Transaction
+
+MIGRATIONS: Final[tuple[str, ...]] = (
+    # 1: the journal, join tokens, the public half of the hierarchy
+    """
+    CREATE TABLE authorities (
+        key_id TEXT PRIMARY KEY,             -- subject key identifier, hex: names the key
+        kind TEXT NOT NULL,                  -- root | intermediate
+        state TEXT NOT NULL,                 -- prepared | active | retired
+        certificate BLOB NOT NULL,           -- DER
+        issuer_key_id TEXT NOT NULL,
+        created_at INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE certificates (
+        serial TEXT PRIMARY KEY,             -- hex
+        identity TEXT NOT NULL,
+        node TEXT NOT NULL,                  -- the node that asked; empty for the CA's own
+        not_before INTEGER NOT NULL,
+        not_after INTEGER NOT NULL,
+        issued_at INTEGER NOT NULL,
+        attestation TEXT NOT NULL,           -- how the asker proved itself
+        requester TEXT NOT NULL,             -- its address
+        issuer_key_id TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX certificates_node ON certificates (node, issued_at);
+    CREATE INDEX certificates_identity ON certificates (identity, issued_at);
+    CREATE TABLE tokens (
+        hash BLOB PRIMARY KEY,               -- sha256; the token itself is never stored
+        node TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        expires_at INTEGER NOT NULL,
+        used_at INTEGER,
+        used_by TEXT                         -- serial of the certificate that it bought
+    ) STRICT;
+    """,
+    # 2: signing keys, for replicas that share a database; SQLite keeps them as files beside it
+    """
+    CREATE TABLE signing_keys (
+        key_id TEXT PRIMARY KEY,
+        encrypted_pem BLOB NOT NULL          -- PKCS #8, encrypted under the passphrase
+    ) STRICT;
+    """,
+)
+_COMMENT: Final = re.compile(r"--[^\n]*")
+_POSTGRESQL_WORDS: Final = {
+    "INTEGER": "BIGINT",
+    "BLOB": "BYTEA",
+    ") STRICT": ", rowid BIGINT GENERATED ALWAYS AS IDENTITY)",
+}
+
+
+def migrate(database: Database, *, migrations: tuple[str, ...] = MIGRATIONS) -> None:
+    """Bring the schema up to date; ``migrations`` is another list only in tests.
+
+    Raises:
+        AuthorityError: the schema is of a newer version of Ringfence; nothing was changed.
+        StoreError: the database can not be used.
+    """
+    with database.transaction() as transaction:
+        transaction.execute(
+            _translated("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL) STRICT", database.dialect)
+        )
+        version = _version(transaction)
+        if version > len(migrations):
+            raise AuthorityError(
+                f"{database}: schema version {version} is newer than this program's {len(migrations)}; "
+                "run the version of Ringfence that wrote it, or a later one"
+            )
+        for number, script in enumerate(migrations[version:], start=version + 1):
+            for statement in statements(script, database.dialect):
+                transaction.execute(statement)
+            transaction.execute("INSERT INTO schema_version (version) VALUES (?)", (number,))
+
+
+def statements(script: str, dialect: Dialect) -> list[str]:
+    """One migration as single statements in the words of ``dialect``, without comments."""
+    bare = _COMMENT.sub("", script)
+    return [_translated(each.strip(), dialect) for each in bare.split(";") if each.strip()]
+
+
+def _version(transaction: Transaction) -> int:
+    rows = transaction.query("SELECT max(version) FROM schema_version")
+    return int(rows[0][0] or 0)
+
+
+def _translated(statement: str, dialect: Dialect) -> str:
+    match dialect:
+        case Dialect.SQLITE:
+            return statement
+        case Dialect.POSTGRESQL:
+            for word, replacement in _POSTGRESQL_WORDS.items():
+                pattern = r"\s*\)\s*STRICT\b" if word.startswith(")") else rf"\b{word}\b"
+                statement = re.sub(pattern, replacement, statement)
+            return statement
