@@ -1,7 +1,7 @@
 """The composition root: builds every part, starts them in order, drains them in reverse.
 
-Only this file builds things; everything else receives what it needs.  Start-up
-order is the order of the lines in ``_run``:
+Only this file, data_path.py and the workers' own root build things; everything
+else receives what it needs.  Start-up order is the order of the lines in ``_run``:
 
     logs > configuration > registry > identities > pods (capture, stories) > metrics, readiness, admin
 
@@ -25,8 +25,8 @@ from ca.client import CaClient
 from ca.manifests import DirectoryState
 from node_agent import __version__, process
 from node_agent import config as configuration
-from node_agent.balance import Balancer
 from node_agent.config import Config, HostPort
+from node_agent.data_path import build_data_path
 from node_agent.drain import Drain
 from node_agent.errors import AgentError, CloseReason
 from node_agent.identity import (
@@ -34,29 +34,21 @@ from node_agent.identity import (
     NodeCredentials,
     NodeKeyStore,
     PeerCertificate,
-    handshake_failure,
     peer_identity,
     prefer_aes128,
 )
 from node_agent.identity.identities import utc_now
 from node_agent.model import Workload
-from node_agent.proxy.inbound import Inbound
-from node_agent.proxy.live import LiveConnections
-from node_agent.proxy.outbound import Outbound
 from node_agent.proxy.pods import Pods
-from node_agent.proxy.routes import Router, is_local_address
 from node_agent.registry import Registry, Update
 from node_agent.registry.file_source import FileSource
-from node_agent.relay import Relay
 from node_agent.report import Report
-from node_agent.telemetry.access_log import AccessLog
 from node_agent.telemetry.admin import admin_routes, metrics_routes, readiness_routes
 from node_agent.telemetry.http_server import HttpServer
 from node_agent.telemetry.logs import Logging, configure_logging
 from node_agent.telemetry.metrics import Metrics
 from node_agent.telemetry.process_metrics import register_process_metrics
 from node_agent.telemetry.unix_socket import UnixListener
-from node_agent.tunnel import PendingHandshakes, TunnelClient, TunnelServer
 
 _log = logging.getLogger("ringfence.agent")
 
@@ -101,66 +93,30 @@ class _Agent:
         metrics = Metrics()
         logs.register(metrics)
         register_process_metrics(metrics, version=__version__)
-        access_log = AccessLog(metrics=metrics, node=config.agent.node)
         self._drain = Drain()
-        self._live = LiveConnections()
         self._registry = Registry(config.agent.trust_domain)
         self._source = FileSource(config.registry.manifests_dir)
         self._identities = _identities(config, rng)
-        self._relay = relay = Relay(on_crash=relay_crashed)
-        stack.callback(relay.close)
-        self._tunnels = TunnelClient(
-            connect_timeout_s=config.proxy.connect_timeout_s,
-            handshake_timeout_s=config.proxy.handshake_timeout_s,
-            verify=self._verify,
-            fault=handshake_failure,
-        )
-        stack.callback(self._tunnels.close)
-        balancer = Balancer(rng=rng)
-        outbound = Outbound(
-            access_log=access_log,
-            live=self._live,
-            router=Router(self._registry, is_node_address=is_local_address),
-            balancer=balancer,
-            identities=self._identities,
-            tunnels=self._tunnels,
-            relay=relay,
-            connect_timeout_s=config.proxy.connect_timeout_s,
-            max_connect_attempts=config.proxy.max_connect_attempts,
-        )
-        server = TunnelServer(
-            handshake_timeout_s=config.proxy.handshake_timeout_s,
-            open_timeout_s=config.proxy.open_timeout_s,
-            pending=PendingHandshakes(config.proxy.max_pending_handshakes),
-            verify=self._verify,
-            fault=handshake_failure,
-        )
-        inbound = Inbound(
-            access_log=access_log,
-            live=self._live,
-            drain=self._drain,
+        self._data_path = build_data_path(
+            config=config,
             registry=self._registry,
             identities=self._identities,
-            server=server,
-            relay=relay,
-            connect_timeout_s=config.proxy.connect_timeout_s,
-        )
-        self._pods = Pods(
-            netns_path=self._netns_path,
-            outbound=outbound,
-            inbound=inbound,
-            tunnels=self._tunnels,
-            live=self._live,
+            verify=self._verify,
             drain=self._drain,
+            metrics=metrics,
+            rng=rng,
+            on_relay_crash=relay_crashed,
+            stack=stack,
         )
+        self._pods = Pods(netns_path=self._netns_path, server=self._data_path.server, drain=self._drain)
         self._report = Report(
             config=config,
             registry=self._registry,
             identities=self._identities,
-            balancer=balancer,
+            balancer=self._data_path.balancer,
             pods=self._pods,
-            tunnels=self._tunnels,
-            access_log=access_log,
+            tunnels=self._data_path.tunnels,
+            access_log=self._data_path.access_log,
             drain=self._drain,
         )
         self._register_gauges(metrics)
@@ -183,13 +139,13 @@ class _Agent:
             services.start_soon(self._metrics_server.run, listeners[0])
             services.start_soon(self._admin_server.run, [self._admin_listener.listener])
             await services.start(self._identities.run)
-            services.start_soon(self._tunnels.run)
+            services.start_soon(self._data_path.tunnels.run)
             async with trio.open_nursery() as serving:
                 serving.start_soon(self._drain_on, signals)
                 await serving.start(self._load_registry)
                 await self._pods.run()
                 with trio.move_on_after(_LAST_WORDS_S):
-                    await self._relay.finish()
+                    await self._data_path.relay.finish()
                 serving.cancel_scope.cancel()
             services.cancel_scope.cancel()
         if self._crash is not None:
@@ -202,7 +158,7 @@ class _Agent:
     def _take_update(self, update: Update, directory: DirectoryState) -> None:
         """Let the parts follow what the manifests say; identities first, because pods need them."""
         changes = self._registry.apply(update)
-        self._live.cut_removed(changes.workloads_gone())
+        self._data_path.live.cut_removed(changes.workloads_gone())
         local = self._registry.workloads_on(self._config.agent.node)
         self._identities.set_wanted(frozenset(each.identity for each in local if each.enrolled))
         self._pods.want(local)
@@ -223,7 +179,7 @@ class _Agent:
         await asked.wait()
         self._drain.begin()
         await trio.sleep(self._config.agent.drain_grace_s)
-        self._live.cut_all(
+        self._data_path.live.cut_all(
             CloseReason.DRAINED, f"the agent is going down, {self._config.agent.drain_grace_s:g} s are over"
         )
 
@@ -239,10 +195,6 @@ class _Agent:
         return peer_identity(tls, trust_domain=self._config.agent.trust_domain, at=at)
 
     def _register_gauges(self, metrics: Metrics) -> None:
-        metrics.gauge(
-            "ringfence_tunnels_idle", "Tunnels that wait for their next connection.", lambda: self._tunnels.idle_count
-        )
-        metrics.gauge("ringfence_tunnels_busy", "Tunnels that carry a connection.", lambda: self._tunnels.busy_count)
         metrics.gauge(
             "ringfence_ca_reachable",
             "1 while the last request to the CA succeeded.",

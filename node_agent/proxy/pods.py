@@ -14,35 +14,25 @@ An enrolled pod in which we can not listen gets the rules nevertheless: its
 connections fail, they do not leave in plaintext.
 """
 
-import errno
 import logging
-import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 import trio
 
-from node_agent.capture import PlumbingError, PlumbingJob, PodNetwork, peer_address, plumb
+from node_agent.capture import PlumbingError, PlumbingJob, PodNetwork, plumb
 from node_agent.drain import Drain
 from node_agent.errors import CloseReason
-from node_agent.model import PeerAddress, Workload
-from node_agent.proxy.inbound import Inbound
-from node_agent.proxy.live import LiveConnections
-from node_agent.proxy.outbound import Outbound
+from node_agent.model import Workload
 from node_agent.proxy.pod import Pod
-from node_agent.tunnel import TunnelClient
+from node_agent.proxy.serving import PodServer
 
 _log = logging.getLogger("ringfence.pods")
 
 _RETRY_S: Final = 0.2
 _PLUMBING_PAUSE_S: Final = 2.0  # after one that failed: each attempt is a process
-_ACCEPTS_A_TURN: Final = 64
-_OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_ACCEPT_BACKOFF_S: Final = 0.1
-
-Handler = Callable[[Pod, socket.socket, PeerAddress], Awaitable[None]]
 
 
 class Pods:
@@ -52,17 +42,11 @@ class Pods:
         self,
         *,
         netns_path: Callable[[Workload], Path],
-        outbound: Outbound,
-        inbound: Inbound,
-        tunnels: TunnelClient,
-        live: LiveConnections,
+        server: PodServer,
         drain: Drain,
     ) -> None:
         self._netns_path = netns_path
-        self._outbound = outbound
-        self._inbound = inbound
-        self._tunnels = tunnels
-        self._live = live
+        self._server = server
         self._drain = drain
         self._wanted: dict[str, Workload] = {}
         self._unwanted: dict[str, Workload] = {}
@@ -84,15 +68,17 @@ class Pods:
     def state(self, uid: str) -> tuple[str, str | None]:
         """Return ``serving`` or ``pending`` and why it is not serving yet."""
         if uid in self._serving:
-            return "serving", None
+            waits_for = self._server.pending(self._serving[uid][0])
+            return ("serving", None) if waits_for is None else ("pending", waits_for)
         return "pending", self._errors.get(uid)
 
     def pending(self) -> list[str]:
         """What keeps wanted pods from being served, for readiness."""
+        states = ((workload, *self.state(uid)) for uid, workload in self._wanted.items())
         return [
-            f"pod {workload.name} is not served yet: {self._errors.get(uid, 'starting')}"
-            for uid, workload in self._wanted.items()
-            if uid not in self._serving
+            f"pod {workload.name} is not served yet: {why or 'starting'}"
+            for workload, state, why in states
+            if state != "serving"
         ]
 
     async def run(self) -> None:
@@ -113,7 +99,7 @@ class Pods:
         await self._drain.begun.wait()
         for _, accepting in self._serving.values():
             accepting.cancel()
-        await self._live.wait_until_none()
+        await self._server.wait_until_none()
         scope.cancel()
 
     async def _end_unwanted(self) -> None:
@@ -124,11 +110,13 @@ class Pods:
         for uid, (pod, _) in list(self._serving.items()):
             wanted = self._wanted.get(uid)
             if wanted is not None and _is_same(wanted, pod.workload):
-                pod.workload = wanted
+                if pod.workload is not wanted:
+                    pod.workload = wanted
+                    self._server.changed(pod)
                 continue
             del self._serving[uid]
             _log.info("pod %s is gone, ending its connections", pod.workload.name)
-            self._live.cut_workload(uid, CloseReason.WORKLOAD_REMOVED, f"{pod.workload.name} was removed")
+            self._server.cut(pod, CloseReason.WORKLOAD_REMOVED, f"{pod.workload.name} was removed")
             pod.gone.set()
             ended.append(pod)
         for memory in (self._errors, self._plumb_from):
@@ -222,52 +210,10 @@ class Pods:
             accepting.cancel()
         self._errors.pop(pod.workload.uid, None)
         self._serving[pod.workload.uid] = pod, accepting
-        nursery.start_soon(self._run_pod, pod, accepting)
+        nursery.start_soon(self._server.serve, pod, accepting)
         _log.info("serving pod %s as %s", pod.workload.name, pod.workload.identity)
-
-    async def _run_pod(self, pod: Pod, accepting: trio.CancelScope) -> None:
-        """Accept until draining or the pod's end, then wait for (or end) its connections."""
-        try:
-            async with trio.open_nursery() as connections:
-                connections.start_soon(self._end_with_pod, pod, connections.cancel_scope)
-                with accepting:
-                    async with trio.open_nursery() as listeners:
-                        for listener, handler in (
-                            (pod.listeners.outbound, self._outbound.handle),
-                            (pod.listeners.inbound_plaintext, self._inbound.handle_plaintext),
-                            (pod.listeners.tunnel, self._inbound.handle_tunnel),
-                        ):
-                            listeners.start_soon(_accept, pod, listener, handler, connections)
-                pod.listeners.close()  # from now on a connect is refused
-        finally:
-            self._tunnels.forget(pod.workload.uid)
-            pod.close()
-            pod.closed.set()
-
-    async def _end_with_pod(self, pod: Pod, scope: trio.CancelScope) -> None:
-        await pod.gone.wait()
-        scope.cancel()
 
 
 def _is_same(now: Workload, before: Workload) -> bool:
     """Whether what was proved and bound for ``before`` still holds."""
     return (now.identity, now.addresses) == (before.identity, before.addresses)
-
-
-async def _accept(pod: Pod, listener: socket.socket, handler: Handler, connections: trio.Nursery) -> None:
-    """Hand every connection of ``listener`` to ``handler``, for ever."""
-    while True:
-        await trio.lowlevel.wait_readable(listener)
-        for _ in range(_ACCEPTS_A_TURN):
-            try:
-                connection, address = listener.accept()
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno in _OUT_OF_DESCRIPTORS:
-                    _log.error("cannot accept for %s: %s", pod.workload.name, error.strerror)
-                    await trio.sleep(_ACCEPT_BACKOFF_S)
-                    break
-                continue  # that connection is gone already (accept(2): ECONNABORTED and the network's errors)
-            connection.setblocking(False)
-            connections.start_soon(handler, pod, connection, peer_address(address))

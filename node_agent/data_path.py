@@ -1,0 +1,99 @@
+"""What carries connections, wired once for whoever carries them: the agent itself, or a worker process.
+
+Everything here is a part of one process and of one trio thread.  What feeds it
+(registry, identities, pods) is handed in: the agent has the originals, a worker
+has copies (node_agent/workers).
+"""
+
+import random
+import ssl
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+
+from node_agent.balance import Balancer
+from node_agent.config import Config
+from node_agent.drain import Drain
+from node_agent.identity import Identities, PeerCertificate, handshake_failure
+from node_agent.proxy.inbound import Inbound
+from node_agent.proxy.live import LiveConnections
+from node_agent.proxy.outbound import Outbound
+from node_agent.proxy.routes import Router, is_local_address
+from node_agent.proxy.serving import ACCEPTS_A_TURN, LocalServer
+from node_agent.registry import Registry
+from node_agent.relay import Relay
+from node_agent.telemetry.access_log import AccessLog
+from node_agent.telemetry.metrics import Metrics
+from node_agent.tunnel import PendingHandshakes, TunnelClient, TunnelServer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataPath:
+    """The parts that others have to reach; ``run`` of the tunnels has to be started."""
+
+    access_log: AccessLog
+    live: LiveConnections
+    balancer: Balancer
+    tunnels: TunnelClient
+    relay: Relay
+    server: LocalServer
+
+
+def build_data_path(
+    *,
+    config: Config,
+    registry: Registry,
+    identities: Identities,
+    verify: Callable[[ssl.SSLSocket, datetime], PeerCertificate],
+    drain: Drain,
+    metrics: Metrics,
+    rng: random.Random,
+    on_relay_crash: Callable[[BaseException], None],
+    stack: ExitStack,
+    accepts_a_turn: int = ACCEPTS_A_TURN,
+) -> DataPath:
+    """Wire the data path of this process; ``stack`` closes what has to be closed.  Inside trio only."""
+    access_log = AccessLog(metrics=metrics, node=config.agent.node)
+    live = LiveConnections()
+    relay = Relay(on_crash=on_relay_crash)
+    stack.callback(relay.close)
+    tunnels = TunnelClient(
+        connect_timeout_s=config.proxy.connect_timeout_s,
+        handshake_timeout_s=config.proxy.handshake_timeout_s,
+        verify=verify,
+        fault=handshake_failure,
+    )
+    stack.callback(tunnels.close)
+    balancer = Balancer(rng=rng)
+    outbound = Outbound(
+        access_log=access_log,
+        live=live,
+        router=Router(registry, is_node_address=is_local_address),
+        balancer=balancer,
+        identities=identities,
+        tunnels=tunnels,
+        relay=relay,
+        connect_timeout_s=config.proxy.connect_timeout_s,
+        max_connect_attempts=config.proxy.max_connect_attempts,
+    )
+    inbound = Inbound(
+        access_log=access_log,
+        live=live,
+        drain=drain,
+        registry=registry,
+        identities=identities,
+        server=TunnelServer(
+            handshake_timeout_s=config.proxy.handshake_timeout_s,
+            open_timeout_s=config.proxy.open_timeout_s,
+            pending=PendingHandshakes(config.proxy.max_pending_handshakes),
+            verify=verify,
+            fault=handshake_failure,
+        ),
+        relay=relay,
+        connect_timeout_s=config.proxy.connect_timeout_s,
+    )
+    metrics.gauge("ringfence_tunnels_idle", "Tunnels that wait for their next connection.", lambda: tunnels.idle_count)
+    metrics.gauge("ringfence_tunnels_busy", "Tunnels that carry a connection.", lambda: tunnels.busy_count)
+    server = LocalServer(outbound=outbound, inbound=inbound, tunnels=tunnels, live=live, accepts_a_turn=accepts_a_turn)
+    return DataPath(access_log=access_log, live=live, balancer=balancer, tunnels=tunnels, relay=relay, server=server)
