@@ -1,20 +1,23 @@
 """The agents' side of the conversation with the CA.
 
-Every call opens one TLS connection, asks once and closes it: an agent asks a
-few times an hour, so that keeping a connection would only add a state in which
-it may be dead.  OpenSSL checks all dates here, without tolerance: the CA's own
-certificate is set back by its clock skew when it is made.
+Every call but ``watch`` opens one TLS connection, asks once and closes it: an
+agent asks a few times an hour, so that keeping a connection would only add a
+state in which it may be dead.  ``watch`` is how changes of the trust arrive at
+once, and keeps its connection for that.
 """
 
 import os
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Final
 
 import trio
 from cryptography import x509
 
+from ca.connection import CaConnection, Clock
 from ca.errors import CaProtocolError, CaRefused, CaUnreachable, WireError
 from ca.messages import (
     ALPN,
@@ -28,31 +31,45 @@ from ca.messages import (
     Request,
     SignRequest,
     SignWorkloads,
-    parse_reply,
+    WatchTrust,
 )
 from ca.spiffe import SpiffeId
-from ca.svid import SvidError, identity_of, load_certificate
+from ca.svid import SvidError, load_certificate
 from ca.tls import KeyAndChain, strict_context
-from ca.wire import FrameDecoder, encode_frame
+from ca.trust import Trust
 
 _DEADLINE_S: Final = 5.0  # a whole request; a healthy CA answers in milliseconds
 _CONNECT_DEADLINE_S: Final = 2.0  # so that a healed link is tried again soon: lost SYNs back off to seconds
-_READ_BYTES: Final = 64 * 1024
+_WATCH_DEADLINE_S: Final = 35.0  # a watch that is answered takes up to 25 s
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
 
 
 class CaClient:
     """Asks the CA at ``address`` and believes only a CA that the trust bundle vouches for.
 
     Every method raises ``CaUnreachable``, ``CaRefused`` or ``CaProtocolError``
-    and returns within 5 seconds.
+    and returns within 5 seconds, ``watch`` within 35.  ``clock`` compares our
+    clock with the CA's, as of its last reply.
     """
 
-    def __init__(self, *, address: tuple[str, int], roots_pem: bytes, trust_domain: str) -> None:
+    def __init__(
+        self,
+        *,
+        address: tuple[str, int],
+        roots_pem: bytes,
+        trust_domain: str,
+        utc_now: Callable[[], datetime] = _utc_now,
+    ) -> None:
         """Raises ValueError when ``roots_pem`` holds no certificate, or one that can not be read."""
         self._address = address
         self._trust_domain = trust_domain
         self._authority = SpiffeId.authority(trust_domain)
         self._roots = tuple(x509.load_pem_x509_certificates(roots_pem))
+        self._utc_now = utc_now
+        self.clock: Clock | None = None
 
     @property
     def roots(self) -> tuple[x509.Certificate, ...]:
@@ -86,56 +103,60 @@ class CaClient:
             raise CaProtocolError(f"the CA answered a request for its bundle with {type(reply).__name__}")
         return reply
 
+    async def connect(self, own: KeyAndChain | None) -> CaConnection:
+        """Open a connection to ask more than once; the caller closes it."""
+        with self._translated(_DEADLINE_S), trio.fail_after(_DEADLINE_S):
+            return await self._connect(own)
+
+    async def watch(self, connection: CaConnection, *, version: int, digest: bytes) -> Trust:
+        """Say which trust is in force, and wait for another one; the CA answers within 25 s in any case."""
+        with self._translated(_WATCH_DEADLINE_S), trio.fail_after(_WATCH_DEADLINE_S):
+            reply = await connection.ask(WatchTrust(version=version, digest=digest))
+        self._note_time(connection)
+        if isinstance(reply, Refused):
+            raise CaRefused(reply.code, reply.text, reply.retry_after_s)
+        if not isinstance(reply, Trust):
+            raise CaProtocolError(f"the CA answered a request for trust with {type(reply).__name__}")
+        return reply
+
     async def _ask(self, request: Request, own: KeyAndChain | None) -> Reply:
+        with self._translated(_DEADLINE_S), trio.fail_after(_DEADLINE_S):
+            connection = await self._connect(own)
+            try:
+                reply = await connection.ask(request)
+            finally:
+                await connection.close()
+        self._note_time(connection)
+        if isinstance(reply, Refused):
+            raise CaRefused(reply.code, reply.text, reply.retry_after_s)
+        return reply
+
+    async def _connect(self, own: KeyAndChain | None) -> CaConnection:
+        context = strict_context(server_side=False, roots=self._roots, alpn=ALPN, own=own)
+        with trio.move_on_after(_CONNECT_DEADLINE_S) as connecting:
+            transport = await trio.open_tcp_stream(*self._address)
+        if connecting.cancelled_caught:
+            raise TimeoutError("not connected in time")
+        return await CaConnection.open(transport, context, authority=self._authority, utc_now=self._utc_now)
+
+    def _note_time(self, connection: CaConnection) -> None:
+        if connection.clock is not None:
+            self.clock = connection.clock
+
+    @contextmanager
+    def _translated(self, deadline_s: float) -> Iterator[None]:
+        """Turn what the network and the peer can do into the three errors that callers know."""
         where = f"the CA at {self._address[0]} port {self._address[1]}"
         try:
-            with trio.fail_after(_DEADLINE_S):
-                reply = await self._exchange(request, own)
+            yield
         except trio.TooSlowError as error:
-            raise CaUnreachable(f"{where} did not answer within {_DEADLINE_S:g} s") from error
+            raise CaUnreachable(f"{where} did not answer within {deadline_s:g} s") from error
         except SvidError as error:
             raise CaUnreachable(f"{where} has not a CA's certificate: {error}") from error
         except (OSError, trio.BrokenResourceError) as error:
             raise CaUnreachable(f"{where}: {_why(error)}") from error
         except WireError as error:
             raise CaProtocolError(f"{where} sent something else than a reply: {error}") from error
-        if isinstance(reply, Refused):
-            raise CaRefused(reply.code, reply.text, reply.retry_after_s)
-        return reply
-
-    async def _exchange(self, request: Request, own: KeyAndChain | None) -> Reply:
-        context = strict_context(server_side=False, roots=self._roots, alpn=ALPN, own=own)
-        with trio.move_on_after(_CONNECT_DEADLINE_S) as connecting:
-            transport = await trio.open_tcp_stream(*self._address)
-        if connecting.cancelled_caught:
-            raise TimeoutError("not connected in time")
-        stream = trio.SSLStream(transport, context, server_hostname=None)
-        try:
-            await stream.do_handshake()
-            self._require_authority(stream)
-            await stream.send_all(encode_frame(request.to_wire()))
-            return await _receive(stream)
-        finally:
-            # No close_notify: the reply is framed, so nothing can be cut off unseen.
-            await trio.aclose_forcefully(stream)
-
-    def _require_authority(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
-        identity = identity_of(load_certificate(stream.getpeercert(binary_form=True)))
-        if identity != self._authority:
-            raise SvidError(f"it is {identity}, not {self._authority}", "ca.messages")
-        if stream.selected_alpn_protocol() != ALPN:
-            raise WireError(f"does not speak {ALPN}")
-
-
-async def _receive(stream: trio.SSLStream[trio.SocketStream]) -> Reply:
-    decoder = FrameDecoder()
-    while True:
-        data = await stream.receive_some(_READ_BYTES)
-        if not data:
-            raise ConnectionAbortedError("it closed the connection without a reply")
-        messages = decoder.feed(data)
-        if messages:
-            return parse_reply(messages[0])
 
 
 def _issued(reply: Reply) -> Issued:

@@ -3,13 +3,15 @@
 TLS 1.3 on port 15012, ALPN ``ringfence-ca/1``.  One request, one reply, in
 order.  The CA proves itself with ``SpiffeId.authority``, under the roots that
 the agent was configured with.  The agent proves itself with its node
-certificate, and only ``AttestWithToken`` and ``GetBundle`` are answered
-without one.
+certificate, and only ``AttestWithToken``, ``Attest`` and ``GetBundle`` are
+answered without one.
 
     AttestWithToken -> Issued (one certificate: the node's) | Refused
+    Attest          -> Issued (one certificate: the node's) | Refused
     RenewNode       -> Issued (one certificate: the node's) | Refused
     SignWorkloads   -> Issued (one item a request, in the same order) | Refused
     GetBundle       -> Bundle | Refused
+    WatchTrust      -> Trust, at once or when it changes, within 25 s | Refused
 
 On the wire a message is a map with the key ``type``.  Unknown keys are
 ignored, so that a newer side may add some; an unknown type, a missing key or a
@@ -24,20 +26,25 @@ from typing import Any, ClassVar, Final, Self
 from ca import fields as read
 from ca.errors import WireError
 from ca.spiffe import SpiffeId
+from ca.trust import Trust
 
 ALPN: Final = "ringfence-ca/1"
 DEFAULT_PORT: Final = 15012
 MAX_REQUESTS: Final = 500  # in one SignWorkloads; the replies then still fit a frame
 _MAX_CSR_BYTES: Final = 16 * 1024  # a P-256 request with a 2048-byte ID is ~2.4 KiB
+_MAX_EVIDENCE_BYTES: Final = 12 * 1024  # with the largest CSR it still fits what an unknown peer may send
+_MAX_PLUGIN: Final = 64
 _MAX_CERTIFICATE_BYTES: Final = 64 * 1024
 _MAX_CHAIN: Final = 8
 _MAX_ROOTS: Final = 64
+_DIGEST_BYTES: Final = 32
 
 
 class RefusalCode(StrEnum):
     """Why the CA said no; the agent decides by it when to ask again."""
 
     TOKEN_INVALID = "token_invalid"  # unknown, used, expired, or another node's
+    ATTESTATION_REFUSED = "attestation_refused"  # the evidence does not prove the node, or the method is not enabled
     UNAUTHENTICATED = "unauthenticated"  # no node certificate, or not one of ours
     REVOKED = "revoked"
     NOT_SCHEDULED = "not_scheduled"  # the registry places no such workload on this node (yet)
@@ -67,6 +74,41 @@ class AttestWithToken:
         return cls(
             node=read.text(fields, "node"),
             token=read.text(fields, "token"),
+            csr_der=read.blob(fields, "csr", _MAX_CSR_BYTES),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attest:
+    """A new agent proves its node in one of the ways that the CA has enabled.
+
+    ``plugin`` names the way, ``evidence`` is whatever that way wants: secret, and opaque to all others.
+    """
+
+    TYPE: ClassVar[str] = "attest"
+    plugin: str
+    node: str
+    evidence: bytes
+    csr_der: bytes
+
+    def __repr__(self) -> str:
+        return f"Attest(plugin={self.plugin!r}, node={self.node!r})"  # never the evidence
+
+    def to_wire(self) -> dict[str, Any]:
+        return {
+            "type": self.TYPE,
+            "plugin": self.plugin,
+            "node": self.node,
+            "evidence": self.evidence,
+            "csr": self.csr_der,
+        }
+
+    @classmethod
+    def from_wire(cls, fields: Mapping[str, Any]) -> Self:
+        return cls(
+            plugin=read.text(fields, "plugin", _MAX_PLUGIN),
+            node=read.text(fields, "node"),
+            evidence=read.blob(fields, "evidence", _MAX_EVIDENCE_BYTES),
             csr_der=read.blob(fields, "csr", _MAX_CSR_BYTES),
         )
 
@@ -129,6 +171,34 @@ class GetBundle:
     @classmethod
     def from_wire(cls, fields: Mapping[str, Any]) -> Self:
         return cls()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchTrust:
+    """An agent says what trust it has in force, and waits for the next.
+
+    ``version`` 0 is none.  It is the acknowledgement: everything of that
+    version decides on every connection of the agent.  ``digest`` is that of
+    the ``Trust`` in force; the CA answers at once when either differs from its
+    own, otherwise when its own changes, or after 25 s with the same.
+    """
+
+    TYPE: ClassVar[str] = "watch_trust"
+    version: int
+    digest: bytes = b""
+
+    def to_wire(self) -> dict[str, Any]:
+        wire: dict[str, Any] = {"type": self.TYPE, "version": self.version}
+        if self.digest:
+            wire["digest"] = self.digest
+        return wire
+
+    @classmethod
+    def from_wire(cls, fields: Mapping[str, Any]) -> Self:
+        return cls(
+            version=read.sequence(fields, "version"),
+            digest=b"" if fields.get("digest") is None else read.blob(fields, "digest", _DIGEST_BYTES),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,8 +306,8 @@ class Bundle:
         )
 
 
-Request = AttestWithToken | RenewNode | SignWorkloads | GetBundle
-Reply = Issued | Bundle | Refused
+Request = AttestWithToken | Attest | RenewNode | SignWorkloads | GetBundle | WatchTrust
+Reply = Issued | Bundle | Trust | Refused
 
 
 def parse_request(fields: Mapping[str, Any]) -> Request:
@@ -245,12 +315,16 @@ def parse_request(fields: Mapping[str, Any]) -> Request:
     match read.text(fields, "type"):
         case AttestWithToken.TYPE:
             return AttestWithToken.from_wire(fields)
+        case Attest.TYPE:
+            return Attest.from_wire(fields)
         case RenewNode.TYPE:
             return RenewNode.from_wire(fields)
         case SignWorkloads.TYPE:
             return SignWorkloads.from_wire(fields)
         case GetBundle.TYPE:
             return GetBundle.from_wire(fields)
+        case WatchTrust.TYPE:
+            return WatchTrust.from_wire(fields)
         case other:
             raise WireError(f"unknown request type {other[:40]!r}")
 
@@ -262,6 +336,8 @@ def parse_reply(fields: Mapping[str, Any]) -> Reply:
             return Issued.from_wire(fields)
         case Bundle.TYPE:
             return Bundle.from_wire(fields)
+        case Trust.TYPE:
+            return Trust.from_wire(fields)
         case Refused.TYPE:
             return Refused.from_wire(fields)
         case other:

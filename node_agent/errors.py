@@ -39,6 +39,8 @@ class CloseReason(StrEnum):
     CERTIFICATE_INVALID = "certificate_invalid"
     IDENTITY_MISMATCH = "identity_mismatch"
     SOURCE_MISMATCH = "source_mismatch"
+    IDENTITY_REVOKED = "identity_revoked"
+    TRUST_REMOVED = "trust_removed"
     PROTOCOL_ERROR = "protocol_error"
     OPEN_TIMEOUT = "open_timeout"
     VERDICT_TIMEOUT = "verdict_timeout"

@@ -29,6 +29,7 @@ from ca.messages import (
     Reply,
     Request,
     SignWorkloads,
+    WatchTrust,
 )
 from ca.spiffe import SpiffeId
 
@@ -72,6 +73,8 @@ class RequestHandler:
                     return self._sign(request, requester, at)
                 case GetBundle():
                     return self._bundle()
+                case WatchTrust():
+                    raise Refusal(RefusalCode.BAD_REQUEST, "this authority does not hold requests")
         except Refusal as exc:
             _log_refused(exc, requester, request=request.TYPE)
             return exc.reply()

@@ -51,6 +51,8 @@ RESPONSE_FLAGS: Final[Mapping[CloseReason, ResponseFlag]] = MappingProxyType(
         CloseReason.CERTIFICATE_INVALID: ResponseFlag.TLS_FAILURE,
         CloseReason.IDENTITY_MISMATCH: ResponseFlag.IDENTITY_ERROR,
         CloseReason.SOURCE_MISMATCH: ResponseFlag.IDENTITY_ERROR,
+        CloseReason.IDENTITY_REVOKED: ResponseFlag.IDENTITY_ERROR,
+        CloseReason.TRUST_REMOVED: ResponseFlag.IDENTITY_ERROR,
         CloseReason.PROTOCOL_ERROR: ResponseFlag.TUNNEL_FAILURE,
         CloseReason.OPEN_TIMEOUT: ResponseFlag.TUNNEL_FAILURE,
         CloseReason.VERDICT_TIMEOUT: ResponseFlag.TUNNEL_FAILURE,
