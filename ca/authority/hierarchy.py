@@ -158,6 +158,7 @@ def _active(kind: AuthorityKind, certificate: x509.Certificate, *, issuer_key_id
         certificate=certificate,
         issuer_key_id=issuer_key_id,
         created_at=at,
+        since=at,
     )
 
 

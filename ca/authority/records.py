@@ -26,7 +26,7 @@ class AuthorityState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthorityRecord:
-    """The public half of one signing key."""
+    """The public half of one signing key; ``since`` is when it came into its state."""
 
     key_id: str
     kind: AuthorityKind
@@ -34,6 +34,7 @@ class AuthorityRecord:
     certificate: x509.Certificate
     issuer_key_id: str
     created_at: datetime
+    since: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

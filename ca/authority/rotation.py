@@ -160,11 +160,9 @@ def prepared_intermediate(keys: Iterable[SigningKey], *, root: SigningKey | None
     """The next intermediate under ``root``, or under the active one."""
     keys = list(keys)
     root = root or active_root(keys)
-    for key in keys:
-        if key.kind is AuthorityKind.INTERMEDIATE and key.state is AuthorityState.PREPARED:
-            if root is not None and root_of(key, keys) == root:
-                return key
-    return None
+    candidates = (key for key in keys if key.kind is AuthorityKind.INTERMEDIATE)
+    prepared = (key for key in candidates if key.state is AuthorityState.PREPARED)
+    return None if root is None else next((key for key in prepared if root_of(key, keys) == root), None)
 
 
 def root_of(key: SigningKey, keys: Iterable[SigningKey]) -> SigningKey | None:

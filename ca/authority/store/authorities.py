@@ -1,14 +1,19 @@
 """The public half of the hierarchy: every signing certificate, with its state."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from ca.authority.errors import AuthorityError
 from ca.authority.records import AuthorityKind, AuthorityRecord, AuthorityState
-from ca.authority.store.database import Database
+from ca.authority.store.database import Database, Row, Transaction
 from ca.authority.store.times import from_seconds, to_seconds
+
+_COLUMNS: Final = "key_id, kind, state, certificate, issuer_key_id, created_at, since"
+_SELECT: Final = f"SELECT {_COLUMNS} FROM authorities ORDER BY rowid"  # noqa: S608 - constants only
 
 
 class Authorities:
@@ -26,35 +31,60 @@ class Authorities:
         with self._database.transaction() as transaction:
             if transaction.query("SELECT count(*) FROM authorities")[0][0]:
                 raise AuthorityError("there is an authority here already; it is never overwritten")
-            transaction.executemany(
-                "INSERT INTO authorities (key_id, kind, state, certificate, issuer_key_id, created_at)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                [
-                    (
-                        record.key_id,
-                        str(record.kind),
-                        str(record.state),
-                        record.certificate.public_bytes(serialization.Encoding.DER),
-                        record.issuer_key_id,
-                        to_seconds(record.created_at),
-                    )
-                    for record in records
-                ],
-            )
+            add(transaction, records)
 
     def read(self) -> list[AuthorityRecord]:
         """Every signing certificate, in the order in which they were made."""
-        rows = self._database.query(
-            "SELECT key_id, kind, state, certificate, issuer_key_id, created_at FROM authorities ORDER BY rowid"
-        )
-        return [
-            AuthorityRecord(
-                key_id=row[0],
-                kind=AuthorityKind(row[1]),
-                state=AuthorityState(row[2]),
-                certificate=x509.load_der_x509_certificate(row[3]),
-                issuer_key_id=row[4],
-                created_at=from_seconds(row[5]),
+        return [_record(row) for row in self._database.query(_SELECT)]
+
+    def last_not_after(self, key_id: str) -> datetime | None:
+        """When the last certificate that a key signed ends, by the journal; None if it signed none."""
+        rows = self._database.query("SELECT max(not_after) FROM certificates WHERE issuer_key_id = ?", (key_id,))
+        return None if rows[0][0] is None else from_seconds(rows[0][0])
+
+
+def read(transaction: Transaction) -> list[AuthorityRecord]:
+    """The same as ``Authorities.read``, as it is inside of a transaction."""
+    return [_record(row) for row in transaction.query(_SELECT)]
+
+
+def add(transaction: Transaction, records: Iterable[AuthorityRecord]) -> None:
+    """Add signing certificates.
+
+    Raises:
+        StoreConflict: one of them is there already.
+    """
+    transaction.executemany(
+        f"INSERT INTO authorities ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constants only
+        [
+            (
+                record.key_id,
+                str(record.kind),
+                str(record.state),
+                record.certificate.public_bytes(serialization.Encoding.DER),
+                record.issuer_key_id,
+                to_seconds(record.created_at),
+                to_seconds(record.since),
             )
-            for row in rows
-        ]
+            for record in records
+        ],
+    )
+
+
+def set_state(transaction: Transaction, key_id: str, state: AuthorityState, *, at: datetime) -> None:
+    """Bring one signing key into another state."""
+    transaction.execute(
+        "UPDATE authorities SET state = ?, since = ? WHERE key_id = ?", (str(state), to_seconds(at), key_id)
+    )
+
+
+def _record(row: Row) -> AuthorityRecord:
+    return AuthorityRecord(
+        key_id=row[0],
+        kind=AuthorityKind(row[1]),
+        state=AuthorityState(row[2]),
+        certificate=x509.load_der_x509_certificate(row[3]),
+        issuer_key_id=row[4],
+        created_at=from_seconds(row[5]),
+        since=from_seconds(row[5] if row[6] is None else row[6]),
+    )

@@ -56,6 +56,11 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         encrypted_pem BLOB NOT NULL          -- PKCS #8, encrypted under the passphrase
     ) STRICT;
     """,
+    # 3: since when a signing key is in its state, and when the last certificate that it signed ends
+    """
+    ALTER TABLE authorities ADD COLUMN since INTEGER;  -- NULL: since it was made
+    CREATE INDEX certificates_issuer ON certificates (issuer_key_id, not_after);
+    """,
 )
 _COMMENT: Final = re.compile(r"--[^\n]*")
 _POSTGRESQL_WORDS: Final = {
