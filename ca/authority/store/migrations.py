@@ -61,6 +61,31 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     ALTER TABLE authorities ADD COLUMN since INTEGER;  -- NULL: since it was made
     CREATE INDEX certificates_issuer ON certificates (issuer_key_id, not_after);
     """,
+    # 4: the version of the trust, which agents have which, and what is revoked
+    """
+    CREATE TABLE trust_version (
+        version INTEGER NOT NULL             -- one row at most; without one it is 1
+    ) STRICT;
+    CREATE TABLE trust_agents (
+        node TEXT PRIMARY KEY,
+        version INTEGER NOT NULL,            -- which the agent has in force
+        seen_at INTEGER NOT NULL,
+        address TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE revocations (
+        kind TEXT NOT NULL,                  -- serial | identity | node
+        value TEXT NOT NULL,
+        revoked_at INTEGER NOT NULL,
+        until INTEGER,                       -- when the last certificate that it names has ended
+        why TEXT NOT NULL,
+        PRIMARY KEY (kind, value)
+    ) STRICT;
+    CREATE TABLE revoked_certificates (
+        serial TEXT PRIMARY KEY,             -- hex; of revoked nodes
+        node TEXT NOT NULL,
+        not_after INTEGER NOT NULL
+    ) STRICT;
+    """,
 )
 _COMMENT: Final = re.compile(r"--[^\n]*")
 _POSTGRESQL_WORDS: Final = {
