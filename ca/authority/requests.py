@@ -1,22 +1,25 @@
 """One request in, one reply out: what the authority does with each message.
 
-Blocking (signing and SQLite): the server calls it in its one worker thread.
-The order is always the same: prove who asks, judge what is asked, sign, check,
+Blocking (signing and the database): ``worker.py`` calls it in its one thread,
+with the requests that came meanwhile, so that they share one transaction.  The
+order is always the same: prove who asks, judge what is asked, sign, check,
 write to the journal, and only then answer.
 """
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 
 from ca.authority import attestation
 from ca.authority.attestation import Attested
 from ca.authority.errors import Refusal, StoreError
 from ca.authority.logs import log
-from ca.authority.placement import PlacementDirectory
+from ca.authority.placement import PlacementDirectory, Placements
 from ca.authority.records import CertificateRecord
 from ca.authority.signer import Signer, Svid, requested_key
-from ca.authority.store import Store, TokenAlreadyUsed
+from ca.authority.store import JournalEntry, Store
 from ca.messages import (
     Attest,
     AttestWithToken,
@@ -45,6 +48,24 @@ class Requester:
     identity: SpiffeId | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One request and who asked; ``judged`` is what the plugin that an ``Attest`` names has found before."""
+
+    request: Request
+    requester: Requester
+    judged: Attested | Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unwritten:
+    """A reply that may not leave before ``entry`` is in the journal."""
+
+    asked: Asked
+    entry: JournalEntry
+    reply: Issued
+
+
 class RequestHandler:
     """Owns nothing: store and signer belong to whoever made them."""
 
@@ -57,20 +78,35 @@ class RequestHandler:
     def handle(
         self, request: Request, requester: Requester, *, at: datetime, judged: Attested | Refusal | None = None
     ) -> Reply:
-        """Answer one request; a refusal is an answer too.  Never raises what the requester caused.
+        """Answer one request; see ``handle_all``."""
+        return self.handle_all([Asked(request=request, requester=requester, judged=judged)], at=at)[0]
 
-        ``judged`` is what the plugin that an ``Attest`` names has found; the server has asked it before.
+    def handle_all(self, group: Sequence[Asked], *, at: datetime) -> list[Reply]:
+        """Answer requests that came at about the same time, each on its own; a refusal is an answer too.
+
+        What they add to the journal is written in one transaction, so that they share the wait for the disk, and
+        before any of them is answered.  Never raises what a requester caused.
         """
+        placements = cache(self._placement.current)  # the manifests are looked at once for all of them
+        answers = [self._judge(asked, placements, at) for asked in group]
+        unwritten = [answer for answer in answers if isinstance(answer, _Unwritten)]
+        if unwritten:
+            replies = iter(self._write(unwritten, at))
+            return [next(replies) if isinstance(answer, _Unwritten) else answer for answer in answers]
+        return [answer for answer in answers if not isinstance(answer, _Unwritten)]
+
+    def _judge(self, asked: Asked, placements: Callable[[], Placements], at: datetime) -> "Reply | _Unwritten":
+        request, requester = asked.request, asked.requester
         try:
             match request:
                 case AttestWithToken():
-                    return self._attest(request, requester, at)
+                    return self._attest(asked, request, at)
                 case Attest():
-                    return self._issue_node(_proven(judged), request.csr_der, requester, at)
+                    return self._issue_node(asked, _proven(asked.judged), request.csr_der, at)
                 case RenewNode():
-                    return self._renew(request, requester, at)
+                    return self._renew(asked, request, at)
                 case SignWorkloads():
-                    return self._sign(request, requester, at)
+                    return self._sign(asked, request, placements, at)
                 case GetBundle():
                     return self._bundle()
                 case WatchTrust():
@@ -80,66 +116,72 @@ class RequestHandler:
             return exc.reply()
         except StoreError:
             log("journal_failed", level=logging.ERROR, exc_info=True, request=request.TYPE)
-            text = "the authority can not write its journal, so it hands out nothing"
-            return Refusal(RefusalCode.UNAVAILABLE, text, retry_after_s=_STORE_RETRY_S).reply()
+            return _store_failed()
         except Exception:  # a bug of ours, or a certificate that broke its profile: nothing was handed out
             log("internal_error", level=logging.ERROR, exc_info=True, request=request.TYPE)
-            return Refusal(RefusalCode.INTERNAL, "the authority failed; its log says why").reply()
+            return _failed()
 
-    def _attest(self, request: AttestWithToken, requester: Requester, at: datetime) -> Reply:
+    def _attest(self, asked: Asked, request: AttestWithToken, at: datetime) -> "_Unwritten":
         found = self._store.token(attestation.token_hash(request.token))
         attested = attestation.by_token(trust_domain=self._trust_domain, node=request.node, found=found, at=at)
-        return self._issue_node(attested, request.csr_der, requester, at)
+        return self._issue_node(asked, attested, request.csr_der, at)
 
-    def _renew(self, request: RenewNode, requester: Requester, at: datetime) -> Reply:
-        attested = attestation.by_certificate(trust_domain=self._trust_domain, presented=requester.identity)
-        return self._issue_node(attested, request.csr_der, requester, at)
+    def _renew(self, asked: Asked, request: RenewNode, at: datetime) -> "_Unwritten":
+        attested = attestation.by_certificate(trust_domain=self._trust_domain, presented=asked.requester.identity)
+        return self._issue_node(asked, attested, request.csr_der, at)
 
-    def _issue_node(self, attested: Attested, csr_der: bytes, requester: Requester, at: datetime) -> Reply:
+    def _issue_node(self, asked: Asked, attested: Attested, csr_der: bytes, at: datetime) -> "_Unwritten":
         svid = self._signer.sign(attested.identity, requested_key(csr_der, attested.identity), at=at)
-        self._journal([svid], attested, requester, at)
-        return self._issued([IssuedCertificate(identity=svid.identity, chain_der=svid.chain_der)])
+        return self._unwritten(asked, attested, [svid], at)
 
-    def _sign(self, request: SignWorkloads, requester: Requester, at: datetime) -> Reply:
-        attested = attestation.by_certificate(trust_domain=self._trust_domain, presented=requester.identity)
-        placements = self._placement.current()
+    def _sign(
+        self, asked: Asked, request: SignWorkloads, placements: Callable[[], Placements], at: datetime
+    ) -> "Reply | _Unwritten":
+        attested = attestation.by_certificate(trust_domain=self._trust_domain, presented=asked.requester.identity)
+        placed = placements()
         results: list[Svid | IssuedCertificate] = []
         for item in request.requests:
             try:
-                placements.require_placed(item.identity, node=attested.node)
+                placed.require_placed(item.identity, node=attested.node)
                 results.append(self._signer.sign(item.identity, requested_key(item.csr_der, item.identity), at=at))
             except Refusal as exc:
-                _log_refused(exc, requester, request=request.TYPE, identity=item.identity)
+                _log_refused(exc, asked.requester, request=request.TYPE, identity=item.identity)
                 results.append(IssuedCertificate(identity=item.identity, error=exc.reply()))
-        self._journal([result for result in results if isinstance(result, Svid)], attested, requester, at)
-        return self._issued(
-            [
-                IssuedCertificate(identity=result.identity, chain_der=result.chain_der)
-                if isinstance(result, Svid)
-                else result
-                for result in results
-            ]
+        unwritten = self._unwritten(asked, attested, results, at)
+        return unwritten if unwritten.entry.records else unwritten.reply
+
+    def _unwritten(
+        self, asked: Asked, attested: Attested, results: Sequence[Svid | IssuedCertificate], at: datetime
+    ) -> "_Unwritten":
+        """The reply to a request, and what has to be in the journal before it may leave."""
+        records = tuple(
+            journal_record(svid, node=attested.node, method=attested.method, requester=asked.requester.address, at=at)
+            for svid in results
+            if isinstance(svid, Svid)
+        )
+        certificates = tuple(
+            IssuedCertificate(identity=result.identity, chain_der=result.chain_der)
+            if isinstance(result, Svid)
+            else result
+            for result in results
+        )
+        return _Unwritten(
+            asked=asked,
+            entry=JournalEntry(records=records, token_hash=attested.token_hash),
+            reply=Issued(certificates=certificates, bundle_der=self._signer.roots_der, trust_domain=self._trust_domain),
         )
 
-    def _journal(self, svids: list[Svid], attested: Attested, requester: Requester, at: datetime) -> None:
-        if not svids:
-            return
-        records = [
-            journal_record(svid, node=attested.node, method=attested.method, requester=requester.address, at=at)
-            for svid in svids
-        ]
+    def _write(self, unwritten: Sequence["_Unwritten"], at: datetime) -> list[Reply]:
+        """Write to the journal, and only then let the replies go."""
         try:
-            self._store.journal(records, token_hash=attested.token_hash, at=at)
-        except TokenAlreadyUsed as exc:
-            text = "the join token was used already, by a request that came a moment earlier"
-            raise Refusal(RefusalCode.TOKEN_INVALID, text) from exc
-        for record in records:
-            log_issued(record)
-
-    def _issued(self, certificates: list[IssuedCertificate]) -> Issued:
-        return Issued(
-            certificates=tuple(certificates), bundle_der=self._signer.roots_der, trust_domain=self._trust_domain
-        )
+            written = self._store.journal_all([each.entry for each in unwritten], at=at)
+        except StoreError:
+            log("journal_failed", level=logging.ERROR, exc_info=True, requests=len(unwritten))
+            return [_store_failed()] * len(unwritten)
+        except Exception:
+            log("internal_error", level=logging.ERROR, exc_info=True, requests=len(unwritten))
+            return [_failed()] * len(unwritten)
+        return [_after_writing(each, good) for each, good in zip(unwritten, written, strict=True)]
 
     def _bundle(self) -> Bundle:
         return Bundle(
@@ -148,6 +190,27 @@ class RequestHandler:
             sequence=self._signer.bundle_sequence,
             refresh_hint_s=_REFRESH_HINT_S,
         )
+
+
+def _after_writing(unwritten: _Unwritten, written: bool) -> Reply:
+    if written:
+        for record in unwritten.entry.records:
+            log_issued(record)
+        return unwritten.reply
+    refusal = Refusal(
+        RefusalCode.TOKEN_INVALID, "the join token was used already, by a request that came a moment earlier"
+    )
+    _log_refused(refusal, unwritten.asked.requester, request=unwritten.asked.request.TYPE)
+    return refusal.reply()
+
+
+def _store_failed() -> Reply:
+    text = "the authority can not write its journal, so it hands out nothing"
+    return Refusal(RefusalCode.UNAVAILABLE, text, retry_after_s=_STORE_RETRY_S).reply()
+
+
+def _failed() -> Reply:
+    return Refusal(RefusalCode.INTERNAL, "the authority failed; its log says why").reply()
 
 
 def _proven(judged: Attested | Refusal | None) -> Attested:

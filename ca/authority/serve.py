@@ -1,6 +1,7 @@
 """Composition root of the authority: builds every part, serves, and drains on SIGTERM."""
 
 import logging
+import random
 import resource
 import signal
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from ca.authority.server import MAX_CONNECTIONS, Server
 from ca.authority.server_certificate import ServerCertificate
 from ca.authority.signer import Signer
 from ca.authority.store import Store
+from ca.authority.worker import Worker
 
 _BACKLOG: Final = 1024  # a mesh's agents may all come back at once
 _OTHER_FILES: Final = 64  # database, manifests, listeners, log
@@ -40,10 +42,11 @@ async def serve(
         signer = Signer(hierarchy=loaded, ttl=timedelta(seconds=config.svid_ttl_s))
         placement = PlacementDirectory(trust_domain=config.trust_domain, directory=config.manifests_dir)
         # One thread: SQLite has one writer anyway, and what it does is counted in microseconds but for the fsync.
-        worker = trio.CapacityLimiter(1)
-        certificate = ServerCertificate(trust_domain=config.trust_domain, signer=signer, store=store, worker=worker)
+        thread = trio.CapacityLimiter(1)
+        certificate = ServerCertificate(trust_domain=config.trust_domain, signer=signer, store=store, worker=thread)
         handler = RequestHandler(trust_domain=config.trust_domain, signer=signer, store=store, placement=placement)
-        server = Server(handler=handler, certificate=certificate, worker=worker, trust_domain=config.trust_domain)
+        worker = Worker(handler=handler, limiter=thread, rng=random.Random())  # noqa: S311 - spreads retries, keeps no secret
+        server = Server(certificate=certificate, worker=worker, trust_domain=config.trust_domain)
         try:
             await certificate.renew()
         except (StoreError, Refusal) as exc:
@@ -52,6 +55,7 @@ async def serve(
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(certificate.run)
+                nursery.start_soon(worker.run)
                 nursery.start_soon(_drain_on_signal, signals, server, nursery.cancel_scope)
                 port: int = listeners[0].socket.getsockname()[1]
                 log("serving", port=port, trust_domain=config.trust_domain, issuer_key_id=loaded.issuer_key_id)

@@ -1,7 +1,7 @@
 """The network edge of the authority: TLS 1.3 on port 15012, frames, deadlines, limits.
 
 Theory of operation.  One trio task a connection reads a request, hands it to
-the one worker thread (signing and SQLite) and writes the reply.  What a peer
+the worker (``worker.py``: signing and the journal) and writes the reply.  What a peer
 can cost is bounded everywhere: connections, the size of a frame (smaller for
 those who have not proved who they are), the time for a handshake, for a request
 to arrive in full and for a reply to be taken, and the requests that wait for
@@ -12,12 +12,10 @@ that has arrived in full is answered first.
 """
 
 import logging
-import random
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, Final
 
 import trio
@@ -25,8 +23,9 @@ from cryptography import x509
 
 from ca.authority.errors import Refusal
 from ca.authority.logs import log
-from ca.authority.requests import Requester, RequestHandler
+from ca.authority.requests import Asked, Requester
 from ca.authority.server_certificate import ServerCertificate
+from ca.authority.worker import Worker
 from ca.messages import ALPN, RefusalCode, Reply, parse_request
 from ca.spiffe import SpiffeId
 from ca.svid import SvidError, check_dates, identity_of
@@ -35,10 +34,8 @@ from ca.wire import MAX_FRAME_BYTES, FrameDecoder, WireError, encode_frame
 _HANDSHAKE_TIMEOUT_S: Final = 10.0
 _IDLE_TIMEOUT_S: Final = 30.0  # for a whole request to arrive, and for a reply to be taken
 MAX_CONNECTIONS: Final = 2048
-_MAX_WAITING: Final = 512  # requests for the worker; at 1000 a second the last of them waits half a second
 _MAX_ANONYMOUS_FRAME_BYTES: Final = 32 * 1024  # a token and a 16 KiB CSR at most
 _RECEIVE_BYTES: Final = 64 * 1024
-_OVERLOADED_RETRY_S: Final = (1.0, 5.0)  # drawn in between, so that those turned away do not come back together
 
 
 _TlsStream = trio.SSLStream[trio.SocketStream]
@@ -54,17 +51,14 @@ class Server:
     def __init__(
         self,
         *,
-        handler: RequestHandler,
         certificate: ServerCertificate,
-        worker: trio.CapacityLimiter,
+        worker: Worker,
         trust_domain: str,
     ) -> None:
-        self._handler = handler
         self._certificate = certificate
         self._worker = worker
         self._trust_domain = trust_domain
         self._connections = 0
-        self._random = random.Random()  # noqa: S311 - spreads retries, keeps no secret
         self._draining = False
         self._interruptible: set[trio.CancelScope] = set()
 
@@ -153,13 +147,8 @@ class Server:
 
     async def _answer(self, fields: dict[str, Any], requester: Requester) -> Reply:
         request = parse_request(fields)
-        if self._worker.statistics().tasks_waiting >= _MAX_WAITING:
-            retry_after_s = self._random.uniform(*_OVERLOADED_RETRY_S)
-            text = "the authority has too many requests waiting"
-            return Refusal(RefusalCode.UNAVAILABLE, text, retry_after_s=retry_after_s).reply()
-        handle = partial(self._handler.handle, request, requester, at=datetime.now(UTC))
-        # A request that the worker has begun is finished, whatever becomes of the connection.
-        return await trio.to_thread.run_sync(handle, limiter=self._worker)
+        peer = requester.address.rpartition(":")[0] if requester.identity is None else requester.identity
+        return await self._worker.ask(Asked(request=request, requester=requester), peer=peer)
 
     def _proven_identity(self, tls: _TlsStream) -> SpiffeId | None:
         """Whose certificate the client presented; OpenSSL has verified its path to our roots.

@@ -9,6 +9,7 @@ facade       ``Store``: all of it behind one door
 """
 
 from ca.authority.store.facade import Store
+from ca.authority.store.journal import JournalEntry
 from ca.authority.store.tokens import TokenAlreadyUsed
 
-__all__ = ["Store", "TokenAlreadyUsed"]
+__all__ = ["JournalEntry", "Store", "TokenAlreadyUsed"]

@@ -15,7 +15,7 @@ from ca.authority.keys import KeyFiles, KeyStore
 from ca.authority.records import AuthorityRecord, CertificateRecord, NodeSummary, TokenRecord
 from ca.authority.store.authorities import Authorities
 from ca.authority.store.database import Database
-from ca.authority.store.journal import Journal
+from ca.authority.store.journal import Journal, JournalEntry
 from ca.authority.store.migrations import migrate
 from ca.authority.store.sqlite import SqliteDatabase
 from ca.authority.store.tokens import Tokens
@@ -72,6 +72,16 @@ class Store:
             StoreConflict: a serial is in the journal already; nothing was written.
         """
         self._journal.write(records, token_hash=token_hash, at=at)
+
+    def journal_all(self, entries: Sequence[JournalEntry], *, at: datetime) -> list[bool]:
+        """Write what several requests add in one transaction; for each, whether it was written.
+
+        One is not when its token was used or removed meanwhile.
+
+        Raises:
+            StoreError: the database can not be used; nothing was written.
+        """
+        return self._journal.write_all(entries, at=at)
 
     def certificate_count(self) -> int:
         """How many certificates were ever issued."""

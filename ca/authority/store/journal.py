@@ -1,15 +1,24 @@
 """The journal: every certificate that was ever issued, written before it leaves."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from ca.authority.records import CertificateRecord, NodeSummary
 from ca.authority.store.database import Database, Row
 from ca.authority.store.times import from_seconds, to_seconds
-from ca.authority.store.tokens import use_up
+from ca.authority.store.tokens import TokenAlreadyUsed, use_up
 
 _COLUMNS = "serial, identity, node, not_before, not_after, issued_at, attestation, requester, issuer_key_id"
 _INSERT = f"INSERT INTO certificates ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalEntry:
+    """What one request adds: its certificates, one at least, and the token that bought the first, if one did."""
+
+    records: tuple[CertificateRecord, ...]
+    token_hash: bytes | None = None
 
 
 class Journal:
@@ -31,6 +40,27 @@ class Journal:
                 assert at is not None
                 use_up(transaction, token_hash, used_by=records[0].serial_hex, at=at)
             transaction.executemany(_INSERT, [_row(record) for record in records])
+
+    def write_all(self, entries: Sequence[JournalEntry], *, at: datetime) -> list[bool]:
+        """Write what several requests add in one transaction: they share the wait for the disk.
+
+        Returns for each whether it was written: it is not when its token was used or removed meanwhile.
+
+        Raises:
+            StoreError: the database can not be used; nothing was written.
+        """
+        written = [True] * len(entries)
+        # Tokens in one order everywhere: two replicas that use up the same two do not wait for each other.
+        buying = sorted((entry.token_hash, number) for number, entry in enumerate(entries) if entry.token_hash)
+        with self._database.transaction(alone=False) as transaction:
+            for token_hash, number in buying:
+                try:
+                    use_up(transaction, token_hash, used_by=entries[number].records[0].serial_hex, at=at)
+                except TokenAlreadyUsed:
+                    written[number] = False
+            accepted = [entry for entry, good in zip(entries, written, strict=True) if good]
+            transaction.executemany(_INSERT, [_row(record) for entry in accepted for record in entry.records])
+        return written
 
     def count(self) -> int:
         """How many certificates were ever issued."""

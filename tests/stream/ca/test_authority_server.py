@@ -13,6 +13,7 @@ import trio
 from cryptography import x509
 
 from ca.authority import server as server_module
+from ca.authority import worker as worker_module
 from ca.client import load_chain
 from ca.csr import build_csr, new_key
 from ca.errors import CaRefused, CaUnreachable
@@ -350,7 +351,7 @@ async def test_more_connections_than_allowed_are_closed_and_the_others_served(
 async def test_a_request_too_many_is_told_when_to_come_again(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "_MAX_WAITING", 0)
+    monkeypatch.setattr(worker_module, "_PATIENCE_S", -1.0)  # whoever asks has waited too long already
     async with serving(authority) as port:
         with refused(RefusalCode.UNAVAILABLE) as refusal:
             await authority.client(port).bundle()
