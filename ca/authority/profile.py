@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -27,6 +27,7 @@ from ca.svid import SvidError, identity_of
 
 _ExtensionT = TypeVar("_ExtensionT", bound=x509.ExtensionType)
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
+Extension = tuple[x509.ExtensionType, bool]  # and whether it is critical
 
 ROOT_LIFETIME: Final = timedelta(days=3650)
 INTERMEDIATE_LIFETIME: Final = timedelta(days=365)
@@ -71,8 +72,12 @@ def build_root(
     *, trust_domain: str, key: ec.EllipticCurvePrivateKey, at: datetime, lifetime: timedelta, serial: int
 ) -> x509.Certificate:
     """Sign a root with its own key; ``at`` is aware UTC."""
-    name = _signing_name("root", key.public_key())
-    builder = _signing_builder(trust_domain, key.public_key(), key.public_key(), path_length=1)
+    name = signing_name("root", key.public_key())
+    builder = x509.CertificateBuilder().public_key(key.public_key())
+    for extension, critical in _signing_extensions(trust_domain, key.public_key(), path_length=1):
+        builder = builder.add_extension(extension, critical=critical)
+    authority_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
+    builder = builder.add_extension(authority_key, critical=False)
     builder = builder.subject_name(name).issuer_name(name).serial_number(serial)
     return _valid(builder, at - CLOCK_SKEW, at + lifetime).sign(key, hashes.SHA256())
 
@@ -81,16 +86,22 @@ def build_intermediate(
     *, trust_domain: str, public_key: PublicKey, issuer: Issuer, at: datetime, lifetime: timedelta, serial: int
 ) -> x509.Certificate:
     """Sign an intermediate that can name only members of ``trust_domain``."""
-    builder = _signing_builder(trust_domain, public_key, issuer.certificate.public_key(), path_length=0)
-    # RFC 5280 4.2.1.10: for a URI "the constraint applies to the host part of the name", which in a
-    # SPIFFE ID is the trust domain; without a leading period it means exactly this host.
-    builder = builder.add_extension(
-        x509.NameConstraints(permitted_subtrees=[x509.UniformResourceIdentifier(trust_domain)], excluded_subtrees=None),
-        critical=True,
-    )
-    builder = builder.subject_name(_signing_name("intermediate", public_key)).issuer_name(issuer.certificate.subject)
+    builder = x509.CertificateBuilder().public_key(public_key)
+    for extension, critical in intermediate_extensions(trust_domain, public_key):
+        builder = builder.add_extension(extension, critical=critical)
+    builder = builder.add_extension(_issued_by(issuer.certificate), critical=False)
+    builder = builder.subject_name(signing_name("intermediate", public_key)).issuer_name(issuer.certificate.subject)
     not_after = min(at + lifetime, issuer.certificate.not_valid_after_utc)
     return _valid(builder.serial_number(serial), at - CLOCK_SKEW, not_after).sign(issuer.key, hashes.SHA256())
+
+
+def intermediate_extensions(trust_domain: str, public_key: PublicKey) -> list[Extension]:
+    """What an intermediate has, but for the authority key identifier; also what another PKI is asked for."""
+    # RFC 5280 4.2.1.10: for a URI "the constraint applies to the host part of the name", which in a
+    # SPIFFE ID is the trust domain; without a leading period it means exactly this host.
+    permitted = [x509.UniformResourceIdentifier(trust_domain)]
+    constraints = x509.NameConstraints(permitted_subtrees=permitted, excluded_subtrees=None)
+    return [*_signing_extensions(trust_domain, public_key, path_length=0), (constraints, True)]
 
 
 def build_svid(
@@ -125,10 +136,23 @@ def require_root(certificate: x509.Certificate, *, trust_domain: str) -> None:
 def require_intermediate(certificate: x509.Certificate, *, issuer: x509.Certificate, trust_domain: str) -> None:
     """Raise ProfileError unless ``certificate`` may sign SVIDs of ``trust_domain`` and nothing else."""
     _require_signing(certificate, issuer, trust_domain=trust_domain, path_length=0)
+    require_constrained(certificate, trust_domain=trust_domain)
+
+
+def require_constrained(certificate: x509.Certificate, *, trust_domain: str) -> None:
+    """Raise ProfileError unless an intermediate, whoever signed it, can sign leaves of one trust domain only."""
+    basic = _extension(certificate, x509.BasicConstraints)
+    _require(
+        basic.critical and basic.value.ca and basic.value.path_length == 0,
+        "critical basicConstraints, cA, pathlen 0 (RFC 5280 4.2.1.9)",
+    )
+    usage = _extension(certificate, x509.KeyUsage)
+    _require(usage.critical and usage.value.key_cert_sign, "critical key usage with keyCertSign (RFC 5280 4.2.1.3)")
     constraints = _extension(certificate, x509.NameConstraints)
     permitted = constraints.value.permitted_subtrees or []
+    names = [name.value for name in permitted if isinstance(name, x509.UniformResourceIdentifier)]
     _require(
-        constraints.critical and [name.value for name in permitted] == [trust_domain],
+        constraints.critical and names == [trust_domain],
         f"an intermediate is constrained to URI names in {trust_domain} (RFC 5280 4.2.1.10)",
     )
 
@@ -167,24 +191,19 @@ def key_id(certificate: x509.Certificate) -> str:
     return _extension(certificate, x509.SubjectKeyIdentifier).value.digest.hex()
 
 
-def _signing_builder(
-    trust_domain: str, public_key: PublicKey, issuer_key: object, *, path_length: int
-) -> x509.CertificateBuilder:
+def _signing_extensions(trust_domain: str, public_key: PublicKey, *, path_length: int) -> list[Extension]:
     # X509-SVID 3.2 and 4.1: a signing certificate may have a SPIFFE ID, which "MUST NOT have a path".
     identity = SpiffeId(trust_domain, "")
-    assert isinstance(issuer_key, ec.EllipticCurvePublicKey)
-    return (
-        x509.CertificateBuilder()
-        .public_key(public_key)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
-        .add_extension(_key_usage(signs_certificates=True), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(identity))]), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
-    )
+    return [
+        (x509.BasicConstraints(ca=True, path_length=path_length), True),
+        (_key_usage(signs_certificates=True), True),
+        (x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(identity))]), False),
+        (x509.SubjectKeyIdentifier.from_public_key(public_key), False),
+    ]
 
 
-def _signing_name(kind: str, public_key: PublicKey) -> x509.Name:
+def signing_name(kind: str, public_key: PublicKey) -> x509.Name:
+    """The name of a root or an intermediate."""
     # Two generations must not share a name, or a verifier that looks issuers up by name tries the wrong
     # one first.  The trust domain does not fit: a common name has at most 64 characters (RFC 5280 A.1).
     generation = x509.SubjectKeyIdentifier.from_public_key(public_key).digest.hex()[:16]
@@ -248,9 +267,14 @@ def _require_link(certificate: x509.Certificate, issuer: x509.Certificate) -> No
         and certificate.not_valid_after_utc <= issuer.not_valid_after_utc,
         "the validity lies within the issuer's",
     )
+    require_signature(certificate, issuer)
+
+
+def require_signature(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
+    """Raise ProfileError unless ``issuer`` signed ``certificate`` and is named in it."""
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError) as exc:
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError) as exc:
         raise ProfileError("the signature or the issuer's name does not match") from exc
 
 
