@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from ca.authority.errors import ConfigError
+from ca.authority.store.location import DatabaseLocation, PostgresAddress
 from ca.spiffe import SpiffeId, SpiffeIdError
 
 _DEFAULT_PORT: Final = 15012
 _MIN_TTL_S: Final = 10  # for drills: renewal at half-life still leaves five seconds for one that fails
 _MAX_TTL_S: Final = 7 * 86_400  # SPIRE's cap: a longer life makes rotation of the intermediate cut SVIDs short
 _KEYS: Final[Mapping[str, frozenset[str]]] = {
-    "ca": frozenset({"trust_domain", "address", "state_dir", "passphrase_file", "svid_ttl_s"}),
+    "ca": frozenset(
+        {"trust_domain", "address", "state_dir", "passphrase_file", "svid_ttl_s", "database", "database_password_file"}
+    ),
     "registry": frozenset({"manifests_dir"}),
 }
 
@@ -34,11 +37,7 @@ class AuthorityConfig:
     passphrase_file: Path | None
     svid_ttl_s: int
     manifests_dir: Path
-
-    @property
-    def database(self) -> Path:
-        """The journal, the tokens and the public certificates of the hierarchy."""
-        return self.state_dir / "authority.db"
+    database: DatabaseLocation  # the journal, the tokens and the public certificates of the hierarchy
 
     @property
     def keys_dir(self) -> Path:
@@ -65,14 +64,16 @@ class AuthorityConfig:
             raise ConfigError(f"{path}: is not valid TOML: {exc}") from exc
         reader = _Reader(path, document)
         host, port = reader.address("ca", "address", f":{_DEFAULT_PORT}")
+        state_dir = reader.path("ca", "state_dir", "/var/lib/ringfence/ca")
         return cls(
             trust_domain=reader.trust_domain("ca", "trust_domain", "cluster.local"),
             host=host,
             port=port,
-            state_dir=reader.path("ca", "state_dir", "/var/lib/ringfence/ca"),
+            state_dir=state_dir,
             passphrase_file=reader.optional_path("ca", "passphrase_file"),
             svid_ttl_s=reader.integer("ca", "svid_ttl_s", 3600, at_least=_MIN_TTL_S, at_most=_MAX_TTL_S),
             manifests_dir=reader.path("registry", "manifests_dir", "/etc/ringfence/manifests"),
+            database=reader.database() or state_dir / "authority.db",
         )
 
 
@@ -111,6 +112,22 @@ class _Reader:
         if not text.startswith("/"):
             raise self._wrong(section, key, f"must be an absolute path (it starts with /), not {text!r}")
         return Path(text)
+
+    def database(self) -> PostgresAddress | None:
+        """The server that replicas share; None for a file of our own."""
+        url = self._tables.get("ca", {}).get("database")
+        password_file = self.optional_path("ca", "database_password_file")
+        if url is None:
+            if password_file is not None:
+                raise self._wrong("ca", "database_password_file", "is of no use without database: set that, too")
+            return None
+        if not isinstance(url, str):  # not quoted: it may hold a password
+            raise self._wrong("ca", "database", "must be text in quotes: a URL that begins with postgresql://")
+        try:
+            private = not self._path.stat().st_mode & 0o077
+            return PostgresAddress.parse(url, password_file=password_file, private=private)
+        except (OSError, ValueError) as exc:
+            raise self._wrong("ca", "database", str(exc)) from None
 
     def integer(self, section: str, key: str, default: int, *, at_least: int, at_most: int) -> int:
         value = self._tables.get(section, {}).get(key, default)

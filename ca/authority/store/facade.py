@@ -10,15 +10,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Self
 
-from ca.authority.errors import AuthorityError, StoreError
+from ca.authority.errors import AuthorityError
 from ca.authority.keys import KeyFiles, KeyStore
 from ca.authority.records import AuthorityRecord, CertificateRecord, NodeSummary, TokenRecord
 from ca.authority.store.authorities import Authorities
 from ca.authority.store.database import Database
 from ca.authority.store.journal import Journal, JournalEntry
+from ca.authority.store.jwt_keys import JwtKeys
+from ca.authority.store.location import DatabaseLocation, PostgresAddress
 from ca.authority.store.migrations import migrate
+from ca.authority.store.revocations import Revocations
+from ca.authority.store.signing_keys import KeyTable
 from ca.authority.store.sqlite import SqliteDatabase
 from ca.authority.store.tokens import Tokens
+from ca.authority.store.trust import TrustRecords
 
 KEYS_DIRECTORY = "keys"  # beside the SQLite file
 
@@ -36,23 +41,32 @@ class Store:
         self._journal = Journal(database)
         self._tokens = Tokens(database)
         self._authorities = Authorities(database)
+        self.jwt_keys = JwtKeys(database)
+        self.trust = TrustRecords(database)
+        self.revocations = Revocations(database)
 
     @classmethod
-    def open(cls, location: Path, *, create: bool = False) -> Self:
+    def open(cls, location: DatabaseLocation, *, create: bool = False) -> Self:
         """Open the database and bring its schema up to date.
 
         Raises:
-            AuthorityError: it is not there (and not ``create``), damaged, or from a newer version.
+            AuthorityError: it is not there (and not ``create``), damaged, not reachable, or from a newer version.
         """
-        database = SqliteDatabase.open(location, create=create)
+        database: Database
+        keys: KeyStore
+        match location:
+            case Path():
+                database = SqliteDatabase.open(location, create=create)
+                keys = KeyFiles(location.parent / KEYS_DIRECTORY)
+            case PostgresAddress():
+                database = _open_postgres(location, create=create)
+                keys = KeyTable(database)
         try:
             migrate(database)
-        except BaseException as exc:
+        except BaseException:
             database.close()
-            if isinstance(exc, StoreError):
-                raise AuthorityError(f"{exc}; restore it from a backup") from exc
             raise
-        return cls(database, keys=KeyFiles(location.parent / KEYS_DIRECTORY))
+        return cls(database, keys=keys)
 
     def close(self) -> None:
         """Close the connection; the store is not usable after."""
@@ -118,3 +132,13 @@ class Store:
     def authorities(self) -> list[AuthorityRecord]:
         """Every signing certificate, in the order in which they were made."""
         return self._authorities.read()
+
+
+def _open_postgres(address: PostgresAddress, *, create: bool) -> Database:
+    try:
+        from ca.authority.store.postgres import PostgresDatabase  # noqa: PLC0415 - psycopg is an optional dependency
+    except ImportError as exc:
+        raise AuthorityError(
+            f"{address}: PostgreSQL needs the package psycopg ({exc}); run: pip install 'ringfence[postgres]'"
+        ) from exc
+    return PostgresDatabase.open(address, create=create)

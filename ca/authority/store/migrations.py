@@ -20,7 +20,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     # 1: the journal, join tokens, the public half of the hierarchy
     """
     CREATE TABLE authorities (
-        key_id TEXT PRIMARY KEY,             -- subject key identifier, hex: names the key
+        key_id TEXT PRIMARY KEY,             -- subject key identifier, hex: names the key file
         kind TEXT NOT NULL,                  -- root | intermediate
         state TEXT NOT NULL,                 -- prepared | active | retired
         certificate BLOB NOT NULL,           -- DER
@@ -85,6 +85,29 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         node TEXT NOT NULL,
         not_after INTEGER NOT NULL
     ) STRICT;
+    """,
+    # 5: JWT-SVIDs: the keys that sign them, and the journal of tokens
+    """
+    CREATE TABLE jwt_keys (
+        key_id TEXT PRIMARY KEY,             -- names the private half among the signing keys
+        state TEXT NOT NULL,                 -- prepared | active | retiring | retired
+        public_key BLOB NOT NULL,            -- SubjectPublicKeyInfo, DER
+        since INTEGER NOT NULL
+    ) STRICT;
+    CREATE UNIQUE INDEX jwt_keys_one_each ON jwt_keys (state) WHERE state IN ('prepared', 'active');
+    CREATE TABLE jwt_svids (
+        token_id TEXT PRIMARY KEY,           -- jti; the token itself is never stored
+        identity TEXT NOT NULL,
+        node TEXT NOT NULL,
+        audience TEXT NOT NULL,              -- JSON
+        issued_at INTEGER NOT NULL,
+        not_after INTEGER NOT NULL,
+        key_id TEXT NOT NULL,
+        attestation TEXT NOT NULL,
+        requester TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX jwt_svids_end ON jwt_svids (not_after);
+    CREATE INDEX jwt_svids_identity ON jwt_svids (identity, issued_at);
     """,
 )
 _COMMENT: Final = re.compile(r"--[^\n]*")

@@ -27,7 +27,7 @@ class SqliteDatabase:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self._path = path
         self._connection = connection
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()
 
     @classmethod
     def open(cls, path: Path, *, create: bool = False) -> Self:
@@ -56,6 +56,8 @@ class SqliteDatabase:
     def transaction(self, *, alone: bool = True) -> Iterator["_SqliteTransaction"]:
         """SQLite has one writer at a time: every transaction is alone."""
         with self._turn, self._translated():
+            nested = self._connection.in_transaction
+            assert not nested, "transactions do not nest"
             # IMMEDIATE: take the write lock before the first read, so that what was checked is still so at commit.
             self._connection.execute("BEGIN IMMEDIATE")
             try:

@@ -1,36 +1,18 @@
-"""The journal and the tokens in SQLite."""
+"""What only the SQLite file has; what both databases promise is in tests/stream/ca/test_stores.py."""
 
 import sqlite3
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 import pytest
 
-from ca.authority.errors import AuthorityError, StoreConflict
-from ca.authority.records import CertificateRecord, TokenRecord
-from ca.authority.store import Store, TokenAlreadyUsed
+from ca.authority.errors import AuthorityError
+from ca.authority.store import Store
+from ca.authority.store.migrations import MIGRATIONS
 
-AT = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
-
-
-def record(
-    serial: int, *, node: str = "node-1", identity: str = "spiffe://cluster.local/ns/a/sa/b"
-) -> CertificateRecord:
-    return CertificateRecord(
-        serial=serial,
-        identity=identity,
-        node=node,
-        not_before=AT,
-        not_after=AT + timedelta(hours=1),
-        issued_at=AT,
-        attestation="node_certificate",
-        requester="[::1]:4000",
-        issuer_key_id="ab",
-    )
-
-
-def token(node: str = "node-1", *, expires_in_s: int = 600, token_hash: bytes = b"h" * 32) -> TokenRecord:
-    return TokenRecord(token_hash=token_hash, node=node, expires_at=AT + timedelta(seconds=expires_in_s))
+VERSION_1: Final = Path(__file__).with_name("authority_v1.sql")
+AT: Final = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -39,67 +21,10 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "authority.db"
 
 
-def test_what_was_journalled_is_read_back_by_another_process_to_the_letter(path: Path) -> None:
-    written = [record(1), record((1 << 159) - 1, node="node-2")]
-    Store.open(path).journal(written)
-    assert Store.open(path).certificates() == written
-    assert Store.open(path).certificates(node="node-2") == written[1:]
-
-
-def test_a_serial_is_never_journalled_twice(path: Path) -> None:
-    store = Store.open(path)
-    store.journal([record(1)])
-    with pytest.raises(StoreConflict):
-        store.journal([record(2), record(1)])
-    assert [each.serial for each in store.certificates()] == [1]
-
-
-def test_a_token_is_used_up_with_the_certificate_that_it_buys(path: Path) -> None:
-    store = Store.open(path)
-    store.add_token(token(), at=AT)
-    store.journal([record(1)], token_hash=b"h" * 32, at=AT)
-
-    found = store.token(b"h" * 32)
-    assert found is not None
-    assert found.used_at == AT
-    assert store.pending_tokens(at=AT) == []
-
-
-def test_of_two_who_use_one_token_only_the_first_is_journalled(path: Path) -> None:
-    first, second = Store.open(path), Store.open(path)
-    first.add_token(token(), at=AT)
-    first.journal([record(1)], token_hash=b"h" * 32, at=AT)
-    with pytest.raises(TokenAlreadyUsed):
-        second.journal([record(2)], token_hash=b"h" * 32, at=AT)
-    assert [each.serial for each in first.certificates()] == [1]
-
-
-def test_pending_tokens_are_those_that_can_still_be_used(path: Path) -> None:
-    store = Store.open(path)
-    store.add_token(token("late", expires_in_s=900, token_hash=b"1"), at=AT)
-    store.add_token(token("soon", expires_in_s=60, token_hash=b"2"), at=AT)
-    store.add_token(token("gone", expires_in_s=-1, token_hash=b"3"), at=AT)
-    assert [each.node for each in store.pending_tokens(at=AT)] == ["soon", "late"]
-
-
-def test_tokens_long_expired_are_forgotten(path: Path) -> None:
-    store = Store.open(path)
-    store.add_token(token(token_hash=b"old"), at=AT)
-    store.add_token(token(token_hash=b"new"), at=AT + timedelta(days=2))
-    assert store.token(b"old") is None
-
-
 def test_a_record_is_on_the_disk_when_journal_returns(path: Path) -> None:
     store = Store.open(path)
     assert store.database.query("PRAGMA synchronous") == [(2,)]  # FULL
     assert store.database.query("PRAGMA journal_mode") == [("wal",)]
-
-
-def test_nodes_are_summed_up(path: Path) -> None:
-    store = Store.open(path)
-    store.journal([record(1, node=""), record(2, node="b"), record(3, node="a"), record(4, node="a")])
-    assert [(each.node, each.certificates) for each in store.nodes()] == [("a", 2), ("b", 1)]
-    assert store.certificate_count() == 4
 
 
 def test_there_is_nothing_to_open_before_init(tmp_path: Path) -> None:
@@ -123,3 +48,23 @@ def test_a_database_of_a_newer_version_is_not_touched(path: Path) -> None:
 
 def test_the_database_is_for_its_owner_only(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_of_the_first_release_keeps_its_journal_and_its_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "authority.db"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(VERSION_1.read_text())
+    connection.close()
+
+    for _again in range(2):
+        store = Store.open(path)
+        assert [(each.node, each.attestation) for each in store.certificates()] == [
+            ("node-1", "join_token"),
+            ("node-1", "node_certificate"),
+        ]
+        assert [each.node for each in store.pending_tokens(at=AT)] == ["node-2"]
+        used = store.token(b"h" * 32)
+        assert used is not None
+        assert used.used_at == AT
+        assert store.database.query("SELECT max(version) FROM schema_version") == [(len(MIGRATIONS),)]
+        store.close()

@@ -1,0 +1,129 @@
+"""A real PostgreSQL for tests: Debian's, in a directory of its own, that can be stopped, killed and started again.
+
+It listens on a unix socket (no password) and on 127.0.0.1 (password).  It ends
+with the process that started it, also when that is killed.
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import psycopg
+
+_BINARIES: Final = max(Path("/usr/lib/postgresql").glob("*/bin"))
+_USER: Final = "postgres"  # PostgreSQL refuses to run as root
+_START_DEADLINE_S: Final = 30.0
+_HBA: Final = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+
+
+class PostgresServer:
+    """Made by ``postgres_server``."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._data = directory / "data"
+        self._process: subprocess.Popen[bytes] | None = None
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port: int = free.getsockname()[1]
+        as_postgres = ("runuser", "-u", _USER, "--") if os.geteuid() == 0 else ()
+        subprocess.run(
+            [
+                *as_postgres,
+                _BINARIES / "initdb",
+                "-D",
+                self._data,
+                "-U",
+                _USER,
+                "-A",
+                "trust",
+                "--no-sync",
+                "-E",
+                "UTF8",
+            ],
+            check=True,
+            capture_output=True,
+            cwd="/",
+        )
+        (self._data / "pg_hba.conf").write_text(_HBA)
+
+    def start(self, *options: str) -> None:
+        """Start with more ``name=value`` settings; returns when it accepts connections."""
+        settings = ["listen_addresses=127.0.0.1", f"unix_socket_directories={self._directory}", "max_connections=60"]
+        arguments = [part for each in [*settings, *options] for part in ("-c", each)]
+        change = ("--reuid", _USER, "--regid", _USER, "--init-groups") if os.geteuid() == 0 else ()
+        with (self._directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                # QUIT is the immediate shutdown: it frees the shared memory too.
+                ["setpriv", *change, "--pdeathsig", "QUIT", _BINARIES / "postgres", "-D", self._data]
+                + ["-p", str(self.port), *arguments],
+                stdout=log,
+                stderr=log,
+                cwd="/",
+            )
+        deadline = time.monotonic() + _START_DEADLINE_S
+        while True:
+            try:
+                psycopg.connect(self.url("postgres")).close()
+                return
+            except psycopg.OperationalError:
+                ended = self._process.poll() is not None or time.monotonic() > deadline
+                assert not ended, (self._directory / "log").read_text()
+                time.sleep(0.02)
+
+    def stop(self, number: signal.Signals = signal.SIGINT) -> None:
+        """SIGINT: fast shutdown; SIGQUIT: immediately, as a crash; returns when it has ended."""
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(timeout=_START_DEADLINE_S)
+            self._process = None
+
+    def url(self, database: str) -> str:
+        """Through the unix socket, as the superuser."""
+        return f"postgresql://{_USER}@/{database}?host={self._directory}&port={self.port}"
+
+    def tcp_url(self, database: str, user: str) -> str:
+        """Through TCP, where a password is asked for."""
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
+
+    def execute(self, statement: str, *, database: str = "postgres") -> list[tuple[object, ...]]:
+        """As the superuser, in a session of its own; returns the rows, if there are any."""
+        with psycopg.connect(self.url(database), autocommit=True) as session:
+            cursor = session.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def new_database(self) -> str:
+        """An empty database; returns its name."""
+        name = f"ca_{secrets.token_hex(6)}"
+        self.execute(f"CREATE DATABASE {name}")
+        return name
+
+
+@contextmanager
+def postgres_server() -> Iterator[PostgresServer]:
+    """A running server; removed afterwards, as are those that killed test runs left behind."""
+    for stale in Path(tempfile.gettempdir()).glob("ringfence-pg-*"):
+        if not Path("/proc", stale.name.rpartition("-")[2]).exists():
+            shutil.rmtree(stale, ignore_errors=True)
+    # Not below pytest's directories, which are closed to other users; and a socket's path is at most 107 bytes.
+    directory = Path(tempfile.gettempdir(), f"ringfence-pg-{os.getpid()}")
+    directory.mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        shutil.chown(directory, _USER, _USER)
+    try:
+        server = PostgresServer(directory)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(directory)
