@@ -1,0 +1,112 @@
+"""Every rule of the conformance list, and what shows that it is kept.
+
+A rule needs vectors that break it, vectors that keep it, or both; behaviour
+over time has no vector and names the tests that show it instead.  A test goes
+over this table: a rule without evidence fails, and so does evidence for no rule.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """``accepts`` and ``rejects`` say which vectors there have to be; ``tests`` are ``file::function``."""
+
+    name: str
+    section: str
+    says: str
+    accepts: bool = False
+    rejects: bool = False
+    tests: tuple[str, ...] = ()
+
+
+def _both(name: str, section: str, says: str) -> Rule:
+    return Rule(name=name, section=section, says=says, accepts=True, rejects=True)
+
+
+def _accepts(name: str, section: str, says: str) -> Rule:
+    return Rule(name=name, section=section, says=says, accepts=True)
+
+
+def _rejects(name: str, section: str, says: str) -> Rule:
+    return Rule(name=name, section=section, says=says, rejects=True)
+
+
+def _shown(name: str, section: str, says: str, *tests: str) -> Rule:
+    return Rule(name=name, section=section, says=says, tests=tests)
+
+
+_FEDERATION: Final = "tests/unit/ca/authority/test_federation.py"
+_FEDERATION_LIVE: Final = "tests/stream/ca/test_federation.py"
+
+RULES: Final = (
+    # -- ID ---------------------------------------------------------------------------------------------
+    _both("id-form", "SPIFFE-ID 2", "spiffe://<trust domain><path>"),
+    _both("id-trust-domain", "SPIFFE-ID 2.1", "the trust domain is not empty, and of a-z 0-9 . - _"),
+    _both("id-trust-domain-length", "SPIFFE-ID 2.3", "a trust domain has at most 255 bytes"),
+    _rejects("id-no-userinfo", "SPIFFE-ID 2.1", "no user information"),
+    _rejects("id-no-port", "SPIFFE-ID 2.1", "no port"),
+    _rejects("id-no-query", "SPIFFE-ID 2", "no query"),
+    _rejects("id-no-fragment", "SPIFFE-ID 2", "no fragment"),
+    _rejects("id-no-percent-encoding", "SPIFFE-ID 2", "no percent-encoding"),
+    _both("id-segments", "SPIFFE-ID 2.2", "segments are of A-Z a-z 0-9 . - _"),
+    _rejects("id-no-empty-segment", "SPIFFE-ID 2.2", "no empty segment"),
+    _rejects("id-no-dot-segment", "SPIFFE-ID 2.2", "no '.' and no '..'"),
+    _rejects("id-no-trailing-slash", "SPIFFE-ID 2.2", "no trailing slash"),
+    _both("id-length", "SPIFFE-ID 2.3", "2048 bytes are supported, more are not made"),
+    # -- leaf -------------------------------------------------------------------------------------------
+    _both("leaf-one-uri", "X509-SVID 2", "exactly one URI name"),
+    _accepts("leaf-other-names", "X509-SVID 2", "names of other types are allowed"),
+    _rejects("leaf-path", "X509-SVID 3.1", "a path that is not the root"),
+    _both("leaf-not-ca", "X509-SVID 4.1", "cA false or absent"),
+    _both("leaf-key-usage", "X509-SVID 4.3", "key usage present and critical"),
+    _rejects("leaf-digital-signature", "X509-SVID 4.3", "digitalSignature set"),
+    _rejects("leaf-no-cert-sign", "X509-SVID 4.3", "keyCertSign clear"),
+    _rejects("leaf-no-crl-sign", "X509-SVID 4.3", "cRLSign clear"),
+    _accepts("leaf-more-usages", "X509-SVID 4.3", "keyEncipherment and keyAgreement are allowed"),
+    _both("leaf-purposes", "X509-SVID 4.4", "extended key usage: absent, or serverAuth and clientAuth"),
+    _both("leaf-critical-names", "RFC 5280 4.2.1.6", "names are critical under an empty subject"),
+    _both("path-validation", "X509-SVID 5.1", "a path by RFC 5280 to a root of the bundle"),
+    _both("path-own-bundle", "SPIFFE Federation 4.2", "by the bundle of the leaf's own trust domain only"),
+    _both("dates", "RFC 5280 4.1.2.5", "within the validity of every certificate of the path"),
+    # -- signing certificates ---------------------------------------------------------------------------
+    _rejects("signing-ca", "X509-SVID 4.1", "cA set"),
+    _rejects("signing-cert-sign", "X509-SVID 4.3", "keyCertSign set"),
+    _accepts("signing-id-optional", "X509-SVID 3.2", "a SPIFFE ID is optional"),
+    _rejects("signing-one-id", "X509-SVID 2", "at most one URI name"),
+    _rejects("signing-not-a-leaf", "X509-SVID 3.2", "never accepted as a leaf"),
+    _both("name-constraints", "X509-SVID 4.2", "URI name constraints are honoured"),
+    # -- bundle -----------------------------------------------------------------------------------------
+    _both("bundle-json", "TDB 4", "a JWK Set: one JSON object in UTF-8, of bounded size"),
+    _both("bundle-keys", "TDB 4.1.3", "'keys' is required; empty trusts nothing"),
+    _both("bundle-sequence", "TDB 4.1.1", "a whole number of 64 bits"),
+    _shown(
+        "bundle-order",
+        "TDB 4.1.1",
+        "the sequence number goes up, and with every change",
+        "tests/unit/ca/test_bundle.py::test_a_higher_sequence_number_or_none_follows",
+        "tests/unit/ca/test_bundle.py::test_a_lower_sequence_number_is_refused",
+        "tests/unit/ca/test_bundle.py::test_other_keys_under_the_same_number_are_refused",
+    ),
+    _both("bundle-refresh-hint", "TDB 4.1.2", "whole seconds, five minutes by default"),
+    _accepts("bundle-kty", "TDB 4.2.1", "an entry without a known key type is skipped"),
+    _accepts("bundle-use", "TDB 4.2.2", "an entry without 'use', or another, or in another case, is skipped"),
+    _both("bundle-x5c", "X509-SVID 6.2", "no x5c: skipped; of several only the first; one certificate in base64"),
+    _rejects("bundle-x509-no-kid", "X509-SVID 6.1", "an x509-svid key has no 'kid'"),
+    _both("bundle-jwt-kid", "JWT-SVID 6.1", "a jwt-svid key has a 'kid' of its own"),
+    _both("bundle-key-matches", "RFC 7517 4.7", "the key is that of the certificate"),
+    _rejects("bundle-authorities", "X509-SVID 6", "every x509-svid certificate is a signing certificate of the domain"),
+    _both("bundle-map", "TDB 5.1", "a map of trust domains, each once, by valid names"),
+    _accepts("bundle-map-hint", "TDB 5.1", "refresh hints inside a map are ignored"),
+    # -- decided where the standards leave it open ------------------------------------------------------
+    _rejects("decided-lower-case", "SPIFFE-ID 2.1", "an upper-case trust domain or scheme"),
+    _rejects("decided-serial", "RFC 5280 4.1.2.2", "a serial number that is not positive"),
+    _rejects("decided-authority-key", "RFC 5280 4.2.1.1", "an authority key identifier that does not match"),
+    _rejects("decided-signing-path", "X509-SVID 3.2", "a signing certificate whose ID has a path"),
+    _rejects("decided-signing-domain", "X509-SVID 3.2", "a signing certificate of another trust domain"),
+    _both("decided-skew", "RFC 5280 4.1.2.5", "a clock skew of 60 s either way is tolerated, and no more"),
+    _accepts("decided-strong-keys", "RFC 8446 4.2.3", "Ed25519 and P-384, also from federated domains"),
+    _rejects("decided-weak-keys", "RFC 8446 4.2.3", "RSA under 2048 bits and P-224"),
+    _rejects("decided-sha1", "RFC 9155", "SHA-1 signatures"),
+)
