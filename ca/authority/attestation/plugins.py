@@ -93,8 +93,8 @@ class _Runner:
             else:
                 self._circuit.abandoned()
             raise
-        except Exception as exc:
-            self._circuit.failed(trio.current_time())
+        except Exception as exc:  # a bug of the plugin; whoever can provoke it must not open the circuit with it
+            self._circuit.abandoned()
             # The text of a foreign exception could quote the evidence: its kind and its place are told, no more.
             where = "".join(traceback.format_tb(exc.__traceback__))
             log(
