@@ -18,6 +18,7 @@ from ca.authority.errors import Refusal, StoreError
 from ca.authority.logs import log
 from ca.authority.placement import PlacementDirectory, Placements
 from ca.authority.records import CertificateRecord
+from ca.authority.revocation import RevocationGuard, Revoked
 from ca.authority.signer import Signer, Svid, requested_key
 from ca.authority.store import JournalEntry, Store
 from ca.messages import (
@@ -38,6 +39,7 @@ from ca.spiffe import SpiffeId
 
 _REFRESH_HINT_S = 300.0  # SPIFFE Trust Domain and Bundle 4.1.3: the default is five minutes
 _STORE_RETRY_S = 5.0
+_CHANGED_RETRY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,7 @@ class Requester:
 
     address: str
     identity: SpiffeId | None
+    serial: int = 0  # of the certificate that proved it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +72,20 @@ class _Unwritten:
 class RequestHandler:
     """Owns nothing: store and signer belong to whoever made them."""
 
-    def __init__(self, *, trust_domain: str, signer: Signer, store: Store, placement: PlacementDirectory) -> None:
+    def __init__(
+        self,
+        *,
+        trust_domain: str,
+        signer: Signer,
+        store: Store,
+        placement: PlacementDirectory,
+        guard: RevocationGuard | None = None,
+    ) -> None:
         self._trust_domain = trust_domain
         self._signer = signer
         self._store = store
         self._placement = placement
+        self._guard = guard or RevocationGuard(store)
 
     def handle(
         self, request: Request, requester: Requester, *, at: datetime, judged: Attested | Refusal | None = None
@@ -87,11 +99,16 @@ class RequestHandler:
         What they add to the journal is written in one transaction, so that they share the wait for the disk, and
         before any of them is answered.  Never raises what a requester caused.
         """
+        try:
+            revoked = self._guard.current()
+        except StoreError:
+            log("store_failed", level=logging.ERROR, exc_info=True, requests=len(group))
+            return [_store_failed()] * len(group)
         placements = cache(self._placement.current)  # the manifests are looked at once for all of them
         answers = [self._judge(asked, placements, at) for asked in group]
         unwritten = [answer for answer in answers if isinstance(answer, _Unwritten)]
         if unwritten:
-            replies = iter(self._write(unwritten, at))
+            replies = iter(self._write(unwritten, at, revoked))
             return [next(replies) if isinstance(answer, _Unwritten) else answer for answer in answers]
         return [answer for answer in answers if not isinstance(answer, _Unwritten)]
 
@@ -102,7 +119,9 @@ class RequestHandler:
                 case AttestWithToken():
                     return self._attest(asked, request, at)
                 case Attest():
-                    return self._issue_node(asked, _proven(asked.judged), request.csr_der, at)
+                    proven = _proven(asked.judged)
+                    self._guard.current().require_admitted(proven.node)
+                    return self._issue_node(asked, proven, request.csr_der, at)
                 case RenewNode():
                     return self._renew(asked, request, at)
                 case SignWorkloads():
@@ -110,7 +129,7 @@ class RequestHandler:
                 case GetBundle():
                     return self._bundle()
                 case WatchTrust():
-                    raise Refusal(RefusalCode.BAD_REQUEST, "this authority does not hold requests")
+                    raise AssertionError("held by the trust feed, never queued")
         except Refusal as exc:
             _log_refused(exc, requester, request=request.TYPE)
             return exc.reply()
@@ -127,8 +146,13 @@ class RequestHandler:
         return self._issue_node(asked, attested, request.csr_der, at)
 
     def _renew(self, asked: Asked, request: RenewNode, at: datetime) -> "_Unwritten":
-        attested = attestation.by_certificate(trust_domain=self._trust_domain, presented=asked.requester.identity)
+        attested = self._by_certificate(asked.requester)
         return self._issue_node(asked, attested, request.csr_der, at)
+
+    def _by_certificate(self, requester: Requester) -> Attested:
+        attested = attestation.by_certificate(trust_domain=self._trust_domain, presented=requester.identity)
+        self._guard.require_certificate(attested.identity, requester.serial)
+        return attested
 
     def _issue_node(self, asked: Asked, attested: Attested, csr_der: bytes, at: datetime) -> "_Unwritten":
         svid = self._signer.sign(attested.identity, requested_key(csr_der, attested.identity), at=at)
@@ -137,12 +161,13 @@ class RequestHandler:
     def _sign(
         self, asked: Asked, request: SignWorkloads, placements: Callable[[], Placements], at: datetime
     ) -> "Reply | _Unwritten":
-        attested = attestation.by_certificate(trust_domain=self._trust_domain, presented=asked.requester.identity)
-        placed = placements()
+        attested = self._by_certificate(asked.requester)
+        revoked, placed = self._guard.current(), placements()
         results: list[Svid | IssuedCertificate] = []
         for item in request.requests:
             try:
                 placed.require_placed(item.identity, node=attested.node)
+                revoked.require_identity(item.identity)
                 results.append(self._signer.sign(item.identity, requested_key(item.csr_der, item.identity), at=at))
             except Refusal as exc:
                 _log_refused(exc, asked.requester, request=request.TYPE, identity=item.identity)
@@ -171,17 +196,26 @@ class RequestHandler:
             reply=Issued(certificates=certificates, bundle_der=self._signer.roots_der, trust_domain=self._trust_domain),
         )
 
-    def _write(self, unwritten: Sequence["_Unwritten"], at: datetime) -> list[Reply]:
-        """Write to the journal, and only then let the replies go."""
+    def _write(self, unwritten: Sequence["_Unwritten"], at: datetime, revoked: Revoked) -> list[Reply]:
+        """Write to the journal, and only then let the replies go.
+
+        If something was revoked since ``revoked``, nothing leaves that the revocation might not have found in the
+        journal: it is asked for again, and judged by what is revoked then.
+        """
         try:
             written = self._store.journal_all([each.entry for each in unwritten], at=at)
+            changed = self._guard.current() is not revoked
         except StoreError:
             log("journal_failed", level=logging.ERROR, exc_info=True, requests=len(unwritten))
             return [_store_failed()] * len(unwritten)
         except Exception:
             log("internal_error", level=logging.ERROR, exc_info=True, requests=len(unwritten))
             return [_failed()] * len(unwritten)
-        return [_after_writing(each, good) for each, good in zip(unwritten, written, strict=True)]
+        return [
+            # A token that a revocation has voided could not be used up, so what it bought may leave.
+            _changed_meanwhile(each) if changed and each.entry.token_hash is None else _after_writing(each, good)
+            for each, good in zip(unwritten, written, strict=True)
+        ]
 
     def _bundle(self) -> Bundle:
         return Bundle(
@@ -199,6 +233,14 @@ def _after_writing(unwritten: _Unwritten, written: bool) -> Reply:
         return unwritten.reply
     refusal = Refusal(
         RefusalCode.TOKEN_INVALID, "the join token was used already, by a request that came a moment earlier"
+    )
+    _log_refused(refusal, unwritten.asked.requester, request=unwritten.asked.request.TYPE)
+    return refusal.reply()
+
+
+def _changed_meanwhile(unwritten: _Unwritten) -> Reply:
+    refusal = Refusal(
+        RefusalCode.UNAVAILABLE, "the trust changed while this was answered: ask again", retry_after_s=_CHANGED_RETRY_S
     )
     _log_refused(refusal, unwritten.asked.requester, request=unwritten.asked.request.TYPE)
     return refusal.reply()

@@ -6,6 +6,7 @@ import resource
 import signal
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final
 
 import trio
@@ -16,10 +17,13 @@ from ca.authority.errors import AuthorityError, Refusal, StoreError
 from ca.authority.logs import log
 from ca.authority.placement import PlacementDirectory
 from ca.authority.requests import RequestHandler
+from ca.authority.revocation import RevocationGuard
 from ca.authority.server import MAX_CONNECTIONS, Server
 from ca.authority.server_certificate import ServerCertificate
 from ca.authority.signer import Signer
 from ca.authority.store import Store
+from ca.authority.trust_assembly import assemble
+from ca.authority.trust_feed import TrustFeed
 from ca.authority.worker import Worker
 
 _BACKLOG: Final = 1024  # a mesh's agents may all come back at once
@@ -44,10 +48,21 @@ async def serve(
         # One thread: SQLite has one writer anyway, and what it does is counted in microseconds but for the fsync.
         thread = trio.CapacityLimiter(1)
         certificate = ServerCertificate(trust_domain=config.trust_domain, signer=signer, store=store, worker=thread)
-        handler = RequestHandler(trust_domain=config.trust_domain, signer=signer, store=store, placement=placement)
+        guard = RevocationGuard(store)
+        handler = RequestHandler(
+            trust_domain=config.trust_domain, signer=signer, store=store, placement=placement, guard=guard
+        )
+        trust = TrustFeed(
+            version=store.trust.version,
+            load=lambda: (assemble(store, trust_domain=config.trust_domain), guard.current()),
+            save=store.trust.acknowledge_all,
+            tidy=partial(_tidy, store),
+            limiter=thread,
+        )
         worker = Worker(handler=handler, limiter=thread, rng=random.Random())  # noqa: S311 - spreads retries, keeps no secret
-        server = Server(certificate=certificate, worker=worker, trust_domain=config.trust_domain)
+        server = Server(certificate=certificate, worker=worker, trust=trust, trust_domain=config.trust_domain)
         try:
+            await trust.look()
             await certificate.renew()
         except (StoreError, Refusal) as exc:
             raise AuthorityError(f"{config.database}: the authority can not certify itself: {exc}") from exc
@@ -56,6 +71,7 @@ async def serve(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(certificate.run)
                 nursery.start_soon(worker.run)
+                nursery.start_soon(trust.run)
                 nursery.start_soon(_drain_on_signal, signals, server, nursery.cancel_scope)
                 port: int = listeners[0].socket.getsockname()[1]
                 log("serving", port=port, trust_domain=config.trust_domain, issuer_key_id=loaded.issuer_key_id)
@@ -65,6 +81,12 @@ async def serve(
         log("stopped")
     finally:
         store.close()
+
+
+def _tidy(store: Store) -> None:
+    """What one process at a time does about once a minute."""
+    if store.is_leader():
+        store.revocations.forget_expired(at=datetime.now(UTC))
 
 
 def _allow_many_files() -> None:

@@ -13,22 +13,24 @@ that has arrived in full is answered first.
 
 import logging
 import ssl
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import trio
-from cryptography import x509
 
+from ca.authority import attestation
 from ca.authority.errors import Refusal
 from ca.authority.logs import log
 from ca.authority.requests import Asked, Requester
 from ca.authority.server_certificate import ServerCertificate
+from ca.authority.trust_feed import TrustFeed
 from ca.authority.worker import Worker
-from ca.messages import ALPN, RefusalCode, Reply, parse_request
-from ca.spiffe import SpiffeId
-from ca.svid import SvidError, check_dates, identity_of
+from ca.messages import ALPN, RefusalCode, Reply, WatchTrust, parse_request
+from ca.svid import SvidError, check_dates, identity_of, load_certificate
+from ca.tls import verified_chain
 from ca.wire import MAX_FRAME_BYTES, FrameDecoder, WireError, encode_frame
 
 _HANDSHAKE_TIMEOUT_S: Final = 10.0
@@ -53,10 +55,12 @@ class Server:
         *,
         certificate: ServerCertificate,
         worker: Worker,
+        trust: TrustFeed,
         trust_domain: str,
     ) -> None:
         self._certificate = certificate
         self._worker = worker
+        self._trust = trust
         self._trust_domain = trust_domain
         self._connections = 0
         self._draining = False
@@ -118,7 +122,11 @@ class Server:
             raise _Dropped(f"no TLS handshake within {_HANDSHAKE_TIMEOUT_S:.0f} s")
         if tls.selected_alpn_protocol() != ALPN:
             raise _Dropped(f"the client does not speak {ALPN} (ALPN, RFC 7301)")
-        requester = Requester(address=address, identity=self._proven_identity(tls))
+        try:
+            requester = self._requester(tls, address)
+        except Refusal as exc:
+            await self._refuse(tls, exc)
+            raise _Dropped(exc.text) from exc
         try:
             await self._converse(tls, requester)
         except WireError as exc:
@@ -147,27 +155,49 @@ class Server:
 
     async def _answer(self, fields: dict[str, Any], requester: Requester) -> Reply:
         request = parse_request(fields)
+        if isinstance(request, WatchTrust):
+            return await self._watch(request, requester)
         peer = requester.address.rpartition(":")[0] if requester.identity is None else requester.identity
         return await self._worker.ask(Asked(request=request, requester=requester), peer=peer)
 
-    def _proven_identity(self, tls: _TlsStream) -> SpiffeId | None:
-        """Whose certificate the client presented; OpenSSL has verified its path to our roots.
+    async def _watch(self, request: WatchTrust, requester: Requester) -> Reply:
+        """Hold the request until there is something to say; no thread waits meanwhile."""
+        try:
+            attested = attestation.by_certificate(trust_domain=self._trust_domain, presented=requester.identity)
+            host = requester.address.rpartition(":")[0]
+            with self._until_drained():  # when we go down the agent is answered, and asks the next one
+                await self._trust.watch(request, attested.identity, requester.serial, address=host)
+            return self._trust.trust
+        except Refusal as exc:
+            log("refused", level=logging.WARNING, code=str(exc.code), why=exc.text, requester=requester.address)
+            return exc.reply()
+
+    def _requester(self, tls: _TlsStream, address: str) -> Requester:
+        """Whose certificate the client presented; OpenSSL has verified its path to our roots, but for the dates.
 
         Raises:
-            _Dropped: it is not an SVID of our trust domain.
+            Refusal: it is not an SVID of our trust domain, or out of date.
         """
         der = tls.getpeercert(binary_form=True)
         if der is None:
-            return None
-        leaf = x509.load_der_x509_certificate(der)
+            return Requester(address=address, identity=None)
         try:
+            leaf = load_certificate(der)
             identity = identity_of(leaf)
-            check_dates(leaf, at=datetime.now(UTC))
+            for each in verified_chain(tls._ssl_object):  # noqa: SLF001 - trio hands out everything but the chain
+                check_dates(load_certificate(each), at=datetime.now(UTC))
         except SvidError as exc:
-            raise _Dropped(f"the client certificate is refused: {exc}") from exc
+            raise Refusal(RefusalCode.UNAUTHENTICATED, f"the client certificate is refused: {exc}") from exc
         if identity.trust_domain != self._trust_domain:
-            raise _Dropped(f"the client certificate is of trust domain {identity.trust_domain!r} (X509-SVID 5.1)")
-        return identity
+            text = f"the client certificate is of trust domain {identity.trust_domain!r} (X509-SVID 5.1)"
+            raise Refusal(RefusalCode.UNAUTHENTICATED, text)
+        return Requester(address=address, identity=identity, serial=leaf.serial_number)
+
+    async def _refuse(self, tls: _TlsStream, refusal: Refusal) -> None:
+        """Answer the first request, whatever it is: an agent whose clock is wrong deserves to know."""
+        with self._until_drained(), trio.move_on_after(_IDLE_TIMEOUT_S):
+            if await tls.receive_some(_RECEIVE_BYTES):
+                await _send(tls, refusal.reply())
 
 
 async def _receive(tls: _TlsStream, decoder: FrameDecoder) -> list[dict[str, Any]]:
@@ -194,7 +224,7 @@ async def _send_alert(tls: _TlsStream, stream: trio.SocketStream) -> None:
 
 async def _send(tls: _TlsStream, reply: Reply) -> None:
     try:
-        frame = encode_frame(reply.to_wire())
+        frame = encode_frame(reply.to_wire() | {"time": time.time()})
     except ValueError:  # hundreds of refusals that each repeat a very long identity
         text = f"the reply would have more than {MAX_FRAME_BYTES} bytes: ask for fewer identities at once"
         frame = encode_frame(Refusal(RefusalCode.BAD_REQUEST, text).reply().to_wire())

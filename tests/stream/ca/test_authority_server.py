@@ -196,12 +196,25 @@ async def test_a_node_renews_only_itself(authority: Authority) -> None:
             await client.renew_node(node_csr("node-2"), own)
 
 
-async def test_an_expired_node_certificate_is_refused_in_the_handshake(tmp_path: Path) -> None:
+async def test_an_expired_node_certificate_is_refused_with_its_dates_and_the_authoritys_time(tmp_path: Path) -> None:
     authority = make_authority(tmp_path, at=datetime.now(UTC) - timedelta(days=1))
     expired = authority.node_credentials("node-1", at=datetime.now(UTC) - timedelta(hours=2))
     async with serving(authority) as port:
-        with pytest.raises(CaUnreachable, match="(?i)expired"):
+        with pytest.raises(CaRefused, match=r"expired: valid from .* to .*, and it is .* here") as caught:
             await authority.client(port).renew_node(node_csr("node-1"), expired)
+    assert caught.value.code == RefusalCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("off_s", [-59, 59])
+async def test_a_node_certificate_is_taken_within_the_tolerance_of_clocks(tmp_path: Path, off_s: int) -> None:
+    """It ended 59 s ago, or begins in 59 s: 60 s are granted either way."""
+    authority = make_authority(tmp_path, at=datetime.now(UTC) - timedelta(days=1))
+    at = datetime.now(UTC)
+    issued_at = at - timedelta(hours=1) if off_s < 0 else at + timedelta(seconds=60)  # not_before is set back by 60 s
+    own = authority.node_credentials("node-1", at=issued_at + timedelta(seconds=off_s + (1 if off_s < 0 else -1)))
+    async with serving(authority) as port:
+        renewed = await authority.client(port).renew_node(node_csr("node-1"), own)
+        assert renewed.certificates[0].chain_der
 
 
 async def test_a_node_certificate_of_another_authority_is_refused(authority: Authority, tmp_path: Path) -> None:
