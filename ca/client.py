@@ -25,10 +25,12 @@ from ca.messages import (
     Bundle,
     GetBundle,
     Issued,
+    JwtIssued,
     Refused,
     RenewNode,
     Reply,
     Request,
+    SignJwt,
     SignRequest,
     SignWorkloads,
     WatchTrust,
@@ -95,6 +97,15 @@ class CaClient:
         if [item.identity for item in issued.certificates] != [request.identity for request in requests]:
             raise CaProtocolError("the CA answered for other identities than were asked for")
         return issued
+
+    async def sign_jwt(
+        self, identity: SpiffeId, audience: tuple[str, ...], own: KeyAndChain, *, ttl_s: float = 0.0
+    ) -> str:
+        """Ask for a JWT-SVID of a workload, as the node that ``own`` proves; returns the token, not verified."""
+        reply = await self._ask(SignJwt(identity=identity, audience=audience, ttl_s=ttl_s), own)
+        if not isinstance(reply, JwtIssued):
+            raise CaProtocolError(f"the CA answered a request for a JWT-SVID with {type(reply).__name__}")
+        return reply.token
 
     async def bundle(self) -> Bundle:
         """Fetch the trust bundle."""

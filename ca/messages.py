@@ -10,6 +10,7 @@ answered without one.
     Attest          -> Issued (one certificate: the node's) | Refused
     RenewNode       -> Issued (one certificate: the node's) | Refused
     SignWorkloads   -> Issued (one item a request, in the same order) | Refused
+    SignJwt         -> JwtIssued | Refused
     GetBundle       -> Bundle | Refused
     WatchTrust      -> Trust, at once or when it changes, within 25 s | Refused
 
@@ -25,6 +26,7 @@ from typing import Any, ClassVar, Final, Self
 
 from ca import fields as read
 from ca.errors import WireError
+from ca.jwt_svid import MAX_AUDIENCE_CHARACTERS, MAX_AUDIENCES, MAX_TOKEN_BYTES
 from ca.spiffe import SpiffeId
 from ca.trust import Trust
 
@@ -157,6 +159,31 @@ class SignWorkloads:
     def from_wire(cls, fields: Mapping[str, Any]) -> Self:
         items = read.items(fields, "requests", MAX_REQUESTS)
         return cls(requests=tuple(SignRequest.from_wire(read.mapping(item, "requests")) for item in items))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignJwt:
+    """An agent asks for a JWT-SVID of a workload on its node; ``ttl_s`` 0 leaves its life to the CA."""
+
+    TYPE: ClassVar[str] = "sign_jwt"
+    identity: SpiffeId
+    audience: tuple[str, ...]
+    ttl_s: float = 0.0
+
+    def to_wire(self) -> dict[str, Any]:
+        return {
+            "type": self.TYPE,
+            "identity": str(self.identity),
+            "audience": list(self.audience),
+            "ttl_s": self.ttl_s,
+        }
+
+    @classmethod
+    def from_wire(cls, fields: Mapping[str, Any]) -> Self:
+        audience = read.items(fields, "audience", MAX_AUDIENCES)
+        if not all(isinstance(each, str) and len(each) <= MAX_AUDIENCE_CHARACTERS for each in audience):
+            raise WireError(f"'audience' has to hold texts of at most {MAX_AUDIENCE_CHARACTERS} characters")
+        return cls(identity=read.identity(fields), audience=tuple(audience), ttl_s=read.seconds(fields, "ttl_s"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,8 +333,26 @@ class Bundle:
         )
 
 
-Request = AttestWithToken | Attest | RenewNode | SignWorkloads | GetBundle | WatchTrust
-Reply = Issued | Bundle | Trust | Refused
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JwtIssued:
+    """A JWT-SVID, in JWS Compact Serialization."""
+
+    TYPE: ClassVar[str] = "jwt_issued"
+    token: str
+
+    def __repr__(self) -> str:
+        return "JwtIssued()"  # never the token
+
+    def to_wire(self) -> dict[str, Any]:
+        return {"type": self.TYPE, "token": self.token}
+
+    @classmethod
+    def from_wire(cls, fields: Mapping[str, Any]) -> Self:
+        return cls(token=read.text(fields, "token", MAX_TOKEN_BYTES))
+
+
+Request = AttestWithToken | Attest | RenewNode | SignWorkloads | SignJwt | GetBundle | WatchTrust
+Reply = Issued | JwtIssued | Bundle | Trust | Refused
 
 
 def parse_request(fields: Mapping[str, Any]) -> Request:
@@ -321,6 +366,8 @@ def parse_request(fields: Mapping[str, Any]) -> Request:
             return RenewNode.from_wire(fields)
         case SignWorkloads.TYPE:
             return SignWorkloads.from_wire(fields)
+        case SignJwt.TYPE:
+            return SignJwt.from_wire(fields)
         case GetBundle.TYPE:
             return GetBundle.from_wire(fields)
         case WatchTrust.TYPE:
@@ -334,6 +381,8 @@ def parse_reply(fields: Mapping[str, Any]) -> Reply:
     match read.text(fields, "type"):
         case Issued.TYPE:
             return Issued.from_wire(fields)
+        case JwtIssued.TYPE:
+            return JwtIssued.from_wire(fields)
         case Bundle.TYPE:
             return Bundle.from_wire(fields)
         case Trust.TYPE:

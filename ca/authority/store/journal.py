@@ -6,6 +6,7 @@ from datetime import datetime
 
 from ca.authority.records import CertificateRecord, NodeSummary
 from ca.authority.store.database import Database, Row
+from ca.authority.store.jwt_keys import JwtRecord, journal_jwts
 from ca.authority.store.times import from_seconds, to_seconds
 from ca.authority.store.tokens import TokenAlreadyUsed, use_up
 
@@ -15,9 +16,10 @@ _INSERT = f"INSERT INTO certificates ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalEntry:
-    """What one request adds: its certificates, one at least, and the token that bought the first, if one did."""
+    """What one request adds: its certificates, and the token that bought the first, if one did; or JWT-SVIDs."""
 
-    records: tuple[CertificateRecord, ...]
+    records: tuple[CertificateRecord, ...] = ()
+    jwts: tuple[JwtRecord, ...] = ()
     token_hash: bytes | None = None
 
 
@@ -60,6 +62,7 @@ class Journal:
                     written[number] = False
             accepted = [entry for entry, good in zip(entries, written, strict=True) if good]
             transaction.executemany(_INSERT, [_row(record) for entry in accepted for record in entry.records])
+            journal_jwts(transaction, [record for entry in accepted for record in entry.jwts])
         return written
 
     def count(self) -> int:
