@@ -1,12 +1,14 @@
 """Private keys of the authority: stored only encrypted.
 
 A stored key is PKCS8 (RFC 5958) encrypted under a passphrase that comes from a
-file that only its owner can read; it never comes from argv or the environment,
-which other users of the machine can see.
+file that only its owner can read, or is typed at a terminal; it never comes
+from argv or the environment, which other users of the machine can see.
 """
 
+import getpass
 import os
 import stat
+import sys
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -22,6 +24,24 @@ _MAX_PASSPHRASE_BYTES: Final = 1024  # OpenSSL's own limit for PEM passphrases
 _GROUP_AND_WORLD: Final = 0o077
 
 
+def ask_passphrase(path: Path | None, *, what: str = "the passphrase of the signing keys", new: bool = False) -> bytes:
+    """Read the passphrase from its file, or ask for it, if there is none and somebody sits at a terminal.
+
+    A ``new`` one is asked for twice.
+
+    Raises:
+        AuthorityError: as ``read_passphrase``; or what was typed is not usable, or not the same twice.
+    """
+    if path is not None or not sys.stdin.isatty():
+        return read_passphrase(path)
+    passphrase = getpass.getpass(f"{what}: ").encode()
+    if new and getpass.getpass(f"{what}, again: ").encode() != passphrase:
+        raise AuthorityError("the two passphrases are not the same; nothing was made")
+    if not _MIN_PASSPHRASE_BYTES <= len(passphrase) <= _MAX_PASSPHRASE_BYTES:
+        raise AuthorityError(f"a passphrase has {_MIN_PASSPHRASE_BYTES} to {_MAX_PASSPHRASE_BYTES} bytes")
+    return passphrase
+
+
 def read_passphrase(path: Path | None) -> bytes:
     """Read the passphrase from a file that only its owner can read.
 
@@ -33,7 +53,7 @@ def read_passphrase(path: Path | None) -> bytes:
     if path is None:
         raise AuthorityError(
             "no passphrase: keys on disk are always encrypted; set passphrase_file under [ca] in ca.toml, "
-            "or give --passphrase-file"
+            "give --passphrase-file, or run this at a terminal, which asks"
         )
     try:
         # O_NONBLOCK: opening a FIFO must not wait for its writer.
@@ -79,6 +99,12 @@ class KeyStore(Protocol):
             AuthorityError: it is not there, or can not be read.
         """
 
+    def has(self, key_id: str) -> bool:
+        """Whether the key is there: a root key may have been moved away."""
+
+    def remove(self, key_id: str) -> None:
+        """Forget a key, if it is there."""
+
 
 class KeyFiles:
     """Keys as files ``<key id>.pem`` with mode 0600 in one directory."""
@@ -101,6 +127,43 @@ class KeyFiles:
             return path.read_bytes()
         except OSError as exc:
             raise AuthorityError(f"{path}: the key can not be read: {exc.strerror}; restore it from a backup") from exc
+
+    def has(self, key_id: str) -> bool:
+        """Whether the file is there."""
+        return key_path(self._directory, key_id).exists()
+
+    def remove(self, key_id: str) -> None:
+        """Delete the file.  What it held is encrypted, so that its blocks need not be overwritten."""
+        key_path(self._directory, key_id).unlink(missing_ok=True)
+
+
+class KeyFile:
+    """One key in one file, wherever the operator keeps it: a root key on a medium that is taken away."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def where(self, key_id: str) -> str:
+        """The path, whichever key is meant."""
+        return str(self._path)
+
+    def add(self, key_id: str, encrypted_pem: bytes) -> None:
+        """Write the file whole, or not at all."""
+        write_durably(self._path, encrypted_pem, mode=0o600, exclusive=True)
+
+    def read(self, key_id: str) -> bytes:
+        """Read the file."""
+        try:
+            return self._path.read_bytes()
+        except OSError as exc:
+            raise AuthorityError(f"{self._path}: the root key can not be read: {exc.strerror}") from exc
+
+    def has(self, key_id: str) -> bool:
+        """Whether the file is there."""
+        return self._path.exists()
+
+    def remove(self, key_id: str) -> None:
+        """Leave it: what the operator put somewhere, the operator takes away."""
 
 
 def write_key(keys: KeyStore, key_id: str, key: PrivateKey, passphrase: bytes) -> None:
