@@ -129,7 +129,9 @@ def next_step(keys: Iterable[SigningKey], *, at: datetime) -> Step | None:
     """What is due now and needs no operator; None if nothing is.  Do it and ask again."""
     keys = list(keys)
     for key in keys:
-        if key.should_retire(at) and not _has_descendants(key, keys):
+        # Somebody else's certificate is there for the intermediates below it, and goes with the last of them.
+        over = key.kind is AuthorityKind.UPSTREAM and key.state is not AuthorityState.RETIRED
+        if (over or key.should_retire(at)) and not _has_descendants(key, keys):
             return Retire(key.key_id)
     active, prepared = active_intermediate(keys), prepared_intermediate(keys)
     if prepared is not None and prepared.should_activate(at):
@@ -250,6 +252,7 @@ def not_acknowledged(
     live: Mapping[str, datetime],
     acknowledged: Mapping[str, tuple[int, datetime]],
     version: int,
+    newest: int,
     skipped: Collection[str] = (),
 ) -> list[Missing]:
     """Whom the activation of a root waits for, by name.
@@ -257,12 +260,13 @@ def not_acknowledged(
     Args:
         live: nodes that hold a node certificate which has not expired, and when it does.
         acknowledged: nodes that have said which trust version they have in force, and when.
-        version: the trust version that publishes the new root.
+        version: the trust version that publishes the new root, or a later one.
+        newest: the trust version now; who says more has it from a time before the authority was restored from a backup.
         skipped: nodes that the operator knows never to come back.
     """
     missing = []
     for node, ends_at in sorted(live.items()):
         has, seen_at = acknowledged.get(node, (0, None))
-        if has < version and node not in skipped:
+        if not version <= has <= newest and node not in skipped:
             missing.append(Missing(node=node, version=has, seen_at=seen_at, certificate_ends_at=ends_at))
     return missing

@@ -131,16 +131,16 @@ def test_an_intermediate_is_found_under_a_root_that_is_two_certificates_above_it
     assert prepared_intermediate(keys) == keys[3]
 
 
-def test_a_root_with_a_shared_upstream_certificate_stays_while_that_stays() -> None:
+def test_an_upstream_certificate_goes_with_the_last_intermediate_below_it_and_its_root_after_it() -> None:
     upstream = replace(intermediate("u1"), kind=AuthorityKind.UPSTREAM)
-    keys = [root("r1", AuthorityState.RETIRING), upstream]
-    assert next_step(keys, at=BEGIN + YEAR / 4) is None
-
-
-def test_an_upstream_certificate_retires_with_the_last_intermediate_below_it() -> None:
-    upstream = replace(intermediate("u1", AuthorityState.RETIRING), kind=AuthorityKind.UPSTREAM)
-    keys = [root(), upstream, intermediate("i1", AuthorityState.RETIRED, under="u1"), intermediate("i2")]
-    assert next_step(keys, at=BEGIN + YEAR / 4) == Retire("u1")
+    below = intermediate("i1", AuthorityState.RETIRING, under="u1", last=BEGIN + YEAR / 2)
+    keys = [root("r1", AuthorityState.RETIRING), upstream, below, root("r2"), intermediate("i2", under="r2")]
+    at = BEGIN + YEAR / 4
+    assert next_step(keys, at=at) is None
+    keys[2] = replace(below, state=AuthorityState.RETIRED)
+    assert next_step(keys, at=at) == Retire("u1")
+    keys[1] = replace(upstream, state=AuthorityState.RETIRED)
+    assert next_step(keys, at=at) == Retire("r1")
 
 
 def test_a_chain_that_bites_its_own_tail_belongs_to_no_root() -> None:
@@ -191,10 +191,15 @@ def test_every_live_node_that_has_not_acknowledged_is_named() -> None:
         live={"b": ends, "a": ends, "c": ends, "d": ends},
         acknowledged={"a": (7, BEGIN), "b": (6, BEGIN), "gone": (1, BEGIN)},
         version=7,
+        newest=8,
         skipped={"d"},
     )
     assert [(each.node, each.version, each.seen_at) for each in missing] == [("b", 6, BEGIN), ("c", 0, None)]
 
 
 def test_a_node_that_is_ahead_has_acknowledged_too() -> None:
-    assert not not_acknowledged(live={"a": BEGIN}, acknowledged={"a": (9, BEGIN)}, version=7)
+    assert not not_acknowledged(live={"a": BEGIN}, acknowledged={"a": (9, BEGIN)}, version=7, newest=9)
+
+
+def test_a_version_of_a_time_before_a_restore_acknowledges_nothing() -> None:
+    assert not_acknowledged(live={"a": BEGIN}, acknowledged={"a": (50, BEGIN)}, version=7, newest=9)
