@@ -40,7 +40,11 @@ class Signer:
     def __init__(self, *, hierarchy: Hierarchy, ttl: timedelta) -> None:
         self._hierarchy = hierarchy
         self._ttl = ttl
+        # Constant while this signer signs; each costs as much as a tenth of a certificate to work out.
         self._issuer_der = hierarchy.issuer.certificate.public_bytes(serialization.Encoding.DER)
+        self._issuer_key_id = hierarchy.issuer_key_id
+        self._issuer_not_after = hierarchy.issuer.certificate.not_valid_after_utc
+        self._roots_der = hierarchy.roots_der
 
     @property
     def issuer_certificate(self) -> x509.Certificate:
@@ -55,7 +59,7 @@ class Signer:
     @property
     def roots_der(self) -> tuple[bytes, ...]:
         """The trust bundle as it goes over the wire."""
-        return self._hierarchy.roots_der
+        return self._roots_der
 
     @property
     def bundle_sequence(self) -> int:
@@ -73,9 +77,7 @@ class Signer:
         # RFC 5280 4.1.2.5.2: times have whole seconds; cut here, so that the check below is exact.
         at = at.replace(microsecond=0)
         try:
-            not_after = profile.svid_not_after(
-                at=at, ttl=self._ttl, issuer_not_after=issuer.certificate.not_valid_after_utc
-            )
+            not_after = profile.svid_not_after(at=at, ttl=self._ttl, issuer_not_after=self._issuer_not_after)
         except profile.ProfileError as exc:
             raise Refusal(RefusalCode.UNAVAILABLE, str(exc)) from exc
         certificate = profile.build_svid(
@@ -97,7 +99,7 @@ class Signer:
             identity=identity,
             certificate=certificate,
             chain_der=(leaf_der, self._issuer_der),
-            issuer_key_id=self._hierarchy.issuer_key_id,
+            issuer_key_id=self._issuer_key_id,
         )
 
 
