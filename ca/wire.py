@@ -11,13 +11,14 @@ A decoder raises ``WireError`` and nothing else, whatever the bytes.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 import msgpack
 
 from ca.errors import WireError
 
-__all__ = ["MAX_FRAME_BYTES", "FrameDecoder", "WireError", "encode_frame", "pack", "unpack"]
+__all__ = ["MAX_FRAME_BYTES", "FrameDecoder", "Limits", "WireError", "encode_frame", "pack", "unpack"]
 
 MAX_FRAME_BYTES: Final = 1024 * 1024  # 500 identities in one SignWorkloads are ~300 KiB
 _LENGTH_BYTES: Final = 4
@@ -28,13 +29,25 @@ _MAX_ARRAY_ITEMS: Final = 4096
 _MAX_MAP_ITEMS: Final = 256
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a decoder puts up with.  The defaults are for a peer on the network, who may be anybody."""
+
+    frame_bytes: int = MAX_FRAME_BYTES
+    array_items: int = _MAX_ARRAY_ITEMS
+    map_items: int = _MAX_MAP_ITEMS
+
+
+_NETWORK: Final = Limits()
+
+
 def pack(value: object) -> bytes:
     """Encode one value; a type outside the subset is a bug of ours and raises TypeError."""
     packed: bytes = msgpack.packb(value, use_bin_type=True)
     return packed
 
 
-def unpack(data: bytes | bytearray | memoryview, max_bytes: int) -> Any:
+def unpack(data: bytes | bytearray | memoryview, max_bytes: int, *, limits: Limits = _NETWORK) -> Any:
     """Decode exactly one value of at most ``max_bytes`` encoded bytes.
 
     Raises:
@@ -50,8 +63,8 @@ def unpack(data: bytes | bytearray | memoryview, max_bytes: int) -> Any:
             use_list=True,
             object_pairs_hook=_map_without_duplicates,
             ext_hook=_refuse_extension,
-            max_array_len=_MAX_ARRAY_ITEMS,
-            max_map_len=_MAX_MAP_ITEMS,
+            max_array_len=limits.array_items,
+            max_map_len=limits.map_items,
             max_ext_len=0,
         )
     except WireError:
@@ -62,11 +75,11 @@ def unpack(data: bytes | bytearray | memoryview, max_bytes: int) -> Any:
     return value
 
 
-def encode_frame(message: dict[str, Any]) -> bytes:
+def encode_frame(message: dict[str, Any], *, max_frame_bytes: int = MAX_FRAME_BYTES) -> bytes:
     """Encode one message with its length in front; too long a message is a bug of ours: ValueError."""
     body = pack(message)
-    if len(body) > MAX_FRAME_BYTES:
-        raise ValueError(f"a message of {len(body)} bytes does not fit a frame of {MAX_FRAME_BYTES}")
+    if len(body) > max_frame_bytes:
+        raise ValueError(f"a message of {len(body)} bytes does not fit a frame of {max_frame_bytes}")
     return len(body).to_bytes(_LENGTH_BYTES, "big") + body
 
 
@@ -77,8 +90,10 @@ class FrameDecoder:
     there is no way to find the next frame in a broken stream.
     """
 
-    def __init__(self, *, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
-        self._max_frame_bytes = max_frame_bytes
+    def __init__(self, *, max_frame_bytes: int | None = None, limits: Limits = _NETWORK) -> None:
+        """``max_frame_bytes`` instead of the one in ``limits``."""
+        self._max_frame_bytes = limits.frame_bytes if max_frame_bytes is None else max_frame_bytes
+        self._limits = limits
         self._buffer = bytearray()
         self._error: WireError | None = None
 
@@ -115,7 +130,7 @@ class FrameDecoder:
         end = _LENGTH_BYTES + length
         if len(self._buffer) < end:
             return None
-        message = unpack(bytes(self._buffer[_LENGTH_BYTES:end]), self._max_frame_bytes)
+        message = unpack(bytes(self._buffer[_LENGTH_BYTES:end]), self._max_frame_bytes, limits=self._limits)
         del self._buffer[:end]
         if not isinstance(message, dict):
             raise WireError(f"a frame holds a {type(message).__name__}, not a map")

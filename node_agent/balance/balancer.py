@@ -26,7 +26,7 @@ A pick ends exactly once:
 """
 
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -178,9 +178,12 @@ class Balancer:
     def load_of(self, endpoint: Endpoint, now: float) -> EndpointLoad:
         """What operators are shown."""
         load = self._loads.get(_key(endpoint))
-        if load is None:
-            return EndpointLoad(0, None)
-        return EndpointLoad(load.open_connections, load.latency.at(now) if load.latency else None)
+        return EndpointLoad(0, None) if load is None else _shown(load, now)
+
+    def loads(self, now: float) -> Iterator[tuple[EndpointAddress, str, EndpointLoad]]:
+        """What is known of all endpoints: address, uid of the workload (or empty), load.  Not to be held."""
+        for (address, uid), load in self._loads.items():
+            yield address, uid, _shown(load, now)
 
     def _rotation(self, service: ServicePort, candidates: Sequence[Endpoint], now: float) -> _Rotation:
         family = 6 if candidates and ":" in candidates[0].address.ip else 4
@@ -250,6 +253,10 @@ class Balancer:
         service, rotation = next(iter(self._rotations.items()))
         if now - rotation.used_at >= _FORGET_AFTER_S:
             del self._rotations[service]
+
+
+def _shown(load: _Load, now: float) -> EndpointLoad:
+    return EndpointLoad(load.open_connections, load.latency.at(now) if load.latency else None)
 
 
 def _key(endpoint: Endpoint) -> _Key:

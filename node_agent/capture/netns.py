@@ -11,7 +11,7 @@ import socket
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Final, Self
 
 _CLONE_NEWNET: Final = 0x40000000  # sched.h
 _libc: Final = ctypes.CDLL(None, use_errno=True)  # os.setns arrives with Python 3.12
@@ -33,12 +33,22 @@ class NetworkNamespace:
 
     __slots__ = ("_home", "_thread", "fd", "inode")
 
-    def __init__(self, path: Path) -> None:
-        """Open the namespace at ``path``; raises OSError."""
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.inode = os.fstat(self.fd).st_ino
+    def __init__(self, fd: int) -> None:
+        """Take over ``fd``, an open namespace; raises OSError."""
+        self.fd = fd
+        self.inode = os.fstat(fd).st_ino
         self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._thread = threading.get_ident()
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open the namespace at ``path``; raises OSError."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return cls(fd)
+        except OSError:
+            os.close(fd)
+            raise
 
     def close(self) -> None:
         os.close(self.fd)

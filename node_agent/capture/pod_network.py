@@ -4,7 +4,7 @@ import socket
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from node_agent.capture.netns import NetworkNamespace
 from node_agent.capture.rules import AGENT_MARK
@@ -62,10 +62,20 @@ class PodNetwork:
 
     __slots__ = ("_spare", "namespace")
 
-    def __init__(self, path: Path) -> None:
-        """Open the pod's namespace; raises OSError."""
-        self.namespace = NetworkNamespace(path)
+    def __init__(self, namespace: NetworkNamespace) -> None:
+        """Take over the pod's namespace."""
+        self.namespace = namespace
         self._spare: dict[int, list[socket.socket]] = {socket.AF_INET: [], socket.AF_INET6: []}
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open the pod's namespace at ``path``; raises OSError."""
+        return cls(NetworkNamespace.open(path))
+
+    @classmethod
+    def of_descriptor(cls, fd: int) -> Self:
+        """Take over ``fd``, the pod's namespace; raises OSError."""
+        return cls(NetworkNamespace(fd))
 
     def close(self) -> None:
         for spare in self._spare.values():

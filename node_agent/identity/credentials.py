@@ -25,12 +25,16 @@ from node_agent.identity.peers import check_time_ourselves
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Credentials:
-    """What it takes to be ``identity`` on a connection, until ``not_after`` (aware UTC)."""
+    """What it takes to be ``identity`` on a connection, until ``not_after`` (aware UTC).
+
+    ``own`` is what the contexts were made of: contexts do not travel to another process.
+    """
 
     identity: SpiffeId
     serial: int
     not_before: datetime
     not_after: datetime
+    own: KeyAndChain
     client_context: ssl.SSLContext
     server_context: ssl.SSLContext
     ring: int
@@ -52,6 +56,7 @@ def make_credentials(
         not_before=leaf.not_valid_before_utc,
         # An SVID is worth no more than the certificates that vouch for it.
         not_after=min(certificate.not_valid_after_utc for certificate in own.chain),
+        own=own,
         client_context=_context(server_side=False, own=own, roots=roots),
         server_context=_context(server_side=True, own=own, roots=roots),
         ring=ring,

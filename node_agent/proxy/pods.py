@@ -159,7 +159,7 @@ class Pods:
         """File a pod under ``opened``, or under ``shut`` if it has to get the rules without us listening."""
         path = self._netns_path(workload)
         try:
-            network = PodNetwork(path)
+            network = PodNetwork.open(path)
         except OSError as error:
             self._failed(workload, f"cannot open its network namespace {path}: {error.strerror}")
             return
@@ -182,7 +182,7 @@ class Pods:
             if uid in self._freed or not self._may_plumb(uid):
                 continue
             try:
-                network = PodNetwork(self._netns_path(workload))
+                network = PodNetwork.open(self._netns_path(workload))
             except OSError:
                 self._freed.add(uid)  # no namespace, so no rules of ours in it
             else:

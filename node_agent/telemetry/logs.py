@@ -10,9 +10,15 @@ written out, for at most five seconds.
 Why a thread: a pipe or a disk may block in ``write`` for as long as it likes,
 and stdout can not be made non-blocking without changing it for every other
 process that shares it.
+
+Where worker processes share the streams (node_agent/workers), a lock keeps their
+lines apart: a write to a pipe is whole only up to PIPE_BUF, 4 KiB (pipe(7)).
+The lock is flock(2)'s, on an unnamed file for each stream, so it ends with the
+process that holds it.
 """
 
 import atexit
+import fcntl
 import json
 import logging
 import os
@@ -56,19 +62,36 @@ class Logging:
             writer.close(_FLUSH_S)
 
 
-def configure_logging(level: str, *, stdout_fd: int = _STDOUT, stderr_fd: int = _STDERR) -> Logging:
+def make_stream_locks() -> tuple[int, int]:
+    """Return descriptors of two unnamed files, for stdout and stderr, that all processes of the agent share."""
+    return os.memfd_create("ringfence-stdout-lock"), os.memfd_create("ringfence-stderr-lock")
+
+
+def configure_logging(
+    level: str,
+    *,
+    stdout_fd: int = _STDOUT,
+    stderr_fd: int = _STDERR,
+    locks: tuple[int, int] | None = None,
+    worker: int | None = None,
+) -> Logging:
     """Send the process's logs where they belong; once, at start.
+
+    ``locks`` are those of ``make_stream_locks`` where other processes write to
+    the same streams; ``worker`` is told in every line but the access records.
 
     Raises:
         ConfigError: ``level`` is not one of :data:`LEVELS`.
     """
     set_log_level(level)
-    errors = LineWriter(stderr_fd)
+    stdout_lock, stderr_lock = locks or (None, None)
+    errors = LineWriter(stderr_fd, lock_fd=stderr_lock)
     # One file for both (`>log 2>&1`): one writer, so that lines never mix.
-    records = errors if os.path.samestat(os.fstat(stdout_fd), os.fstat(stderr_fd)) else LineWriter(stdout_fd)
+    same = os.path.samestat(os.fstat(stdout_fd), os.fstat(stderr_fd))
+    records = errors if same else LineWriter(stdout_fd, lock_fd=stdout_lock)
 
     root = logging.getLogger()
-    root.handlers[:] = [_QueueingHandler(errors, JsonFormatter())]
+    root.handlers[:] = [_QueueingHandler(errors, JsonFormatter(worker=worker))]
     access = logging.getLogger(ACCESS_LOGGER)
     access.setLevel(logging.INFO)
     access.propagate = False
@@ -96,6 +119,10 @@ def set_log_level(level: str) -> None:
 class JsonFormatter(logging.Formatter):
     """One JSON object a line; ASCII only, so that control characters are escaped."""
 
+    def __init__(self, *, worker: int | None = None) -> None:
+        super().__init__()
+        self._worker = worker
+
     def format(self, record: logging.LogRecord) -> str:
         """Render ``record``; a traceback becomes the text field ``exception``."""
         at = datetime.fromtimestamp(record.created, UTC)
@@ -105,6 +132,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if self._worker is not None:
+            fields["worker"] = self._worker
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         return json.dumps(fields)
@@ -129,9 +158,12 @@ class LineWriter:
     ``write`` never blocks for longer than it takes to append to a queue.
     """
 
-    def __init__(self, fd: int, *, max_queued_bytes: int = _MAX_QUEUED_BYTES) -> None:
+    def __init__(self, fd: int, *, max_queued_bytes: int = _MAX_QUEUED_BYTES, lock_fd: int | None = None) -> None:
+        """``lock_fd``: a file that every process locks while it writes to what ``fd`` leads to."""
         self.dropped_lines = 0
         self._fd = fd
+        # An open file of our own: the lock belongs to the open file, and descriptors that were passed share one.
+        self._lock_fd = None if lock_fd is None else os.open(f"/proc/self/fd/{lock_fd}", os.O_RDWR | os.O_CLOEXEC)
         self._max_queued_bytes = max_queued_bytes
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
@@ -188,6 +220,8 @@ class LineWriter:
     def _write_out(self, chunk: bytes, lines: int) -> None:
         view = memoryview(chunk)
         try:
+            if self._lock_fd is not None:
+                fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
             while view:
                 try:
                     view = view[os.write(self._fd, view) :]
@@ -195,3 +229,6 @@ class LineWriter:
                     time.sleep(_GATHER_S)
         except OSError:
             self.dropped_lines += lines  # a full disk, a closed pipe: there is nowhere to say so but the counter
+        finally:
+            if self._lock_fd is not None:
+                fcntl.flock(self._lock_fd, fcntl.LOCK_UN)

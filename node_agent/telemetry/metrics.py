@@ -39,6 +39,16 @@ class _Family:
     samples: Callable[[], Iterable[tuple[str, float]]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyReading:
+    """A family and its samples: label text as ``render_labels`` writes it, and value."""
+
+    name: str
+    kind: Kind
+    help_text: str
+    samples: Iterable[tuple[str, float]]
+
+
 class Metrics:
     """The families of one agent.
 
@@ -78,25 +88,23 @@ class Metrics:
 
     def render(self) -> Iterator[bytes]:
         """The whole text, in chunks of about 16 KiB.  A reading that fails is logged, counted and left out."""
+        return render_families(self.read())
+
+    def read(self) -> Iterator[FamilyReading]:
+        """The families one after the other, each read when its samples are iterated."""
         for hook in self._before:
             hook()
-        lines: list[str] = []
-        size = 0
         for family in self._families.values():
-            lines.append(f"# HELP {family.name} {_escape_help(family.help_text)}\n# TYPE {family.name} {family.kind}\n")
-            try:
-                for labels, value in family.samples():
-                    line = f"{family.name}{labels} {_number(value)}\n"
-                    lines.append(line)
-                    size += len(line)
-                    if size >= _CHUNK_BYTES:
-                        yield "".join(lines).encode()
-                        lines.clear()
-                        size = 0
-            except Exception:
-                self._failed_reads += 1
-                _LOG.exception("metric %s could not be read", family.name)
-        yield "".join(lines).encode()
+            yield FamilyReading(
+                name=family.name, kind=family.kind, help_text=family.help_text, samples=self._guarded(family)
+            )
+
+    def _guarded(self, family: _Family) -> Iterator[tuple[str, float]]:
+        try:
+            yield from family.samples()
+        except Exception:
+            self._failed_reads += 1
+            _LOG.exception("metric %s could not be read", family.name)
 
     def _add(self, name: str, kind: Kind, help_text: str, samples: Callable[[], Iterable[tuple[str, float]]]) -> None:
         if not _NAME.fullmatch(name):
@@ -104,6 +112,23 @@ class Metrics:
         if name in self._families:
             raise ValueError(f"metric {name!r} is registered twice")
         self._families[name] = _Family(name=name, kind=kind, help_text=help_text, samples=samples)
+
+
+def render_families(families: Iterable[FamilyReading]) -> Iterator[bytes]:
+    """The text of these families, in chunks of about 16 KiB."""
+    lines: list[str] = []
+    size = 0
+    for family in families:
+        lines.append(f"# HELP {family.name} {_escape_help(family.help_text)}\n# TYPE {family.name} {family.kind}\n")
+        for labels, value in family.samples:
+            line = f"{family.name}{labels} {_number(value)}\n"
+            lines.append(line)
+            size += len(line)
+            if size >= _CHUNK_BYTES:
+                yield "".join(lines).encode()
+                lines.clear()
+                size = 0
+    yield "".join(lines).encode()
 
 
 def render_labels(names: Labels, values: Labels) -> str:

@@ -17,17 +17,23 @@ def register_process_metrics(metrics: Metrics, *, version: str, wall: Callable[[
     """Register the ``ringfence_process_*`` metrics and ``ringfence_build_info``; the process starts now."""
     started_at_s = wall()
     metrics.gauge("ringfence_build_info", "Always 1.", lambda: {(version,): 1}, labels=("version",))
-    metrics.gauge("ringfence_process_resident_memory_bytes", "Resident memory of the agent.", _resident_bytes)
+    metrics.gauge(
+        "ringfence_process_start_time_seconds", "When the agent started, since the epoch.", lambda: started_at_s
+    )
+    register_resources(metrics)
+
+
+def register_resources(metrics: Metrics) -> None:
+    """Register what this process uses; what several processes of an agent use is added up."""
+    metrics.gauge("ringfence_process_resident_memory_bytes", "Resident memory of the agent.", resident_bytes)
     metrics.counter(
         "ringfence_process_cpu_seconds_total", "Processor time of the agent, user and system.", time.process_time
     )
     metrics.gauge(
         "ringfence_process_open_fds", "Open file descriptors of the agent.", lambda: len(os.listdir(_DESCRIPTORS))
     )
-    metrics.gauge(
-        "ringfence_process_start_time_seconds", "When the agent started, since the epoch.", lambda: started_at_s
-    )
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
+    """Resident memory of this process."""
     return int(_STATM.read_text().split()[1]) * _PAGE_BYTES
