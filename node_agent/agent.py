@@ -22,6 +22,7 @@ from typing import Final
 import trio
 
 from ca.client import CaClient
+from ca.http_server import HttpServer
 from ca.manifests import DirectoryState
 from node_agent import __version__, process
 from node_agent import config as configuration
@@ -44,7 +45,6 @@ from node_agent.registry import Registry, Update
 from node_agent.registry.file_source import FileSource
 from node_agent.report import Report
 from node_agent.telemetry.admin import admin_routes, metrics_routes, readiness_routes
-from node_agent.telemetry.http_server import HttpServer
 from node_agent.telemetry.logs import Logging, configure_logging
 from node_agent.telemetry.metrics import Metrics
 from node_agent.telemetry.process_metrics import register_process_metrics

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from ca.http_server import JSON, Handler, Request, Response, Routes, json_response
 from node_agent.errors import ConfigError
 from node_agent.telemetry import metrics as prometheus
-from node_agent.telemetry.http_server import JSON, Handler, Request, Response, Routes, json_response
 from node_agent.telemetry.metrics import Metrics
 
 Row = Mapping[str, object]

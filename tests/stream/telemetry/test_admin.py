@@ -10,10 +10,10 @@ import h11
 import pytest
 import trio
 
+from ca.http_server import HttpServer, Routes
 from node_agent.cli.main import main
 from node_agent.errors import AgentError, ConfigError
 from node_agent.telemetry.admin import AdminSources, Row, admin_routes, metrics_routes, readiness_routes
-from node_agent.telemetry.http_server import HttpServer, Routes
 from node_agent.telemetry.metrics import Metrics
 from node_agent.telemetry.unix_socket import UnixListener
 

@@ -12,7 +12,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node_agent.telemetry.http_server import HttpServer, Request, Response, Routes, json_response
+from ca.http_server import HttpServer, Request, Response, Routes, json_response
 
 Stream = trio.abc.HalfCloseableStream
 

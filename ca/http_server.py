@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 server for machines: Prometheus, the kubelet, the ``ringfence`` command.
+"""A small HTTP/1.1 server for machines: Prometheus, the kubelet, the ``ringfence`` command, other CAs.
 
 h11 speaks HTTP, trio moves the bytes, one table says what is served:
 ``routes[path][method]`` is a function from :class:`Request` to
@@ -17,7 +17,7 @@ import itertools
 import json
 import logging
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -57,6 +57,7 @@ class Response(NamedTuple):
 
 Handler = Callable[[Request], Response]
 Routes = Mapping[str, Mapping[str, Handler]]
+Secure = Callable[[trio.abc.HalfCloseableStream], Awaitable[trio.abc.Stream]]
 
 
 def json_response(status: int, value: object) -> Response:
@@ -73,10 +74,16 @@ class _Refused(Exception):
 
 
 class HttpServer:
-    """Serves ``routes`` until it is cancelled."""
+    """Serves ``routes`` until it is cancelled.
 
-    def __init__(self, routes: Routes) -> None:
+    ``secure`` turns an accepted connection into the one that HTTP is spoken
+    on: a TLS handshake, which the same bounds hold for.  It may raise what
+    trio raises for a broken connection.
+    """
+
+    def __init__(self, routes: Routes, *, secure: Secure | None = None) -> None:
         self._routes = routes
+        self._secure = secure
         self._connections: dict[int, trio.CancelScope] = {}  # in order of age
         self._accepted = 0
 
@@ -98,7 +105,11 @@ class HttpServer:
         with trio.CancelScope() as scope:
             self._connections[number] = scope
             try:
-                await _Conversation(stream, self._routes).run()
+                conversation: trio.abc.Stream = stream
+                if self._secure is not None:
+                    with trio.fail_after(_DEADLINE_S):
+                        conversation = await self._secure(stream)
+                await _Conversation(conversation, self._routes).run()
             except (OSError, trio.BrokenResourceError, trio.TooSlowError):
                 pass  # the client went away or stopped reading: nobody is left to tell
             except Exception:
@@ -110,7 +121,7 @@ class HttpServer:
 class _Conversation:
     """One connection: requests and answers in turn."""
 
-    def __init__(self, stream: trio.abc.HalfCloseableStream, routes: Routes) -> None:
+    def __init__(self, stream: trio.abc.Stream, routes: Routes) -> None:
         self._stream = stream
         self._routes = routes
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD_BYTES)
@@ -179,7 +190,7 @@ class _Conversation:
             return response._replace(body=itertools.chain((first,), response.body))
         except Exception:
             _LOG.exception("%s %s failed", request.method, request.path)
-            return json_response(500, {"error": "internal error; the agent's log says more"})
+            return json_response(500, {"error": "internal error; the log says more"})
 
     async def _send_response(self, response: Response, *, close: bool, head_only: bool) -> None:
         headers = [("Content-Type", response.content_type), ("Cache-Control", "no-store"), *response.headers]
@@ -202,7 +213,8 @@ class _Conversation:
     async def _linger(self) -> None:
         """Let the client read our last answer: closing with unread input would reset the connection."""
         with trio.move_on_after(_LINGER_S):
-            await self._stream.send_eof()
+            if isinstance(self._stream, trio.abc.HalfCloseableStream):
+                await self._stream.send_eof()
             while await self._stream.receive_some(_RECEIVE_BYTES):
                 pass
 
