@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+from ca.authority.attestation.settings import AttestationSettings, read_settings
 from ca.authority.errors import ConfigError
 from ca.authority.store.location import DatabaseLocation, PostgresAddress
 from ca.spiffe import SpiffeId, SpiffeIdError
@@ -23,6 +24,7 @@ _KEYS: Final[Mapping[str, frozenset[str]]] = {
         {"trust_domain", "address", "state_dir", "passphrase_file", "svid_ttl_s", "database", "database_password_file"}
     ),
     "registry": frozenset({"manifests_dir"}),
+    "attestation": frozenset({"plugins", "kubernetes", "instance_document"}),
 }
 
 
@@ -37,6 +39,7 @@ class AuthorityConfig:
     passphrase_file: Path | None
     svid_ttl_s: int
     manifests_dir: Path
+    attestation: AttestationSettings
     database: DatabaseLocation  # the journal, the tokens and the public certificates of the hierarchy
 
     @property
@@ -73,6 +76,7 @@ class AuthorityConfig:
             passphrase_file=reader.optional_path("ca", "passphrase_file"),
             svid_ttl_s=reader.integer("ca", "svid_ttl_s", 3600, at_least=_MIN_TTL_S, at_most=_MAX_TTL_S),
             manifests_dir=reader.path("registry", "manifests_dir", "/etc/ringfence/manifests"),
+            attestation=read_settings(path, reader.table("attestation")),
             database=reader.database() or state_dir / "authority.db",
         )
 
@@ -101,6 +105,9 @@ class _Reader:
         if value is not None and (not isinstance(value, str) or not value):
             raise self._wrong(section, key, f"must be text in quotes, not {value!r}")
         return value
+
+    def table(self, section: str) -> Mapping[str, Any]:
+        return self._tables.get(section, {})
 
     def path(self, section: str, key: str, default: str) -> Path:
         return self.optional_path(section, key, default) or Path(default)

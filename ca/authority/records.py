@@ -58,6 +58,23 @@ class CertificateRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """A machine that may attest once: ``id`` is unique within ``method``, such as ``<account>/<instance>``."""
+
+    method: str
+    id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceRecord:
+    """A machine that has attested, as ``node``."""
+
+    instance: Instance
+    node: str
+    attested_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRecord:
     """What is known of a join token; the token itself is not."""
 

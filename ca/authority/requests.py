@@ -117,7 +117,9 @@ class RequestHandler:
         try:
             match request:
                 case AttestWithToken():
-                    return self._attest(asked, request, at)
+                    return self._attest(asked, request, attestation.token_hash(request.token), at)
+                case Attest(plugin=attestation.JOIN_TOKEN):
+                    return self._attest(asked, request, attestation.token_hash(request.evidence), at)
                 case Attest():
                     proven = _proven(asked.judged)
                     self._guard.current().require_admitted(proven.node)
@@ -140,8 +142,12 @@ class RequestHandler:
             log("internal_error", level=logging.ERROR, exc_info=True, request=request.TYPE)
             return _failed()
 
-    def _attest(self, asked: Asked, request: AttestWithToken, at: datetime) -> "_Unwritten":
-        found = self._store.token(attestation.token_hash(request.token))
+    def _attest(
+        self, asked: Asked, request: AttestWithToken | Attest, token_hash: bytes, at: datetime
+    ) -> "_Unwritten":
+        if isinstance(asked.judged, Refusal):  # join tokens are not enabled
+            raise asked.judged
+        found = self._store.token(token_hash)
         attested = attestation.by_token(trust_domain=self._trust_domain, node=request.node, found=found, at=at)
         return self._issue_node(asked, attested, request.csr_der, at)
 
@@ -192,7 +198,7 @@ class RequestHandler:
         )
         return _Unwritten(
             asked=asked,
-            entry=JournalEntry(records=records, token_hash=attested.token_hash),
+            entry=JournalEntry(records=records, token_hash=attested.token_hash, instance=attested.instance),
             reply=Issued(certificates=certificates, bundle_der=self._signer.roots_der, trust_domain=self._trust_domain),
         )
 
@@ -231,9 +237,15 @@ def _after_writing(unwritten: _Unwritten, written: bool) -> Reply:
         for record in unwritten.entry.records:
             log_issued(record)
         return unwritten.reply
-    refusal = Refusal(
-        RefusalCode.TOKEN_INVALID, "the join token was used already, by a request that came a moment earlier"
-    )
+    if (instance := unwritten.entry.instance) is not None:
+        text = (
+            f"machine {instance.id} has attested before, and each does so once: if it has lost its certificate, "
+            f"run: ringfence ca instances --forget {instance.id}"
+        )
+        refusal = Refusal(RefusalCode.ATTESTATION_REFUSED, text)
+    else:
+        text = "the join token was used already, by a request that came a moment earlier"
+        refusal = Refusal(RefusalCode.TOKEN_INVALID, text)
     _log_refused(refusal, unwritten.asked.requester, request=unwritten.asked.request.TYPE)
     return refusal.reply()
 

@@ -12,6 +12,7 @@ from typing import Final
 import trio
 
 from ca.authority import hierarchy
+from ca.authority.attestation import assemble as attestation
 from ca.authority.config import AuthorityConfig
 from ca.authority.errors import AuthorityError, Refusal, StoreError
 from ca.authority.logs import log
@@ -60,7 +61,13 @@ async def serve(
             limiter=thread,
         )
         worker = Worker(handler=handler, limiter=thread, rng=random.Random())  # noqa: S311 - spreads retries, keeps no secret
-        server = Server(certificate=certificate, worker=worker, trust=trust, trust_domain=config.trust_domain)
+        server = Server(
+            certificate=certificate,
+            worker=worker,
+            trust=trust,
+            attestors=attestation.assemble(config.attestation, trust_domain=config.trust_domain),
+            trust_domain=config.trust_domain,
+        )
         try:
             await trust.look()
             await certificate.renew()

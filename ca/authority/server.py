@@ -22,13 +22,14 @@ from typing import Any, Final
 import trio
 
 from ca.authority import attestation
+from ca.authority.attestation.plugins import Attestors
 from ca.authority.errors import Refusal
 from ca.authority.logs import log
 from ca.authority.requests import Asked, Requester
 from ca.authority.server_certificate import ServerCertificate
 from ca.authority.trust_feed import TrustFeed
 from ca.authority.worker import Worker
-from ca.messages import ALPN, RefusalCode, Reply, WatchTrust, parse_request
+from ca.messages import ALPN, Attest, AttestWithToken, RefusalCode, Reply, WatchTrust, parse_request
 from ca.svid import SvidError, check_dates, identity_of, load_certificate
 from ca.tls import verified_chain
 from ca.wire import MAX_FRAME_BYTES, FrameDecoder, WireError, encode_frame
@@ -56,11 +57,13 @@ class Server:
         certificate: ServerCertificate,
         worker: Worker,
         trust: TrustFeed,
+        attestors: Attestors,
         trust_domain: str,
     ) -> None:
         self._certificate = certificate
         self._worker = worker
         self._trust = trust
+        self._attestors = attestors
         self._trust_domain = trust_domain
         self._connections = 0
         self._draining = False
@@ -157,8 +160,11 @@ class Server:
         request = parse_request(fields)
         if isinstance(request, WatchTrust):
             return await self._watch(request, requester)
+        judged = None
+        if isinstance(request, Attest | AttestWithToken):
+            judged = await self._attestors.judge(request, at=datetime.now(UTC))
         peer = requester.address.rpartition(":")[0] if requester.identity is None else requester.identity
-        return await self._worker.ask(Asked(request=request, requester=requester), peer=peer)
+        return await self._worker.ask(Asked(request=request, requester=requester, judged=judged), peer=peer)
 
     async def _watch(self, request: WatchTrust, requester: Requester) -> Reply:
         """Hold the request until there is something to say; no thread waits meanwhile."""

@@ -14,7 +14,7 @@ the one thread that signs.  docs/attestation.md is for operators and for those
 who write a plugin.
 """
 
-from ca.authority.attestation.attested import Attested, Claim, Instance, Plugin
+from ca.authority.attestation.attested import Attested, Claim, Plugin
 from ca.authority.attestation.join_token import JOIN_TOKEN, TOKEN_RANDOM_BYTES, by_token, format_token, token_hash
 from ca.authority.attestation.node_certificate import by_certificate
 
@@ -23,7 +23,6 @@ __all__ = [
     "TOKEN_RANDOM_BYTES",
     "Attested",
     "Claim",
-    "Instance",
     "Plugin",
     "by_certificate",
     "by_token",

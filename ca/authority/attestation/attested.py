@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Protocol
 
 from ca.authority.errors import Refusal
+from ca.authority.records import Instance
 from ca.messages import RefusalCode
 from ca.spiffe import SpiffeId, SpiffeIdError
 
@@ -26,14 +27,6 @@ class Claim:
 
     def __repr__(self) -> str:
         return f"Claim(node={self.node!r})"  # never the evidence
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Instance:
-    """A machine that may attest once: ``id`` is unique within ``method``, such as ``<account>/<instance>``."""
-
-    method: str
-    id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

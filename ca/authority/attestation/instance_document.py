@@ -23,7 +23,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
-from ca.authority.attestation.attested import Attested, Claim, Instance, node_identity, refused
+from ca.authority.attestation.attested import Attested, Claim, node_identity, refused
+from ca.authority.records import Instance
 from ca.errors import WireError
 from ca.wire import unpack
 

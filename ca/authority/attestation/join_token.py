@@ -24,9 +24,9 @@ def format_token(random_bytes: bytes) -> str:
     return f"{_TOKEN_PREFIX}{random_bytes.hex()}"
 
 
-def token_hash(token: str) -> bytes:
+def token_hash(token: str | bytes) -> bytes:
     """What the store keeps instead of the token."""
-    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+    return hashlib.sha256(token if isinstance(token, bytes) else token.encode("utf-8", "surrogatepass")).digest()
 
 
 def by_token(*, trust_domain: str, node: str, found: TokenRecord | None, at: datetime) -> Attested:

@@ -15,6 +15,7 @@ from ca.authority.keys import KeyFiles, KeyStore
 from ca.authority.records import AuthorityRecord, CertificateRecord, NodeSummary, TokenRecord
 from ca.authority.store.authorities import Authorities
 from ca.authority.store.database import Database
+from ca.authority.store.instances import Instances
 from ca.authority.store.journal import Journal, JournalEntry
 from ca.authority.store.jwt_keys import JwtKeys
 from ca.authority.store.location import DatabaseLocation, PostgresAddress
@@ -43,6 +44,7 @@ class Store:
         self._authorities = Authorities(database)
         self.jwt_keys = JwtKeys(database)
         self.trust = TrustRecords(database)
+        self.instances = Instances(database)
         self.revocations = Revocations(database)
 
     @classmethod

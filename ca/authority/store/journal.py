@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from ca.authority.records import CertificateRecord, NodeSummary
+from ca.authority.records import CertificateRecord, Instance, NodeSummary
 from ca.authority.store.database import Database, Row
+from ca.authority.store.instances import take_up
 from ca.authority.store.jwt_keys import JwtRecord, journal_jwts
 from ca.authority.store.times import from_seconds, to_seconds
 from ca.authority.store.tokens import TokenAlreadyUsed, use_up
@@ -21,6 +22,7 @@ class JournalEntry:
     records: tuple[CertificateRecord, ...] = ()
     jwts: tuple[JwtRecord, ...] = ()
     token_hash: bytes | None = None
+    instance: Instance | None = None  # the machine that attested, which does so once
 
 
 class Journal:
@@ -46,13 +48,19 @@ class Journal:
     def write_all(self, entries: Sequence[JournalEntry], *, at: datetime) -> list[bool]:
         """Write what several requests add in one transaction: they share the wait for the disk.
 
-        Returns for each whether it was written: it is not when its token was used or removed meanwhile.
+        Returns for each whether it was written: it is not when its token was used or removed meanwhile,
+        or its machine attested.
 
         Raises:
             StoreError: the database can not be used; nothing was written.
         """
         written = [True] * len(entries)
         # Tokens in one order everywhere: two replicas that use up the same two do not wait for each other.
+        machines = sorted(
+            (entry.instance.method, entry.instance.id, number)
+            for number, entry in enumerate(entries)
+            if entry.instance is not None
+        )
         buying = sorted((entry.token_hash, number) for number, entry in enumerate(entries) if entry.token_hash)
         with self._database.transaction(alone=False) as transaction:
             for token_hash, number in buying:
@@ -60,6 +68,9 @@ class Journal:
                     use_up(transaction, token_hash, used_by=entries[number].records[0].serial_hex, at=at)
                 except TokenAlreadyUsed:
                     written[number] = False
+            for method, name, number in machines:
+                instance = Instance(method=method, id=name)
+                written[number] = take_up(transaction, instance, record=entries[number].records[0])
             accepted = [entry for entry, good in zip(entries, written, strict=True) if good]
             transaction.executemany(_INSERT, [_row(record) for entry in accepted for record in entry.records])
             journal_jwts(transaction, [record for entry in accepted for record in entry.jwts])

@@ -109,6 +109,17 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     CREATE INDEX jwt_svids_end ON jwt_svids (not_after);
     CREATE INDEX jwt_svids_identity ON jwt_svids (identity, issued_at);
     """,
+    # machines that have attested with a document of theirs: each does so once
+    """
+    CREATE TABLE instances (
+        method TEXT NOT NULL,                -- the plugin
+        id TEXT NOT NULL,                    -- unique within the method
+        node TEXT NOT NULL,
+        attested_at INTEGER NOT NULL,
+        serial TEXT NOT NULL,                -- of the certificate that it bought, hex
+        PRIMARY KEY (method, id)
+    ) STRICT;
+    """,
 )
 _COMMENT: Final = re.compile(r"--[^\n]*")
 _POSTGRESQL_WORDS: Final = {
