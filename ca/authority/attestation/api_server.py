@@ -10,7 +10,6 @@ The caller sets the deadline.
 """
 
 import json
-import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,10 @@ from typing import Any, Final
 import h11
 import trio
 
+from ca.authority.http_client import TooLong, cause, exchange
+
 _MAX_BODY_BYTES: Final = 2 * 1024 * 1024  # an object in etcd has at most 1.5 MiB
 _MAX_TOKEN_BYTES: Final = 16 * 1024
-_READ_BYTES: Final = 64 * 1024
-_MAX_HEAD_BYTES: Final = 64 * 1024
 _HINTS: Final = {
     401: "it does not know the token in {token_file} ([attestation.kubernetes] token_file)",
     403: "the authority's service account may not do this: it needs the ClusterRole system:auth-delegator, "
@@ -74,16 +73,16 @@ class ApiServer:
             transport = await trio.open_tcp_stream(self.host, self.port)
             stream = trio.SSLStream(transport, context, server_hostname=self.host, https_compatible=True)
             try:
-                status, answer = await _exchange(stream, request, body)
+                answer = await exchange(stream, request, body, max_body_bytes=_MAX_BODY_BYTES)
             finally:
                 await trio.aclose_forcefully(stream)
         except (OSError, trio.BrokenResourceError) as exc:
-            raise ApiServerError(f"{self} can not be asked: {_cause(exc)}") from None
+            raise ApiServerError(f"{self} can not be asked: {cause(exc)}") from None
         except h11.RemoteProtocolError:
             raise ApiServerError(f"{self} does not speak HTTP/1.1 (RFC 9112)") from None
-        except _TooLong:
+        except TooLong:
             raise ApiServerError(f"{self} answered with more than {_MAX_BODY_BYTES} bytes") from None
-        return self._document(status, answer)
+        return self._document(answer.status, answer.body)
 
     def _document(self, status: int, answer: bytes) -> Any:
         if not 200 <= status < 300:
@@ -114,50 +113,3 @@ class ApiServer:
             raise ApiServerError(f"{self.ca_file} can not be used: {why} (ca_file)") from None
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         return context, token.decode("ascii")
-
-
-class _TooLong(Exception):
-    pass
-
-
-async def _exchange(stream: trio.SSLStream[trio.SocketStream], request: h11.Request, body: bytes) -> tuple[int, bytes]:
-    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
-    sent = connection.send(request) or b""
-    sent += connection.send(h11.Data(data=body)) or b""
-    sent += connection.send(h11.EndOfMessage()) or b""
-    await stream.send_all(sent)
-    status, received = 0, bytearray()
-    while True:
-        event = connection.next_event()
-        if event is h11.NEED_DATA:
-            connection.receive_data(bytes(await stream.receive_some(_READ_BYTES)))
-        elif isinstance(event, h11.Response):
-            status = event.status_code
-        elif isinstance(event, h11.Data):
-            received += event.data
-            if len(received) > _MAX_BODY_BYTES:
-                raise _TooLong
-        elif isinstance(event, h11.EndOfMessage):
-            return status, bytes(received)
-        elif not isinstance(event, h11.InformationalResponse):
-            raise h11.RemoteProtocolError("the connection ended early")
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost cause in words; never the text of a TLS error, which could quote the peer."""
-    while True:
-        if isinstance(error, BaseExceptionGroup):  # one for each address that was tried
-            error = error.exceptions[0]
-        elif error.__cause__ is not None and getattr(error, "errno", None) is None:
-            error = error.__cause__
-        else:
-            break
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not to be trusted: {error.verify_message}"
-    if isinstance(error, ssl.SSLError):
-        return f"TLS: {error.reason}"
-    if isinstance(error, socket.gaierror):
-        return f"its name can not be resolved: {error.strerror}"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return "the connection broke"
