@@ -11,7 +11,7 @@ from typing import Final
 import trio
 from cryptography.hazmat.primitives import serialization
 
-from ca.authority import attestation, hierarchy
+from ca.authority import attestation, founding
 from ca.authority.config import AuthorityConfig
 from ca.authority.hierarchy import Hierarchy
 from ca.authority.records import CertificateRecord, TokenRecord
@@ -116,7 +116,7 @@ def make_authority(directory: Path, *, port: int = 0, at: datetime | None = None
         f'[registry]\nmanifests_dir = "{manifests}"\n'
     )
     config = AuthorityConfig.load(config_file)
-    made = hierarchy.create(config, passphrase=PASSPHRASE, at=at or datetime.now(UTC))
+    made = founding.create(config, passphrase=PASSPHRASE, at=at or datetime.now(UTC))
     return Authority(config=config, config_file=config_file, hierarchy=made)
 
 

@@ -8,21 +8,41 @@ silently ignored is one that is off.
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Self
 
 from ca.authority.attestation.settings import AttestationSettings, read_settings
 from ca.authority.errors import ConfigError
+from ca.authority.jwt_rotation import LONGEST_TTL, SHORTEST_LIFETIME, SHORTEST_TTL
+from ca.authority.rotation import longest_uncut_lifetime
 from ca.authority.store.location import DatabaseLocation, PostgresAddress
 from ca.spiffe import SpiffeId, SpiffeIdError
 
 _DEFAULT_PORT: Final = 15012
 _MIN_TTL_S: Final = 10  # for drills: renewal at half-life still leaves five seconds for one that fails
-_MAX_TTL_S: Final = 7 * 86_400  # SPIRE's cap: a longer life makes rotation of the intermediate cut SVIDs short
+_MAX_TTL_S: Final = 7 * 86_400  # SPIRE's cap
+_MIN_LIFETIME_S: Final = 60
+_MAX_INTERMEDIATE_S: Final = 5 * 365 * 86_400
+_MAX_ROOT_S: Final = 30 * 365 * 86_400
+_JWT_TTLS_S: Final = (int(SHORTEST_TTL.total_seconds()), int(LONGEST_TTL.total_seconds()))
+_MIN_JWT_KEY_LIFETIME_S: Final = int(SHORTEST_LIFETIME.total_seconds())
+_MAX_JWT_KEY_LIFETIME_S: Final = 366 * 86_400
 _KEYS: Final[Mapping[str, frozenset[str]]] = {
     "ca": frozenset(
-        {"trust_domain", "address", "state_dir", "passphrase_file", "svid_ttl_s", "database", "database_password_file"}
+        {
+            "trust_domain",
+            "address",
+            "state_dir",
+            "passphrase_file",
+            "svid_ttl_s",
+            "intermediate_lifetime_s",
+            "root_lifetime_s",
+            "database",
+            "database_password_file",
+        }
     ),
+    "jwt": frozenset({"ttl_s", "key_lifetime_s"}),
     "registry": frozenset({"manifests_dir"}),
     "attestation": frozenset({"plugins", "kubernetes", "instance_document"}),
 }
@@ -38,8 +58,12 @@ class AuthorityConfig:
     state_dir: Path
     passphrase_file: Path | None
     svid_ttl_s: int
+    intermediate_lifetime_s: int
+    root_lifetime_s: int
     manifests_dir: Path
     attestation: AttestationSettings
+    jwt_ttl_s: int
+    jwt_key_lifetime_s: int
     database: DatabaseLocation  # the journal, the tokens and the public certificates of the hierarchy
 
     @property
@@ -68,13 +92,20 @@ class AuthorityConfig:
         reader = _Reader(path, document)
         host, port = reader.address("ca", "address", f":{_DEFAULT_PORT}")
         state_dir = reader.path("ca", "state_dir", "/var/lib/ringfence/ca")
+        svid_ttl_s, intermediate_lifetime_s, root_lifetime_s = reader.lifetimes()
         return cls(
             trust_domain=reader.trust_domain("ca", "trust_domain", "cluster.local"),
             host=host,
             port=port,
             state_dir=state_dir,
             passphrase_file=reader.optional_path("ca", "passphrase_file"),
-            svid_ttl_s=reader.integer("ca", "svid_ttl_s", 3600, at_least=_MIN_TTL_S, at_most=_MAX_TTL_S),
+            svid_ttl_s=svid_ttl_s,
+            intermediate_lifetime_s=intermediate_lifetime_s,
+            root_lifetime_s=root_lifetime_s,
+            jwt_ttl_s=reader.integer("jwt", "ttl_s", 300, at_least=_JWT_TTLS_S[0], at_most=_JWT_TTLS_S[1]),
+            jwt_key_lifetime_s=reader.integer(
+                "jwt", "key_lifetime_s", 7 * 86_400, at_least=_MIN_JWT_KEY_LIFETIME_S, at_most=_MAX_JWT_KEY_LIFETIME_S
+            ),
             manifests_dir=reader.path("registry", "manifests_dir", "/etc/ringfence/manifests"),
             attestation=read_settings(path, reader.table("attestation")),
             database=reader.database() or state_dir / "authority.db",
@@ -141,6 +172,28 @@ class _Reader:
         if not isinstance(value, int) or isinstance(value, bool) or not at_least <= value <= at_most:
             raise self._wrong(section, key, f"must be a whole number from {at_least} to {at_most}, not {value!r}")
         return value
+
+    def lifetimes(self) -> tuple[int, int, int]:
+        """Of SVIDs, intermediates and roots, in seconds; none is cut short by the rotation of what signs it."""
+        svid_s = self.integer("ca", "svid_ttl_s", 3600, at_least=_MIN_TTL_S, at_most=_MAX_TTL_S)
+        lifetime_s = svid_s
+        signing = [
+            ("svid_ttl_s", "intermediate_lifetime_s", 365 * 86_400, _MAX_INTERMEDIATE_S),
+            ("intermediate_lifetime_s", "root_lifetime_s", 3650 * 86_400, _MAX_ROOT_S),
+        ]
+        found = [svid_s]
+        for key, signing_key, default, most in signing:
+            signing_s = self.integer("ca", signing_key, default, at_least=_MIN_LIFETIME_S, at_most=most)
+            longest_s = int(longest_uncut_lifetime(timedelta(seconds=signing_s)).total_seconds())
+            if lifetime_s > longest_s:
+                raise self._wrong(
+                    "ca",
+                    key,
+                    f"{lifetime_s} is more than {longest_s}, a sixth of {signing_key} = {signing_s}: the rotation of "
+                    "what signs would cut short what it signed; make the one shorter or the other longer",
+                )
+            found.append(lifetime_s := signing_s)
+        return found[0], found[1], found[2]
 
     def trust_domain(self, section: str, key: str, default: str) -> str:
         text = self._text(section, key, default) or default

@@ -1,102 +1,55 @@
-"""Root and intermediate: made once by ``ringfence ca init``, loaded by ``serve``.
+"""What the server signs with: loaded from the store, judged, and published as ``bundle.pem``.
 
-    root key          encrypted file, needed only to sign an intermediate
-    intermediate key  encrypted file, in memory while the server runs
-    certificates      in the store, with a state: prepared, active, retired
+    root key          encrypted; needed only to sign an intermediate, and may be elsewhere
+    intermediate key  encrypted; in memory while the server runs
+    certificates      in the store, with a state: see ``rotation.py``
     bundle.pem        the roots, public: what agents are configured with
 
-The keys are written first and the certificates last, in one transaction: an
-``init`` that was cut off leaves no authority, and can be run again.
+``succession.py`` changes the hierarchy; the server loads it again when it has changed.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from ca.authority import profile
+from ca.authority import external, profile
 from ca.authority.config import AuthorityConfig
 from ca.authority.errors import AuthorityError
-from ca.authority.keys import read_key, write_durably, write_key
+from ca.authority.keys import read_key, write_durably
 from ca.authority.records import AuthorityKind, AuthorityRecord, AuthorityState
+from ca.authority.rotation import longest_uncut_lifetime
 from ca.authority.store import Store
-from ca.csr import new_key
+from ca.svid import SvidError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hierarchy:
-    """What the server signs with: the active intermediate, and the roots that are published.
+    """The active intermediate, the certificates between it and its root, and the roots that are published.
 
     ``bundle_sequence`` counts the changes of the published roots: one for each
     that came and one for each that went.
     """
 
     issuer: profile.Issuer
+    upstream: tuple[x509.Certificate, ...] = ()
     roots: tuple[x509.Certificate, ...]
     bundle_sequence: int
+    # Worked out once: each costs a tenth of what signing a certificate does.
+    issuer_key_id: str = field(init=False)
+    issuer_not_after: datetime = field(init=False)
+    chain_der: tuple[bytes, ...] = field(init=False)
+    roots_der: tuple[bytes, ...] = field(init=False)
 
-    @property
-    def issuer_key_id(self) -> str:
-        """The subject key identifier of the active intermediate."""
-        return profile.key_id(self.issuer.certificate)
-
-    @property
-    def roots_der(self) -> tuple[bytes, ...]:
-        """The trust bundle as it goes over the wire."""
-        return tuple(root.public_bytes(serialization.Encoding.DER) for root in self.roots)
-
-
-def create(config: AuthorityConfig, *, passphrase: bytes, at: datetime) -> Hierarchy:
-    """Make root and intermediate in ``config.state_dir``, which must not hold an authority yet.
-
-    Raises:
-        AuthorityError: there is one already, or the directory can not be used.
-    """
-    _make_private(config.state_dir)
-    _make_private(config.keys_dir)
-    store = Store.open(config.database, create=True)
-    try:
-        if store.authorities():
-            raise AuthorityError(
-                f"{config.state_dir}: there is an authority here already and it is never overwritten; to start anew, "
-                "move this directory away (every certificate that it issued then stops being trusted)"
-            )
-        root_key, intermediate_key = new_key(), new_key()
-        root = profile.build_root(
-            trust_domain=config.trust_domain,
-            key=root_key,
-            at=at,
-            lifetime=profile.ROOT_LIFETIME,
-            serial=x509.random_serial_number(),
-        )
-        profile.require_root(root, trust_domain=config.trust_domain)
-        intermediate = profile.build_intermediate(
-            trust_domain=config.trust_domain,
-            public_key=intermediate_key.public_key(),
-            issuer=profile.Issuer(certificate=root, key=root_key),
-            at=at,
-            lifetime=profile.INTERMEDIATE_LIFETIME,
-            serial=x509.random_serial_number(),
-        )
-        profile.require_intermediate(intermediate, issuer=root, trust_domain=config.trust_domain)
-        root_id, intermediate_id = profile.key_id(root), profile.key_id(intermediate)
-        write_key(store.keys, root_id, root_key, passphrase)
-        write_key(store.keys, intermediate_id, intermediate_key, passphrase)
-        store.add_authorities(
-            [
-                _active(AuthorityKind.ROOT, root, issuer_key_id=root_id, at=at),
-                _active(AuthorityKind.INTERMEDIATE, intermediate, issuer_key_id=root_id, at=at),
-            ]
-        )
-        write_bundle(config, [root])
-    finally:
-        store.close()
-    return Hierarchy(
-        issuer=profile.Issuer(certificate=intermediate, key=intermediate_key), roots=(root,), bundle_sequence=1
-    )
+    def __post_init__(self) -> None:
+        sent = (self.issuer.certificate, *self.upstream)
+        object.__setattr__(self, "issuer_key_id", profile.key_id(self.issuer.certificate))
+        object.__setattr__(self, "issuer_not_after", self.issuer.certificate.not_valid_after_utc)
+        object.__setattr__(self, "chain_der", tuple(_der(certificate) for certificate in sent))
+        object.__setattr__(self, "roots_der", tuple(_der(root) for root in self.roots))
 
 
 def load(config: AuthorityConfig, store: Store, *, passphrase: bytes, at: datetime) -> Hierarchy:
@@ -105,73 +58,121 @@ def load(config: AuthorityConfig, store: Store, *, passphrase: bytes, at: dateti
     Raises:
         AuthorityError: nothing there, damaged, of another trust domain, or expired.
     """
-    every = store.authorities()
-    every_root = [record for record in every if record.kind is AuthorityKind.ROOT]
-    retired_roots = [record for record in every_root if record.state is AuthorityState.RETIRED]
-    records = [record for record in every if record.state is not AuthorityState.RETIRED]
-    roots = {record.key_id: record.certificate for record in records if record.kind is AuthorityKind.ROOT}
-    signing = [
-        record
-        for record in records
-        if record.kind is AuthorityKind.INTERMEDIATE and record.state is AuthorityState.ACTIVE
-    ]
-    if not roots or len(signing) != 1:
-        raise AuthorityError(f"{config.database}: there is no authority here yet; make one with: ringfence ca init")
-    intermediate = signing[0].certificate
+    records = store.authorities()
+    issuer = _signing(config, records)
+    chain = chain_of(issuer, records)
+    intermediate, upstream, root = chain[0], chain[1:-1], chain[-1]
     try:
-        for root in roots.values():
-            profile.require_root(root, trust_domain=config.trust_domain)
-        profile.require_intermediate(
-            intermediate, issuer=roots[signing[0].issuer_key_id], trust_domain=config.trust_domain
-        )
-        key = read_key(store.keys, signing[0].key_id, passphrase)
-        issuer = profile.Issuer(certificate=intermediate, key=key)
-    except (profile.ProfileError, KeyError) as exc:
+        external.require_root(root, trust_domain=config.trust_domain)
+        external.require_chain(chain[:-1], root=root, trust_domain=config.trust_domain)
+        key = read_key(store.keys, issuer.key_id, passphrase)
+        signing = profile.Issuer(certificate=intermediate, key=key)
+    except (profile.ProfileError, SvidError) as exc:
         raise AuthorityError(
             f"{config.database}: the stored authority does not fit [ca] trust_domain = {config.trust_domain!r}: {exc}; "
             "set the trust domain that it was made for, or restore a backup"
         ) from exc
-    if intermediate.not_valid_after_utc - at < timedelta(seconds=config.svid_ttl_s):
-        raise AuthorityError(
-            f"{config.database}: the intermediate ends at {intermediate.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC, "
-            "too soon to sign with; also check that this machine's clock is right"
-        )
-    if intermediate.not_valid_before_utc > at:
-        raise AuthorityError(
-            f"{config.database}: the intermediate is valid from {intermediate.not_valid_before_utc:%Y-%m-%d %H:%M:%S} "
-            f"UTC, but this machine's clock says {at:%Y-%m-%d %H:%M:%S}: set the clock"
-        )
-    return Hierarchy(issuer=issuer, roots=tuple(roots.values()), bundle_sequence=len(every_root) + len(retired_roots))
-
-
-def write_bundle(config: AuthorityConfig, roots: Iterable[x509.Certificate]) -> None:
-    """Write the roots as PEM; the file is public, its directory is not: copy it to the agents."""
-    pem = b"".join(root.public_bytes(serialization.Encoding.PEM) for root in roots)
-    write_durably(config.bundle_file, pem, mode=0o644)
-
-
-def _active(kind: AuthorityKind, certificate: x509.Certificate, *, issuer_key_id: str, at: datetime) -> AuthorityRecord:
-    return AuthorityRecord(
-        key_id=profile.key_id(certificate),
-        kind=kind,
-        state=AuthorityState.ACTIVE,
-        certificate=certificate,
-        issuer_key_id=issuer_key_id,
-        created_at=at,
-        since=at,
+    _require_time_left(config, intermediate, at=at)
+    require_long_enough(intermediate, svid_ttl_s=config.svid_ttl_s)
+    return Hierarchy(
+        issuer=signing,
+        upstream=tuple(upstream),
+        roots=published_roots(records),
+        bundle_sequence=_bundle_sequence(records),
     )
 
 
-def _make_private(directory: Path) -> None:
-    """Make a directory for our eyes only; one that others can enter and that holds something is not ours to close."""
+def chain_of(record: AuthorityRecord, records: Sequence[AuthorityRecord]) -> list[x509.Certificate]:
+    """The certificates from ``record`` up to its root.
+
+    Raises:
+        AuthorityError: one of them is missing.
+    """
+    by_id = {each.key_id: each for each in records}
+    chain = [record.certificate]
+    while record.kind is not AuthorityKind.ROOT:
+        if record.issuer_key_id not in by_id or len(chain) > len(records):
+            raise AuthorityError(
+                f"the issuer {record.issuer_key_id} of {record.key_id} is not in the database; restore it from a backup"
+            )
+        record = by_id[record.issuer_key_id]
+        chain.append(record.certificate)
+    return chain
+
+
+def published_roots(records: Iterable[AuthorityRecord]) -> tuple[x509.Certificate, ...]:
+    """The trust bundle: every root but those that are retired."""
+    return tuple(
+        record.certificate
+        for record in records
+        if record.kind is AuthorityKind.ROOT and record.state is not AuthorityState.RETIRED
+    )
+
+
+def require_long_enough(intermediate: x509.Certificate, *, svid_ttl_s: int) -> None:
+    """Refuse an intermediate whose rotation would cut SVIDs short.
+
+    Raises:
+        AuthorityError: naming both lifetimes, and the longest TTL that it allows.
+    """
+    lifetime = intermediate.not_valid_after_utc - intermediate.not_valid_before_utc
+    longest_s = int(longest_uncut_lifetime(lifetime).total_seconds())
+    if svid_ttl_s > longest_s:
+        raise AuthorityError(
+            f"svid_ttl_s = {svid_ttl_s} under [ca] is too long for the intermediate, which lives for "
+            f"{lifetime.total_seconds():.0f} s: its rotation would cut SVIDs short; set {longest_s} at most, a sixth "
+            "of its life, or use an intermediate that lives longer"
+        )
+
+
+def write_bundle(config: AuthorityConfig, roots: Iterable[x509.Certificate]) -> None:
+    """Write the roots as PEM, if they are not there; public, but for its directory: copy it to the agents."""
+    pem = b"".join(root.public_bytes(serialization.Encoding.PEM) for root in roots)
+    if _content(config.bundle_file) != pem:
+        write_durably(config.bundle_file, pem, mode=0o644)
+
+
+def _content(path: Path) -> bytes | None:
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if directory.stat().st_mode & 0o077:
-            if any(directory.iterdir()):
-                raise AuthorityError(
-                    f"{directory}: is open to other users and not empty; set state_dir under [ca] to a directory "
-                    f"of its own, or run: chmod 0700 {directory}"
-                )
-            directory.chmod(0o700)
-    except OSError as exc:
-        raise AuthorityError(f"{directory}: can not be made: {exc.strerror}; set state_dir under [ca]") from exc
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _signing(config: AuthorityConfig, records: Sequence[AuthorityRecord]) -> AuthorityRecord:
+    active = [
+        record
+        for record in records
+        if record.kind is AuthorityKind.INTERMEDIATE and record.state is AuthorityState.ACTIVE
+    ]
+    if len(active) == 1:
+        return active[0]
+    if records:
+        raise AuthorityError(
+            f"{config.database}: there is a root, but no intermediate to sign with: have the request of "
+            "`ringfence ca init --intermediate-csr` signed, then run: ringfence ca install-intermediate FILE"
+        )
+    raise AuthorityError(f"{config.database}: there is no authority here yet; make one with: ringfence ca init")
+
+
+def _require_time_left(config: AuthorityConfig, intermediate: x509.Certificate, *, at: datetime) -> None:
+    not_before, not_after = intermediate.not_valid_before_utc, intermediate.not_valid_after_utc
+    if not_after - at < min(profile.MIN_LIFETIME, timedelta(seconds=config.svid_ttl_s)):
+        raise AuthorityError(
+            f"{config.database}: the intermediate ends at {not_after:%Y-%m-%d %H:%M:%S} UTC, too soon to sign with; "
+            "run: ringfence ca rotate intermediate; also check that this machine's clock is right"
+        )
+    if not_before > at:
+        raise AuthorityError(
+            f"{config.database}: the intermediate is valid from {not_before:%Y-%m-%d %H:%M:%S} "
+            f"UTC, but this machine's clock says {at:%Y-%m-%d %H:%M:%S}: set the clock"
+        )
+
+
+def _bundle_sequence(records: Sequence[AuthorityRecord]) -> int:
+    roots = [record for record in records if record.kind is AuthorityKind.ROOT]
+    return len(roots) + sum(record.state is AuthorityState.RETIRED for record in roots)
+
+
+def _der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.DER)

@@ -163,6 +163,8 @@ def test_the_cas_defaults_are_those_of_the_code(tmp_path: Path) -> None:
     assert rows["ca", "state_dir"][0] == shown(config.state_dir)
     assert rows["ca", "passphrase_file"][0] == "none"
     assert rows["ca", "svid_ttl_s"][:2] == [shown(config.svid_ttl_s), f"{_MIN_TTL_S} to {_MAX_TTL_S} s; whole"]
+    assert rows["ca", "intermediate_lifetime_s"][0] == shown(config.intermediate_lifetime_s)
+    assert rows["ca", "root_lifetime_s"][0] == shown(config.root_lifetime_s)
     assert rows["registry", "manifests_dir"][0] == shown(config.manifests_dir)
 
 

@@ -3,7 +3,7 @@
 import argparse
 from datetime import UTC, datetime
 
-from ca.authority import hierarchy
+from ca.authority import founding
 from ca.authority.config import AuthorityConfig
 from ca.authority.keys import read_passphrase
 from node_agent.cli.ca.command import Commands, add_command, add_passphrase
@@ -18,7 +18,7 @@ def add_commands(commands: Commands) -> None:
 def _init(arguments: argparse.Namespace) -> int:
     config = AuthorityConfig.load(arguments.config)
     passphrase = read_passphrase(arguments.passphrase_file or config.passphrase_file)
-    made = hierarchy.create(config, passphrase=passphrase, at=datetime.now(UTC))
+    made = founding.create(config, passphrase=passphrase, at=datetime.now(UTC))
     print(f"made the authority of {config.trust_domain} in {config.state_dir}")
     print(f"  root          valid until {made.roots[0].not_valid_after_utc:%Y-%m-%d}")
     print(f"  intermediate  valid until {made.issuer.certificate.not_valid_after_utc:%Y-%m-%d}")

@@ -51,6 +51,15 @@ def test_an_address_is_host_and_port(tmp_path: Path, text: str, host: str | None
         ('[ca]\ntrust_domain = "Cluster.Local"', r"\[ca\] trust_domain: .*cluster\.local"),
         ("[ca]\nsvid_ttl_s = 5", r"\[ca\] svid_ttl_s: must be a whole number from 10 to 604800"),
         ("[ca]\nsvid_ttl_s = true", r"\[ca\] svid_ttl_s: must be a whole number"),
+        (
+            "[ca]\nintermediate_lifetime_s = 600",
+            r"\[ca\] svid_ttl_s: 3600 is more than 100, a sixth of intermediate_lifetime_s = 600: the rotation",
+        ),
+        (
+            "[ca]\nroot_lifetime_s = 86400000",
+            r"\[ca\] intermediate_lifetime_s: 31536000 is more than 14400000, a sixth of root_lifetime_s",
+        ),
+        ("[ca]\nroot_lifetime_s = 9", r"\[ca\] root_lifetime_s: must be a whole number from 60 to 946080000"),
         ('[registry]\nmanifests_dir = ""', r"\[registry\] manifests_dir: must be text"),
     ],
 )
@@ -63,3 +72,8 @@ def test_a_mistake_is_named_with_its_place_and_its_remedy(tmp_path: Path, text: 
 def test_a_missing_file_says_how_to_name_another(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--config"):
         AuthorityConfig.load(tmp_path / "missing.toml")
+
+
+def test_what_is_signed_may_live_for_exactly_a_sixth_of_what_signs_it(tmp_path: Path) -> None:
+    config = load(tmp_path, "[ca]\nsvid_ttl_s = 20\nintermediate_lifetime_s = 120\nroot_lifetime_s = 720")
+    assert (config.svid_ttl_s, config.intermediate_lifetime_s, config.root_lifetime_s) == (20, 120, 720)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ca.authority import hierarchy
+from ca.authority import founding, hierarchy
 from ca.authority.errors import AuthorityError
 from ca.authority.keys import key_path
 from ca.authority.store import Store
@@ -35,7 +35,7 @@ def test_an_authority_is_never_overwritten(tmp_path: Path) -> None:
     authority = make_authority(tmp_path, at=AT)
     before = authority.config.bundle_file.read_bytes()
     with pytest.raises(AuthorityError, match="never overwritten"):
-        hierarchy.create(authority.config, passphrase=PASSPHRASE, at=AT)
+        founding.create(authority.config, passphrase=PASSPHRASE, at=AT)
     assert authority.config.bundle_file.read_bytes() == before
     assert load(authority).roots == authority.hierarchy.roots
 
@@ -57,7 +57,7 @@ def test_a_directory_that_others_use_is_not_taken_over(tmp_path: Path) -> None:
     shared.mkdir(mode=0o755)
     (shared / "somebody's").touch()
     with pytest.raises(AuthorityError, match="a directory of its own"):
-        hierarchy.create(dataclasses.replace(authority.config, state_dir=shared), passphrase=PASSPHRASE, at=AT)
+        founding.create(dataclasses.replace(authority.config, state_dir=shared), passphrase=PASSPHRASE, at=AT)
     assert shared.stat().st_mode & 0o777 == 0o755
 
 
@@ -69,7 +69,7 @@ def test_an_init_that_was_cut_off_can_be_run_again(tmp_path: Path) -> None:
     key_path(config.keys_dir, "orphan").write_bytes(b"")
     Store.open(config.database, create=True).close()
 
-    hierarchy.create(config, passphrase=PASSPHRASE, at=AT)
+    founding.create(config, passphrase=PASSPHRASE, at=AT)
 
     assert config.bundle_file.exists()
 
