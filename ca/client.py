@@ -21,6 +21,7 @@ from ca.connection import CaConnection, Clock
 from ca.errors import CaProtocolError, CaRefused, CaUnreachable, WireError
 from ca.messages import (
     ALPN,
+    Attest,
     AttestWithToken,
     Bundle,
     GetBundle,
@@ -40,6 +41,7 @@ from ca.svid import SvidError, load_certificate
 from ca.tls import KeyAndChain, strict_context
 from ca.trust import Trust
 
+JOIN_TOKEN: Final = "join_token"
 _DEADLINE_S: Final = 5.0  # a whole request; a healthy CA answers in milliseconds
 _CONNECT_DEADLINE_S: Final = 2.0  # so that a healed link is tried again soon: lost SYNs back off to seconds
 _WATCH_DEADLINE_S: Final = 35.0  # a watch that is answered takes up to 25 s
@@ -86,6 +88,13 @@ class CaClient:
     async def attest(self, token: str, node: str, csr_der: bytes) -> Issued:
         """Buy a node certificate with a join token."""
         return _issued(await self._ask(AttestWithToken(node=node, token=token, csr_der=csr_der), None))
+
+    async def attest_with(self, plugin: str, evidence: bytes, node: str, csr_der: bytes) -> Issued:
+        """Buy a node certificate with the evidence that a plugin of the CA wants."""
+        if plugin == JOIN_TOKEN:
+            return await self.attest(evidence.decode("ascii"), node, csr_der)
+        request = Attest(plugin=plugin, node=node, evidence=evidence, csr_der=csr_der)
+        return _issued(await self._ask(request, None))
 
     async def renew_node(self, csr_der: bytes, own: KeyAndChain) -> Issued:
         """Renew the node certificate ``own``, for a new key."""

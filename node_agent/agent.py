@@ -37,6 +37,7 @@ from node_agent.identity import (
     PeerCertificate,
     peer_identity,
     prefer_aes128,
+    proof_from,
 )
 from node_agent.identity.identities import utc_now
 from node_agent.model import Workload
@@ -243,7 +244,7 @@ def _identities(config: Config, rng: random.Random) -> Identities:
         trust_domain=config.agent.trust_domain,
         ca=ca,
         key_store=NodeKeyStore(directory=config.ca.node_key_dir, passphrase_file=config.ca.node_key_passphrase_file),
-        join_token_file=config.ca.join_token_file,
+        proof=proof_from(config.ca),
         utc_now=utc_now,
         rng=rng,
     )

@@ -10,6 +10,7 @@ hole.
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from enum import StrEnum
 from pathlib import Path
 from string import Formatter
 from typing import Any, Final
@@ -64,13 +65,25 @@ class NodeSection:
     drain_grace_s: float = _number(30.0, least=0.0, most=_HOURS_S)
 
 
+class Attestation(StrEnum):
+    """How a node without a certificate proves to the CA which node it is; the names are the CA's."""
+
+    JOIN_TOKEN = "join_token"
+    KUBERNETES = "kubernetes"
+    INSTANCE_DOCUMENT = "instance_document"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaSection:
     """``[ca]``: where SVIDs come from and how this node proves itself."""
 
     address: HostPort
     bundle_file: Path
+    attestation: Attestation = Attestation.JOIN_TOKEN
     join_token_file: Path | None = None
+    service_account_token_file: Path = Path("/var/run/secrets/tokens/ringfence-ca")
+    instance_document_file: Path | None = None
+    instance_signature_file: Path | None = None
     node_key_dir: Path = Path("/run/ringfence/node")
     node_key_passphrase_file: Path | None = None
 
@@ -190,6 +203,10 @@ def _value(kind: object, value: object, bounds: Mapping[str, float]) -> object:
         return HostPort.parse(value)
     if kind is str:
         return value
+    if kind is Attestation:
+        if value not in list(Attestation):
+            raise ValueError(f"expected one of {', '.join(Attestation)}")
+        return Attestation(value)
     path = Path(value)
     if not path.is_absolute():
         raise ValueError("expected an absolute path")
@@ -207,9 +224,26 @@ def _check(path: Path, config: Config) -> None:
             f"{path}: [capture] mode = {config.capture.mode!r}: expected one of {', '.join(_CAPTURE_MODES)}"
         )
     _check_identities(path, config.agent)
+    _check_attestation(path, config.ca)
     _check_netns_path(path, config.capture.netns_path)
     if not config.ca.address.host:
         raise ConfigError(f"{path}: [ca] address: expected host:port of the CA")
+
+
+def _check_attestation(path: Path, ca: CaSection) -> None:
+    """A file that the chosen method does not read is a misunderstanding; one that it needs is not optional."""
+    of_documents = {
+        "instance_document_file": ca.instance_document_file,
+        "instance_signature_file": ca.instance_signature_file,
+    }
+    if ca.attestation is not Attestation.JOIN_TOKEN and ca.join_token_file is not None:
+        raise ConfigError(
+            f"{path}: [ca] join_token_file: is not read with attestation = {str(ca.attestation)!r}; remove one of them"
+        )
+    for key, value in of_documents.items():
+        if (value is None) == (ca.attestation is Attestation.INSTANCE_DOCUMENT):
+            problem = "missing" if value is None else "not read"
+            raise ConfigError(f"{path}: [ca] {key}: {problem} with attestation = {str(ca.attestation)!r}")
 
 
 def _check_identities(path: Path, agent: NodeSection) -> None:

@@ -3,6 +3,7 @@
 rotation          when to renew: the core, sans-I/O
 identities        SVIDs of the workloads on this node, kept fresh
 node_credentials  the node's own certificate, with which they are asked for
+node_proof        what buys that one: a join token, a service-account token, a document
 key_store         where that one survives a restart
 credentials       one SVID as a pair of TLS contexts
 peers             who is at the other end, after a handshake
@@ -15,6 +16,7 @@ from node_agent.identity.handshake import handshake_failure
 from node_agent.identity.identities import Identities
 from node_agent.identity.key_store import NodeKeyStore
 from node_agent.identity.node_credentials import NodeCredentials
+from node_agent.identity.node_proof import join_token_from, proof_from
 from node_agent.identity.openssl import prefer_aes128, tune_context
 from node_agent.identity.peers import PeerCertificate, peer_identity
 
@@ -25,7 +27,9 @@ __all__ = [
     "NodeKeyStore",
     "PeerCertificate",
     "handshake_failure",
+    "join_token_from",
     "peer_identity",
     "prefer_aes128",
+    "proof_from",
     "tune_context",
 ]

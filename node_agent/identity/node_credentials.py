@@ -1,4 +1,4 @@
-"""The node's own certificate: bought once with a join token, then renewed with itself.
+"""The node's own certificate: bought once with a proof of the node (``node_proof.py``), then renewed with itself.
 
 It proves to the CA which node asks; it is never shown to a peer.  Without a
 valid one no workload on this node gets an SVID, so its failures are readiness.
@@ -16,12 +16,13 @@ from cryptography import x509
 
 from ca.client import CaClient, load_chain
 from ca.csr import build_csr, new_key
-from ca.errors import CaError, CaProtocolError, CaRefused, CaUnreachable
-from ca.messages import Issued
+from ca.errors import CaError, CaProtocolError, CaRefused
+from ca.messages import Issued, RefusalCode
 from ca.spiffe import SpiffeId
 from ca.tls import KeyAndChain
 from node_agent.identity.credentials import require_issued_to
 from node_agent.identity.key_store import NodeKeyStore
+from node_agent.identity.node_proof import NodeProof
 from node_agent.identity.rotation import LONGEST_PAUSE_S, LONGEST_PAUSE_WITHOUT_S, Expired, Rotation, Step
 
 _log: Final = logging.getLogger("ringfence.identity")
@@ -37,11 +38,13 @@ class NodeCredentials:
         trust_domain: str,
         ca: CaClient,
         key_store: NodeKeyStore,
-        join_token_file: Path | None,
+        proof: Callable[[], NodeProof],
         utc_now: Callable[[], datetime],
         rng: random.Random,
     ) -> None:
         """Take up the certificate of the last run, if there is one for this node that is still valid.
+
+        ``proof`` is called for each attempt without one; it raises CaError.
 
         Raises:
             AgentError: there is one that can not be read.
@@ -50,7 +53,7 @@ class NodeCredentials:
         self._identity = SpiffeId.node(trust_domain, node)
         self._ca = ca
         self._key_store = key_store
-        self._join_token_file = join_token_file
+        self._proof = proof
         self._utc_now = utc_now
         self._rng = rng
         self._rotation = Rotation()
@@ -114,7 +117,8 @@ class NodeCredentials:
         csr_der = build_csr(key, self._identity)
         own = self.own
         if own is None:
-            issued = await self._ca.attest(self._join_token(), self._node, csr_der)
+            proof = self._proof()
+            issued = await self._ca.attest_with(proof.plugin, proof.evidence, self._node, csr_der)
         else:
             issued = await self._ca.renew_node(csr_der, own)
         renewed = KeyAndChain(key=key, chain=_only_chain(issued))
@@ -130,19 +134,9 @@ class NodeCredentials:
             _log.error("the node's key could not be stored: %s", error)
         return roots
 
-    def _join_token(self) -> str:
-        if self._join_token_file is None:
-            raise CaUnreachable("no valid node certificate is stored and [ca] join_token_file is not set")
-        try:
-            token = self._join_token_file.read_text(encoding="ascii").strip()
-        except (OSError, UnicodeError) as error:
-            raise CaUnreachable(f"[ca] join_token_file: {self._join_token_file} can not be read: {error}") from error
-        if not token:
-            raise CaUnreachable(f"[ca] join_token_file: {self._join_token_file} is empty")
-        return token
-
     def _failed(self, error: CaError) -> None:
-        self._refused = isinstance(error, CaRefused)
+        # Unavailable is not a verdict: the CA, or whoever it asks about us, may answer the next time.
+        self._refused = isinstance(error, CaRefused) and error.code != RefusalCode.UNAVAILABLE
         wish_s = error.retry_after_s if isinstance(error, CaRefused) else 0.0
         is_without = self._own is None and not self._refused
         self._rotation.failed(

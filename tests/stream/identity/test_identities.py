@@ -31,7 +31,7 @@ from ca.messages import (
 from ca.spiffe import SpiffeId
 from ca.tls import KeyAndChain
 from node_agent.errors import CloseReason, ConnectionFailure
-from node_agent.identity import Credentials, Identities, NodeCredentials, NodeKeyStore, peer_identity
+from node_agent.identity import Credentials, Identities, NodeCredentials, NodeKeyStore, join_token_from, peer_identity
 from tests.certificates import START, TRUST_DOMAIN, Signer, der, make_root, pem
 from tests.handshakes import shake_hands
 
@@ -122,7 +122,7 @@ async def agent(
         trust_domain=TRUST_DOMAIN,
         ca=ca,
         key_store=NodeKeyStore(directory=directory / "node", passphrase_file=passphrase_file),
-        join_token_file=token_file,
+        proof=join_token_from(token_file),
         utc_now=now_utc,
         rng=rng,
     )

@@ -13,7 +13,7 @@ from ca.messages import ALPN
 from ca.spiffe import SpiffeId
 from ca.tls import strict_context
 from node_agent.errors import CloseReason, ConnectionFailure
-from node_agent.identity import Identities, NodeCredentials, NodeKeyStore, peer_identity
+from node_agent.identity import Identities, NodeCredentials, NodeKeyStore, join_token_from, peer_identity
 from node_agent.identity.identities import utc_now
 from tests.authority_builder import TRUST_DOMAIN, Authority, make_authority, serving, workload
 from tests.certificates import make_root, pem
@@ -34,7 +34,7 @@ def identities(directory: Path, client: CaClient, *, token: str, wait_s: float =
         trust_domain=TRUST_DOMAIN,
         ca=client,
         key_store=NodeKeyStore(directory=directory / "node", passphrase_file=directory / "node-passphrase"),
-        join_token_file=directory / "token",
+        proof=join_token_from(directory / "token"),
         utc_now=utc_now,
         rng=rng,
     )
