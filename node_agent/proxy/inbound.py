@@ -33,7 +33,7 @@ from node_agent.model import MtlsMode, OriginalDestination, PeerAddress, Workloa
 from node_agent.proxy.live import LiveConnections
 from node_agent.proxy.pod import Accepted, Pod
 from node_agent.registry import Registry
-from node_agent.relay import Ending, Pair, Relay
+from node_agent.relay import Ending, Pair, Relay, Settlement
 from node_agent.telemetry.access_log import AccessLog
 from node_agent.telemetry.connection_record import ConnectionRecord
 from node_agent.tunnel import Tunnel, TunnelLost, TunnelServer, connect
@@ -151,6 +151,7 @@ class Inbound:
     async def _serve(self, pod: Pod, tunnel: Tunnel, message: Open) -> bool:
         """Serve one connection in ``tunnel``; False when the tunnel can not be used again."""
         ending: Ending | None = None
+        settlement: Settlement | None = None
         with (
             self._access_log.connection("inbound") as record,
             self._live.track(record, pod.workload.uid),
@@ -184,11 +185,14 @@ class Inbound:
                     _count(record, application_is_plain=True),
                     why=lambda: record.close_reason,
                 )
-            ending = outcome.ending
+            ending, settlement = outcome.ending, outcome.settlement
             if ending is Ending.COMPLETE:
                 tunnel.take_back(outcome.leftover)
             else:
                 record.close_because(outcome.reason or _TUNNEL_CLOSE_REASONS[ending])
+        if settlement is not None and (leftover := await self._relay.settled(settlement)) is not None:
+            tunnel.take_back(leftover)
+            return True
         return ending is Ending.COMPLETE
 
     def _source_of(self, tunnel: Tunnel, message: Open) -> Workload | None:

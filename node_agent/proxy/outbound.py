@@ -8,6 +8,7 @@ Read ``handle`` from top to bottom; each step is one call into one folder.
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import trio
@@ -109,7 +110,7 @@ class Outbound:
             target = await self._reach(pod, peer, route, record)
             try:
                 record.opened()
-                outcome = await self._carry(accepted.take(), target, record)
+                outcome = await self._carry(pod, accepted.take(), target, record)
             finally:
                 if target.pick is not None:
                     target.pick.release(trio.current_time())
@@ -192,7 +193,7 @@ class Outbound:
         )
         return _Target(tunnel=await self._tunnels.open(key, message, dialler), key=key)
 
-    async def _carry(self, downstream: socket.socket, target: _Target, record: ConnectionRecord) -> Outcome:
+    async def _carry(self, pod: Pod, downstream: socket.socket, target: _Target, record: ConnectionRecord) -> Outcome:
         """Move the bytes until both directions have ended; takes both sockets over."""
 
         def started(pair: Pair) -> None:
@@ -202,16 +203,29 @@ class Outbound:
             assert target.plain is not None
             return await self._relay.run_plain(downstream, target.plain, started)
         assert target.key is not None
-        ending: Ending | None = None
+        outcome: Outcome | None = None
         try:
             outcome = await self._relay.run_tunnel(
                 downstream, target.tunnel.lend(), started, why=lambda: record.close_reason
             )
-            ending = outcome.ending
         finally:
-            if ending is Ending.COMPLETE:
-                target.tunnel.take_back(outcome.leftover)
-                self._tunnels.release(target.key, target.tunnel)
-            else:
+            if outcome is None:
                 self._tunnels.discard(target.tunnel)
+            elif outcome.settlement is not None:
+                self._relay.when_settled(outcome.settlement, partial(self._take_back, pod, target.key, target.tunnel))
+            else:
+                is_whole = outcome.ending is Ending.COMPLETE
+                self._take_back(pod, target.key, target.tunnel, outcome.leftover if is_whole else None)
         return outcome
+
+    def _take_back(self, pod: Pod, key: TunnelKey, tunnel: Tunnel, leftover: bytes | None) -> None:
+        """Keep a tunnel for the next connection; ``leftover`` is None if it is lost."""
+        if leftover is None:
+            self._tunnels.discard(tunnel)
+            return
+        tunnel.take_back(leftover)
+        if pod.gone.is_set():
+            tunnel.abort()  # nobody would look for it any more, and it would keep the pod's namespace
+            self._tunnels.discard(tunnel)
+        else:
+            self._tunnels.release(key, tunnel)

@@ -1,6 +1,8 @@
 """Move the bytes: the relay loop and its pumps (loop.py has the theory of operation)."""
 
-from node_agent.relay.ending import Ending, Outcome, reset_on_close
+from node_agent.relay.ending import Ending, Outcome
+from node_agent.relay.linger import reset_on_close
 from node_agent.relay.relay import Pair, Relay
+from node_agent.relay.settlement import Settlement
 
-__all__ = ["Ending", "Outcome", "Pair", "Relay", "reset_on_close"]
+__all__ = ["Ending", "Outcome", "Pair", "Relay", "Settlement", "reset_on_close"]

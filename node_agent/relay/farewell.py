@@ -13,7 +13,7 @@ import socket
 import ssl
 from typing import Final
 
-from node_agent.relay.ending import reset_on_close
+from node_agent.relay.linger import reset_on_close
 from node_agent.relay.loop import IN, OUT, RelayLoop
 
 _GIVE_UP_S: Final = 2.0
@@ -25,11 +25,11 @@ class Farewell:
 
     __slots__ = ("_loop", "_over", "_to_write", "_tunnel")
 
-    def __init__(self, *, loop: RelayLoop, tunnel: ssl.SSLSocket, unfinished: memoryview | None, reset: bytes) -> None:
-        """``unfinished`` is what a blocked write has to be repeated with (SSL_write(3))."""
+    def __init__(self, *, loop: RelayLoop, tunnel: ssl.SSLSocket, to_write: list[memoryview]) -> None:
+        """``to_write`` begins with what a blocked write has to be repeated with (SSL_write(3)), if there is one."""
         self._loop = loop
         self._tunnel = tunnel
-        self._to_write = [memoryview(reset)] if unfinished is None else [unfinished, memoryview(reset)]
+        self._to_write = to_write
         self._over = False
 
     def start(self) -> None:

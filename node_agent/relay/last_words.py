@@ -9,8 +9,9 @@ Sans-I/O but for ``read``.
 from collections.abc import Callable
 from typing import Final
 
-from node_agent.errors import CloseReason
-from node_agent.frames import HEADER, HEADER_BYTES, LENGTH_MASK, TYPE_SHIFT, FrameType, decode_reset
+from node_agent.errors import CloseReason, RemoteProtocolError
+from node_agent.frames import FrameType
+from node_agent.relay.skim import Skimmer
 
 _READ_BYTES: Final = 16384  # one TLS record
 _PATIENCE_BYTES: Final = 4 * 1024 * 1024  # a few milliseconds of the relay's time
@@ -20,9 +21,9 @@ def find_reset(read: Callable[[int], bytes], *, remaining: int, header: bytes) -
     """Read what the peer still said: whether there was a RESET in it, and its reason.
 
     ``read`` is the tunnel's, ``remaining`` and ``header`` are how far its
-    frames were understood: payload bytes to come, or the beginning of a header.
+    frames were understood (see ``Skimmer``).
     """
-    pending = header
+    skimmer = Skimmer(remaining=remaining, header=header)
     for _ in range(_PATIENCE_BYTES // _READ_BYTES):
         try:
             more = read(_READ_BYTES)
@@ -30,21 +31,11 @@ def find_reset(read: Callable[[int], bytes], *, remaining: int, header: bytes) -
             break
         if not more:
             break
-        pending += more
-        start = 0
-        while True:
-            skipped = min(remaining, len(pending) - start)
-            start += skipped
-            remaining -= skipped
-            if len(pending) - start < HEADER_BYTES:
-                break
-            (word,) = HEADER.unpack_from(pending, start)
-            start += HEADER_BYTES
-            kind, length = word >> TYPE_SHIFT, word & LENGTH_MASK
-            if kind == FrameType.RESET:
-                return True, decode_reset(pending[start : start + length])
-            if kind not in (FrameType.DATA, FrameType.EOF):
-                return False, None
-            remaining = length
-        pending = pending[start:]
+        try:
+            while (end := skimmer.feed(more)) is not None:
+                if end.kind is FrameType.RESET:
+                    return True, end.reason
+                more = end.rest
+        except RemoteProtocolError:
+            break
     return False, None

@@ -22,6 +22,7 @@ Theory of operation
   former owner is still waiting in the batch.
 """
 
+import heapq
 import os
 import select
 import socket
@@ -43,7 +44,6 @@ ARENA_BYTES: Final = 256 * 1024
 _COPY_BELOW_BYTES: Final = 32 * 1024  # copying this much costs about what a fresh arena's page faults do
 _SPARE_ARENAS: Final = 8
 _BATCH: Final = 256
-_LATER_S: Final = 0.5  # how exactly ``call_later`` keeps its time
 
 EventHandler = Callable[[int], None]
 
@@ -60,7 +60,8 @@ class RelayLoop:
         self._handlers: dict[int, EventHandler] = {}
         self._calls: deque[Callable[[], None]] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._later: deque[tuple[float, Callable[[], None]]] = deque()
+        self._later: list[tuple[float, int, Callable[[], None]]] = []
+        self._later_count = 0
         self._to_close: list[socket.socket] = []
         self._to_report: list[Callable[[], None]] = []
         self._spare: list[bytearray] = []
@@ -110,7 +111,7 @@ class RelayLoop:
         poll = self._epoll.poll
         handlers = self._handlers
         while True:
-            for fd, event in poll(min(timeout_s, _LATER_S) if self._later else timeout_s, _BATCH):
+            for fd, event in poll(self._until_next_call(timeout_s) if self._later else timeout_s, _BATCH):
                 handler = handlers.get(fd)
                 if handler is not None:
                     handler(event)
@@ -134,9 +135,12 @@ class RelayLoop:
             if timeout_s <= 0:
                 return False
 
+    def _until_next_call(self, timeout_s: float) -> float:
+        return max(0.0, min(timeout_s, self._later[0][0] - time.monotonic()))
+
     def _call_what_is_due(self, now: float) -> None:
         while self._later and self._later[0][0] <= now:
-            self._later.popleft()[1]()
+            heapq.heappop(self._later)[2]()
 
     # -- for the pairs --------------------------------------------------------
 
@@ -166,8 +170,9 @@ class RelayLoop:
         self.interest(fd, mask)
 
     def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
-        """Run ``call`` in about ``delay_s``, which must be the same in every call: the queue is not sorted."""
-        self._later.append((time.monotonic() + delay_s, call))
+        """Run ``call`` in ``delay_s``, if anything is adopted then; it can not be taken back."""
+        self._later_count += 1
+        heapq.heappush(self._later, (time.monotonic() + delay_s, self._later_count, call))
 
     def silence(self, fd: int) -> None:
         """Send no events of ``fd``, not even errors, until ``interest`` is called for it again."""

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Final
 
 from node_agent.errors import CloseReason
-from node_agent.relay.ending import Ending, Outcome, end_on_close, reset_on_close
+from node_agent.relay.ending import Ending, Outcome
+from node_agent.relay.linger import end_on_close, reset_on_close
 from node_agent.relay.loop import ARENA_BYTES, ERR, HUP, IN, OUT, RelayLoop
 
 _SILENT: Final = -1

@@ -14,6 +14,7 @@ from node_agent.errors import AgentError, CloseReason
 from node_agent.relay.ending import Ending, Outcome
 from node_agent.relay.loop import RelayLoop
 from node_agent.relay.plain_pair import PlainPair
+from node_agent.relay.settlement import Settlement
 from node_agent.relay.tunnel_pair import TunnelPair
 
 _log = logging.getLogger("ringfence.relay")
@@ -122,7 +123,8 @@ class Relay(trio.abc.Instrument):
         """Relay between an application's socket and a tunnel until both directions have ended.
 
         Takes both sockets over.  ``plain`` is closed on return; ``tunnel`` is
-        given back if the ending is COMPLETE.  ``on_start`` gets the pair, to read its
+        given back if the ending is COMPLETE, or later by the outcome's settlement
+        (``when_settled``, ``settled``).  ``on_start`` gets the pair, to read its
         counters.  Cancellation cuts the pair first, and tells the peer agent
         what ``why`` then returns.
         """
@@ -130,6 +132,34 @@ class Relay(trio.abc.Instrument):
         pair = TunnelPair(loop=self._loop, plain=plain, tunnel=tunnel, on_done=waiting.done)
         on_start(pair)
         return await _wait(pair, waiting, why)
+
+    def when_settled(self, settlement: Settlement, call: Callable[[bytes | None], None]) -> None:
+        """Call ``call`` when a tunnel is settled, with what came behind its end, or None when it is lost."""
+
+        def settled() -> None:
+            call(settlement.leftover)
+            self.has_woken_a_task = True
+
+        if settlement.is_over:
+            call(settlement.leftover)
+        else:
+            settlement.tell(settled)
+
+    async def settled(self, settlement: Settlement) -> bytes | None:
+        """Wait until a tunnel is settled; returns what came behind its end, or None when it is lost.
+
+        When the caller is cancelled the tunnel is lost.
+        """
+        if not settlement.is_over:
+            task = trio.lowlevel.current_task()
+            self.when_settled(settlement, lambda _: trio.lowlevel.reschedule(task))
+
+            def abandon(_: object) -> trio.lowlevel.Abort:
+                settlement.abandon()
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            await trio.lowlevel.wait_task_rescheduled(abandon)
+        return settlement.leftover
 
     async def run_plain(self, first: socket.socket, second: socket.socket, on_start: Callable[[Pair], None]) -> Outcome:
         """Relay between two sockets; takes both over and closes both."""

@@ -10,7 +10,8 @@ A direction is in one of these states:
 
 When both have ended the pair is complete and the tunnel can be used again.
 Anything else is an abort: the application gets a RST, never a FIN, because a
-FIN would call a truncated stream whole.
+FIN would call a truncated stream whole.  After the reset of an application the
+tunnel can be saved (settlement.py).
 """
 
 import socket
@@ -25,15 +26,19 @@ from node_agent.frames import (
     HEADER_BYTES,
     LENGTH_MASK,
     MAX_DATA_BYTES,
+    RESET_FRAME,
     TYPE_SHIFT,
     FrameType,
     decode_reset,
     encode_reset,
 )
-from node_agent.relay.ending import Ending, Outcome, end_on_close, reset_on_close
+from node_agent.relay.ending import Ending, Outcome
 from node_agent.relay.farewell import Farewell
 from node_agent.relay.last_words import find_reset
+from node_agent.relay.linger import end_on_close, reset_on_close
 from node_agent.relay.loop import ARENA_BYTES, ERR, HUP, IN, OUT, RDHUP, READ, RelayLoop
+from node_agent.relay.settlement import Settlement
+from node_agent.relay.skim import Skimmer
 
 _TLS_RECORD_BYTES: Final = 16384  # RFC 8446 section 5.1; a read of this size takes a whole record, so none hides in SSL
 _FIRST_READ_BYTES: Final = _TLS_RECORD_BYTES - HEADER_BYTES
@@ -51,9 +56,10 @@ class TunnelPair:
     """Owns ``plain`` and ``tunnel`` from ``start`` until ``on_done``.
 
     ``plain`` is closed before ``on_done`` is called.  ``tunnel`` is its owner's
-    again if the ending is COMPLETE; else it is closed here, at the latest some
-    seconds later.  ``on_done`` is called by the loop.  ``up_bytes`` (application
-    to tunnel) and ``down_bytes`` may be read at any time.
+    again if the ending is COMPLETE, or when the outcome's settlement says so;
+    else it is closed here, at the latest some seconds later.  ``on_done`` is
+    called by the loop.  ``up_bytes`` (application to tunnel) and ``down_bytes``
+    may be read at any time.
     """
 
     __slots__ = (
@@ -142,7 +148,7 @@ class TunnelPair:
             if event & ~OUT:
                 self._pump_up(is_last=bool(event & RDHUP))
         elif event & ERR:
-            self._abort(Ending.PLAIN_RESET)
+            self._reset_by_application()
         elif event & HUP:
             # Shut both ways, with bytes still to be read once the tunnel takes them: hush it until then.
             self._loop.silence(self._plain_fd)
@@ -175,7 +181,7 @@ class TunnelPair:
         except BlockingIOError:
             return
         except OSError:
-            self._abort(Ending.PLAIN_RESET)
+            self._reset_by_application()
             return
         if received:
             self.up_bytes += received
@@ -190,7 +196,7 @@ class TunnelPair:
                 is_last = False
             except OSError:
                 # The kernel tells an error once; the next recv would call the stream whole.
-                self._abort(Ending.PLAIN_RESET)
+                self._reset_by_application()
                 return
             if is_last:
                 # The end in the same record as the last bytes: one write, one packet, one wake-up of the peer.
@@ -308,7 +314,9 @@ class TunnelPair:
         if kind == FrameType.EOF and length == 0 and not self._down_ended:
             self._down_ended = True
             return True
-        if kind == FrameType.RESET:
+        if kind == FrameType.RESET and length == 0:
+            self._settle(Ending.PEER_RESET, behind_peers_end=bytes(rest))
+        elif kind == FrameType.RESET:
             self._abort(Ending.PEER_RESET, decode_reset(bytes(rest[:length])))
         else:
             self._abort(Ending.PROTOCOL_ERROR)
@@ -323,7 +331,7 @@ class TunnelPair:
         except BlockingIOError:
             sent = 0
         except OSError:
-            self._abort(Ending.PLAIN_RESET)
+            self._reset_by_application()
             return
         if sent < size:
             self._to_plain = self._loop.keep(payload[sent:])
@@ -343,7 +351,7 @@ class TunnelPair:
         except BlockingIOError:
             sent = 0
         except OSError:
-            self._abort(Ending.PLAIN_RESET)
+            self._reset_by_application()
             return
         if sent < size:
             self._to_plain = memoryview(b"".join(payloads))[sent:]
@@ -359,7 +367,7 @@ class TunnelPair:
         except BlockingIOError:
             return
         except OSError:
-            self._abort(Ending.PLAIN_RESET)
+            self._reset_by_application()
             return
         if sent < len(held):
             self._to_plain = held[sent:]
@@ -375,7 +383,7 @@ class TunnelPair:
         try:
             self._plain.shutdown(socket.SHUT_WR)
         except OSError:
-            self._abort(Ending.PLAIN_RESET)
+            self._reset_by_application()
             return
         if not self._complete_if_ended():
             self._update_interest()
@@ -422,7 +430,29 @@ class TunnelPair:
         was_reset, reason = find_reset(self._tls_read, remaining=self._remaining, header=self._header)
         self._abort(Ending.PEER_RESET if was_reset else Ending.TUNNEL_LOST, reason)
 
+    def _reset_by_application(self) -> None:
+        self._settle(Ending.PLAIN_RESET, behind_peers_end=b"" if self._down_ended else None)
+
+    def _settle(self, ending: Ending, *, behind_peers_end: bytes | None) -> None:
+        """An application has reset the connection: abort, but try to keep the tunnel."""
+        if self._over:
+            return
+        to_write = [] if self._to_tunnel is None else [self._to_tunnel]
+        if ending is Ending.PLAIN_RESET or not self._up_ended:
+            to_write.append(memoryview(RESET_FRAME))
+        settlement = Settlement(
+            loop=self._loop,
+            tunnel=self._tunnel,
+            to_write=to_write,
+            skimmer=Skimmer(remaining=self._remaining, header=self._header),
+            leftover=behind_peers_end,
+        )
+        reset_on_close(self._plain)
+        self._end(ending, settlement=settlement)
+        settlement.start()
+
     def _abort(self, ending: Ending, reason: CloseReason | None = None) -> None:
+        """End the connection and its tunnel."""
         if self._over:
             return
         reset_on_close(self._plain)
@@ -430,11 +460,12 @@ class TunnelPair:
         if ending in (Ending.TUNNEL_LOST, Ending.PEER_RESET):
             self._loop.close_later(self._tunnel)
         else:
-            reset = encode_reset(reason if ending is Ending.CUT else None)
-            Farewell(loop=self._loop, tunnel=self._tunnel, unfinished=self._to_tunnel, reset=reset).start()
+            to_write = [] if self._to_tunnel is None else [self._to_tunnel]
+            to_write.append(memoryview(encode_reset(reason if ending is Ending.CUT else None)))
+            Farewell(loop=self._loop, tunnel=self._tunnel, to_write=to_write).start()
 
-    def _end(self, ending: Ending, reason: CloseReason | None = None) -> None:
+    def _end(self, ending: Ending, reason: CloseReason | None = None, settlement: Settlement | None = None) -> None:
         self._over = True
         self._loop.close_later(self._plain)
-        outcome = Outcome(ending=ending, leftover=self._leftover, reason=reason)
+        outcome = Outcome(ending=ending, leftover=self._leftover, reason=reason, settlement=settlement)
         self._loop.report_later(lambda: self._on_done(outcome))

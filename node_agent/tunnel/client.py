@@ -13,7 +13,7 @@ import trio
 from ca.spiffe import SpiffeId
 from node_agent.config import TUNNEL_PORT
 from node_agent.errors import CloseReason, ConnectionFailure
-from node_agent.frames import FrameType, Open, Verdict, decode_verdict, encode_open
+from node_agent.frames import RESET_FRAME, FrameType, Open, Verdict, decode_verdict, encode_open
 from node_agent.tunnel.connect import connect
 from node_agent.tunnel.pool import DIAL, WAIT, Answer, Grant, TunnelPool
 from node_agent.tunnel.tunnel import Tunnel, TunnelLost, Verify, require_protocol, shake_hands
@@ -145,7 +145,7 @@ class TunnelClient:
         tunnel.close()
 
     def _put(self, key: TunnelKey, tunnel: Tunnel) -> None:
-        if tunnel.leftover:
+        if tunnel.leftover not in (b"", RESET_FRAME):
             tunnel.close()  # a destination has nothing to say before the next OPEN
             return
         given = self._pool.release(key, tunnel, trio.current_time())

@@ -16,7 +16,7 @@ import trio
 
 from ca.spiffe import SpiffeId
 from node_agent.errors import CloseReason, ConnectionFailure
-from node_agent.frames import ALPN, HEADER_BYTES, FrameType, parse_control_header
+from node_agent.frames import ALPN, HEADER_BYTES, RESET_FRAME, FrameType, parse_control_header
 
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)  # socket(7)
 
@@ -46,7 +46,7 @@ class TunnelLost(ConnectionFailure):
 class Tunnel:
     """Owns ``sock`` until ``close``, except while it is lent to the relay."""
 
-    __slots__ = ("_fault", "_is_lent", "_tls", "leftover", "not_after", "peer", "peer_ip", "sock")
+    __slots__ = ("_fault", "_is_lent", "_is_used", "_tls", "leftover", "not_after", "peer", "peer_ip", "sock")
 
     def __init__(
         self,
@@ -66,6 +66,7 @@ class Tunnel:
         self.leftover = b""
         self._fault = fault
         self._is_lent = False
+        self._is_used = False
 
     def lend(self) -> ssl.SSLSocket:
         """Hand ``sock`` to the relay; it closes it unless the connection ends in order."""
@@ -73,8 +74,9 @@ class Tunnel:
         return self.sock
 
     def take_back(self, leftover: bytes) -> None:
-        """The connection ended in order; ``leftover`` was read behind its end."""
+        """The connection has ended on both sides; ``leftover`` was read behind its end."""
         self._is_lent = False
+        self._is_used = True
         self.leftover = leftover
 
     def close(self) -> None:
@@ -131,7 +133,11 @@ class Tunnel:
 
         Raises TunnelLost at its end, RemoteProtocolError on anything else.
         """
-        length = parse_control_header(await self._read_exactly(HEADER_BYTES), expected)
+        header = await self._read_exactly(HEADER_BYTES)
+        if header == RESET_FRAME and self._is_used:
+            # Of the connection before this one: it crossed the frame that ended that one for us.
+            header = await self._read_exactly(HEADER_BYTES)
+        length = parse_control_header(header, expected)
         return await self._read_exactly(length, within_frame=True) if length else b""
 
     async def _read_exactly(self, size: int, *, within_frame: bool = False) -> bytes:

@@ -296,6 +296,33 @@ def test_a_reset_frame_is_a_reset_for_the_application(stage: Stage, opened: Tunn
     _record(stage, "downstream_reset", "RESET")
 
 
+def test_after_a_reset_the_tunnel_serves_the_next_connection(stage: Stage, opened: TunnelPeer) -> None:
+    opened.send(RESET)
+    assert opened.read() == Frame(RESET, b""), "ours has to be answered: only then the peer knows where it is"
+    assert opened.open(destination=_application(stage), source=_here(stage)) == "ok"
+    opened.send(DATA, b"second")
+    assert opened.read() == Frame(DATA, b"second")
+
+
+def test_a_reset_that_crossed_the_end_belongs_to_the_connection_before(stage: Stage, opened: TunnelPeer) -> None:
+    opened.send(EOF)
+    assert opened.read() == Frame(EOF, b"")
+    opened.send(RESET)
+    assert opened.open(destination=_application(stage), source=_here(stage)) == "ok"
+
+
+def test_two_resets_behind_the_end_are_one_too_many(stage: Stage, opened: TunnelPeer) -> None:
+    opened.send(EOF)
+    assert opened.read() == Frame(EOF, b"")
+    opened.send_raw(frame(RESET) * 2)
+    assert opened.is_refused()
+
+
+def test_a_reset_with_a_reason_ends_the_tunnel_too(stage: Stage, opened: TunnelPeer) -> None:
+    opened.send(RESET, b"drained")
+    assert opened.is_refused()
+
+
 # -- data before the verdict ------------------------------------------------------------------
 
 

@@ -143,6 +143,32 @@ def test_reset_against_a_stream_of_bytes_is_named_as_one(way: Way, by_server: bo
     way.assert_closed(port, "upstream_reset" if by_server else "downstream_reset")
 
 
+@pytest.mark.parametrize("by_server", [False, True], ids=["client", "server"])
+@pytest.mark.parametrize("half_closed", [False, True], ids=["open", "half-closed"])
+def test_reset_leaves_the_tunnel_for_the_next_connection(ground: Ground, half_closed: bool, by_server: bool) -> None:
+    """A client that hangs up in the middle is ordinary; a handshake for each would be dear."""
+
+    def idle_tunnels() -> float:
+        wait_for("no tunnel to be busy", lambda: ground.mesh.metric(1, "ringfence_tunnels_busy") == 0)
+        return ground.mesh.metric(1, "ringfence_tunnels_idle")
+
+    way = ground.way("tunnel", "ipv4")
+    way.open().client.close()
+    ground.close_sockets()
+    before = idle_tunnels()
+    for _ in range(5):
+        client, server, port = way.open()
+        one, other = (server, client) if by_server else (client, server)
+        client.sendall(b"bytes on their way")
+        if half_closed:
+            one.shutdown(socket.SHUT_WR)
+        reset(one)
+        assert was_reset(other) or half_closed
+        other.close()
+        way.records(port)
+        assert idle_tunnels() == before
+
+
 def test_reset_reaches_a_server_that_does_not_read(way: Way) -> None:
     client, server, port = way.open()
     client.settimeout(0.3)
