@@ -100,19 +100,16 @@ def require_chain(chain: Sequence[x509.Certificate], *, root: x509.Certificate, 
 
 
 def chain_to(
-    certificates: Sequence[x509.Certificate], roots: Sequence[x509.Certificate], *, public_key_der: bytes
+    certificates: Sequence[x509.Certificate], roots: Sequence[x509.Certificate], *, ours: x509.Certificate
 ) -> tuple[list[x509.Certificate], x509.Certificate]:
-    """Put what a PKI returned in order: the certificate of our key, those above it, and the root of ours they reach.
+    """Put what a PKI returned in order: ``ours``, those above it, and the root of ours that they reach.
 
     PKIs return the chain in either order, and with the root or without.
 
     Raises:
-        ProfileError: our key's certificate is not among them, or a link is missing.
+        ProfileError: a link is missing.
     """
-    ours = [each for each in certificates if profile.public_bytes(each.public_key()) == public_key_der]
-    if len(ours) != 1:
-        raise profile.ProfileError(f"{len(ours)} of its certificates are for the key of the request; it has to be one")
-    chain = ours
+    chain = [ours]
     while True:
         for root in roots:
             if _is_signed_by(chain[-1], root):

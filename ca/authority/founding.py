@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 from ca.authority import external, profile
 from ca.authority.config import AuthorityConfig
@@ -75,9 +76,13 @@ def create_under(config: AuthorityConfig, root: x509.Certificate, *, passphrase:
 def new_request(config: AuthorityConfig, store: Store, *, passphrase: bytes) -> bytes:
     """Make a key for an intermediate, keep it, and return the request for its certificate, in PEM."""
     key = new_key()
-    key_id = x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest.hex()
-    write_key(store.keys, key_id, key, passphrase)
+    write_key(store.keys, key_name(key.public_key()), key, passphrase)
     return external.build_csr(key, trust_domain=config.trust_domain)
+
+
+def key_name(public_key: CertificatePublicKeyTypes) -> str:
+    """What the key of a request is kept under until its certificate comes: what we would call it (RFC 5280 4.2.1.2)."""
+    return x509.SubjectKeyIdentifier.from_public_key(public_key).digest.hex()
 
 
 def make_root(config: AuthorityConfig, *, at: datetime) -> profile.Issuer:

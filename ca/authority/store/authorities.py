@@ -35,17 +35,18 @@ class Authorities:
 
     def read(self) -> list[AuthorityRecord]:
         """Every signing certificate, in the order in which they were made."""
-        return [_record(row) for row in self._database.query(_SELECT)]
-
-    def last_not_after(self, key_id: str) -> datetime | None:
-        """When the last certificate that a key signed ends, by the journal; None if it signed none."""
-        rows = self._database.query("SELECT max(not_after) FROM certificates WHERE issuer_key_id = ?", (key_id,))
-        return None if rows[0][0] is None else from_seconds(rows[0][0])
+        return read(self._database)
 
 
-def read(transaction: Transaction) -> list[AuthorityRecord]:
-    """The same as ``Authorities.read``, as it is inside of a transaction."""
-    return [_record(row) for row in transaction.query(_SELECT)]
+def read(source: Database | Transaction) -> list[AuthorityRecord]:
+    """Every signing certificate, in the order in which they were made; in a transaction, as it is inside of it."""
+    return [_record(row) for row in source.query(_SELECT)]
+
+
+def last_not_after(source: Database | Transaction, key_id: str) -> datetime | None:
+    """When the last certificate that a key signed ends, by the journal; None if it signed none."""
+    rows = source.query("SELECT max(not_after) FROM certificates WHERE issuer_key_id = ?", (key_id,))
+    return None if rows[0][0] is None else from_seconds(rows[0][0])
 
 
 def add(transaction: Transaction, records: Iterable[AuthorityRecord]) -> None:
@@ -76,6 +77,12 @@ def set_state(transaction: Transaction, key_id: str, state: AuthorityState, *, a
     transaction.execute(
         "UPDATE authorities SET state = ?, since = ? WHERE key_id = ?", (str(state), to_seconds(at), key_id)
     )
+
+
+def replace_certificate(transaction: Transaction, certificate: x509.Certificate, *, key_id: str) -> None:
+    """Take another certificate for the same key: somebody else's was renewed."""
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    transaction.execute("UPDATE authorities SET certificate = ? WHERE key_id = ?", (der, key_id))
 
 
 def _record(row: Row) -> AuthorityRecord:

@@ -9,7 +9,7 @@ import pytest
 
 from ca.authority.records import CertificateRecord
 from ca.authority.store import Store
-from ca.authority.store.authorities import Authorities
+from ca.authority.store.authorities import last_not_after
 from ca.authority.store.live_nodes import live_nodes
 
 AT: Final = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -63,6 +63,5 @@ def test_the_last_certificate_of_an_issuer_is_the_one_that_ends_last(store: Stor
     journal(store, "node-a", "ns/default/sa/web", at=AT, ends=AT + 2 * HOUR)
     journal(store, "node-a", "ns/default/sa/web", at=AT, ends=AT + HOUR)
     journal(store, "node-a", "ns/default/sa/web", at=AT, ends=AT + 3 * HOUR, issuer="i2")
-    authorities = Authorities(store.database)
-    assert authorities.last_not_after("i1") == AT + 2 * HOUR
-    assert authorities.last_not_after("i3") is None
+    assert last_not_after(store.database, "i1") == AT + 2 * HOUR
+    assert last_not_after(store.database, "i3") is None
