@@ -227,7 +227,7 @@ def _identities(config: Config, rng: random.Random) -> Identities:
     try:
         roots_pem = config.ca.bundle_file.read_bytes()
         ca = CaClient(
-            address=(config.ca.address.host, config.ca.address.port),
+            addresses=[(each.host, each.port) for each in config.ca.address],
             roots_pem=roots_pem,
             trust_domain=config.agent.trust_domain,
         )

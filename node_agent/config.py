@@ -63,6 +63,7 @@ class NodeSection:
     runtime_dir: Path = Path("/run/ringfence")
     log_level: str = "info"
     drain_grace_s: float = _number(30.0, least=0.0, most=_HOURS_S)
+    workers: int = _number(1, least=1, most=64)
 
 
 class Attestation(StrEnum):
@@ -77,7 +78,7 @@ class Attestation(StrEnum):
 class CaSection:
     """``[ca]``: where SVIDs come from and how this node proves itself."""
 
-    address: HostPort
+    address: tuple[HostPort, ...]
     bundle_file: Path
     attestation: Attestation = Attestation.JOIN_TOKEN
     join_token_file: Path | None = None
@@ -144,6 +145,7 @@ _SECTIONS: Final[Mapping[str, type]] = {
     "listen": ListenSection,
 }
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+_MAX_ADDRESSES: Final = 16
 _CAPTURE_MODES: Final = ("inpod",)
 
 
@@ -195,6 +197,11 @@ def _value(kind: object, value: object, bounds: Mapping[str, float]) -> object:
         if not bounds["least"] <= value <= bounds["most"]:
             raise ValueError(f"expected a value between {bounds['least']:g} and {bounds['most']:g}")
         return kind(value)
+    if kind == tuple[HostPort, ...]:
+        several = value if isinstance(value, list) else [value]
+        if not 1 <= len(several) <= _MAX_ADDRESSES:
+            raise ValueError(f"expected one address, or a list of 1 to {_MAX_ADDRESSES}")
+        return tuple(_value(HostPort, each, bounds) for each in several)
     if not isinstance(value, str) or not value:
         raise ValueError("expected a text that is not empty")
     if "\0" in value:
@@ -226,7 +233,7 @@ def _check(path: Path, config: Config) -> None:
     _check_identities(path, config.agent)
     _check_attestation(path, config.ca)
     _check_netns_path(path, config.capture.netns_path)
-    if not config.ca.address.host:
+    if not all(each.host for each in config.ca.address):
         raise ConfigError(f"{path}: [ca] address: expected host:port of the CA")
 
 

@@ -89,7 +89,7 @@ class Authority:
 
     def client(self, port: int) -> CaClient:
         return CaClient(
-            address=("127.0.0.1", port), roots_pem=self.config.bundle_file.read_bytes(), trust_domain=TRUST_DOMAIN
+            addresses=[("127.0.0.1", port)], roots_pem=self.config.bundle_file.read_bytes(), trust_domain=TRUST_DOMAIN
         )
 
     def node_credentials(self, node: str, *, at: datetime | None = None) -> KeyAndChain:

@@ -20,14 +20,26 @@ def test_what_must_be_set_is_little(tmp_path: Path) -> None:
     config = load(_write(tmp_path, _LEAST))
 
     assert config.agent.node == "node-1"
-    assert config.ca.address == HostPort(host="10.0.0.1", port=15012)
+    assert config.ca.address == (HostPort(host="10.0.0.1", port=15012),)
     assert config.agent.drain_grace_s == 30
     assert config.proxy.identity_wait_s == 5
+
+
+def test_the_ca_may_have_several_addresses(tmp_path: Path) -> None:
+    text = _LEAST.replace('"10.0.0.1:15012"', '["10.0.0.1:15012", "[fd00::1]:1", "ca.example:15012"]')
+    assert [str(each) for each in load(_write(tmp_path, text)).ca.address] == [
+        "10.0.0.1:15012",
+        "[fd00::1]:1",
+        "ca.example:15012",
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        (_LEAST.replace('"10.0.0.1:15012"', "[]"), "[ca] address = []: expected one address, or a list of 1 to 16"),
+        (_LEAST.replace('"10.0.0.1:15012"', '["ca:1", 5]'), "[ca] address = ['ca:1', 5]: expected a text"),
+        (_LEAST.replace('"10.0.0.1:15012"', '["ca:1", ":5"]'), "[ca] address: expected host:port of the CA"),
         (_LEAST.replace('node = "node-1"', ""), "[agent] node: missing; it has no default, set it"),
         (_LEAST.replace('address = "10.0.0.1:15012"', ""), "[ca] address: missing"),
         (_LEAST.replace("node-1", ""), "[agent] node = '': expected a text that is not empty"),

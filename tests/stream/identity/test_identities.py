@@ -48,7 +48,7 @@ class ScriptedCa(CaClient):
     """Issues like an authority, without a network; ``trouble`` says what goes wrong instead."""
 
     def __init__(self, root: Signer) -> None:
-        super().__init__(address=("192.0.2.1", 1), roots_pem=pem(root.certificate), trust_domain=TRUST_DOMAIN)
+        super().__init__(addresses=[("192.0.2.1", 1)], roots_pem=pem(root.certificate), trust_domain=TRUST_DOMAIN)
         self.root = root
         self.signer = root.intermediate()
         self.trouble: CaError | None = None

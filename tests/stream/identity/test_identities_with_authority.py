@@ -129,7 +129,7 @@ async def test_a_ca_that_our_bundle_does_not_vouch_for_is_never_told_the_token(
 ) -> None:
     async with serving(authority) as port:
         client = CaClient(
-            address=("127.0.0.1", port), roots_pem=pem(make_root().certificate), trust_domain=TRUST_DOMAIN
+            addresses=[("127.0.0.1", port)], roots_pem=pem(make_root().certificate), trust_domain=TRUST_DOMAIN
         )
         with pytest.raises(CaUnreachable, match="not to be trusted"):
             await client.bundle()
