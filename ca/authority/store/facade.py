@@ -15,6 +15,7 @@ from ca.authority.keys import KeyFiles, KeyStore
 from ca.authority.records import AuthorityRecord, CertificateRecord, NodeSummary, TokenRecord
 from ca.authority.store.authorities import Authorities
 from ca.authority.store.database import Database
+from ca.authority.store.federation import Federation
 from ca.authority.store.instances import Instances
 from ca.authority.store.journal import Journal, JournalEntry
 from ca.authority.store.jwt_keys import JwtKeys
@@ -46,6 +47,7 @@ class Store:
         self.trust = TrustRecords(database)
         self.instances = Instances(database)
         self.revocations = Revocations(database)
+        self.federation = Federation(database)
 
     @classmethod
     def open(cls, location: DatabaseLocation, *, create: bool = False) -> Self:

@@ -120,6 +120,21 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         PRIMARY KEY (method, id)
     ) STRICT;
     """,
+    # 6: the trust domains that are federated
+    """
+    CREATE TABLE federation (
+        trust_domain TEXT PRIMARY KEY,
+        endpoint TEXT NOT NULL,              -- https URL
+        profile TEXT NOT NULL,               -- https_spiffe | https_web
+        endpoint_id TEXT NOT NULL,           -- SPIFFE ID of the endpoint, empty for https_web
+        added_at INTEGER NOT NULL,
+        bundle BLOB NOT NULL,                -- JWK set, empty before there was any
+        polled_at INTEGER,                   -- when a bundle was last fetched
+        next_poll_at INTEGER NOT NULL,
+        failures INTEGER NOT NULL,           -- polls that failed in a row
+        problem TEXT NOT NULL                -- why the last one did
+    ) STRICT;
+    """,
 )
 _COMMENT: Final = re.compile(r"--[^\n]*")
 _POSTGRESQL_WORDS: Final = {
