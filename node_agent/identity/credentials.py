@@ -8,7 +8,7 @@ with the old one.
 import itertools
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from cryptography import x509
@@ -41,14 +41,29 @@ class Credentials:
 
 
 def make_credentials(
-    *, identity: SpiffeId, own: KeyAndChain, roots: Sequence[x509.Certificate], at: datetime, ring: int
+    *,
+    identity: SpiffeId,
+    own: KeyAndChain,
+    roots: Sequence[x509.Certificate],
+    at: datetime,
+    ring: int,
+    issued_under: Sequence[x509.Certificate] | None = None,
 ) -> Credentials:
     """Check a chain that the CA issued and make its contexts.
 
+    Args:
+        roots: what peers are judged by.
+        issued_under: the roots that the chain has to lead to, if they are others.
+
     Raises:
-        CaProtocolError: the chain is not what was asked for, or does not lead to ``roots``.
+        CaProtocolError: the chain is not what was asked for, or does not lead to a root.
     """
-    require_issued_to(identity=identity, own=own, roots=roots, at=at)
+    require_issued_to(identity=identity, own=own, roots=issued_under or roots, at=at)
+    return assemble(identity=identity, own=own, roots=roots, ring=ring)
+
+
+def assemble(*, identity: SpiffeId, own: KeyAndChain, roots: Sequence[x509.Certificate], ring: int) -> Credentials:
+    """Make the contexts of a chain that was checked before, here or in the process that it comes from."""
     leaf = own.chain[0]
     return Credentials(
         identity=identity,
@@ -61,6 +76,26 @@ def make_credentials(
         server_context=_context(server_side=True, own=own, roots=roots),
         ring=ring,
     )
+
+
+def with_roots(credentials: Credentials, *, roots: Sequence[x509.Certificate], ring: int) -> Credentials:
+    """The same SVID with contexts that judge peers by other roots; a context trusts the roots it was made with."""
+    own = credentials.own
+    return replace(
+        credentials,
+        client_context=_context(server_side=False, own=own, roots=roots),
+        server_context=_context(server_side=True, own=own, roots=roots),
+        ring=ring,
+    )
+
+
+def leads_to(own: KeyAndChain, roots: Sequence[x509.Certificate]) -> bool:
+    """Whether a chain ends at one of ``roots``."""
+    try:
+        _root_of(own.chain, roots)
+    except SvidError:
+        return False
+    return True
 
 
 def require_issued_to(*, identity: SpiffeId, own: KeyAndChain, roots: Sequence[x509.Certificate], at: datetime) -> None:

@@ -8,12 +8,13 @@ never talk to the CA: they take what is there (``current``) or wait for the
 task to get it (``wait_for``).
 
 What fails stays where it is: an SVID that can not be renewed is used until it
-expires, and then ``current`` is None, which closes the gate.
+expires, and then ``current`` is None, which closes the gate.  One that is
+revoked is dropped in the moment in which ``TrustStore`` hears of it.
 """
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -27,7 +28,8 @@ from ca.messages import MAX_REQUESTS, Issued, IssuedCertificate, RefusalCode, Si
 from ca.spiffe import SpiffeId
 from ca.tls import KeyAndChain
 from node_agent.errors import CloseReason, ConnectionFailure
-from node_agent.identity.credentials import Credentials, make_credentials
+from node_agent.identity.credentials import Credentials, leads_to, make_credentials, with_roots
+from node_agent.identity.expiry import ExpiryWatch, Held, described, near_their_end
 from node_agent.identity.node_credentials import NodeCredentials
 from node_agent.identity.rotation import (
     LONGEST_PAUSE_NOT_SCHEDULED_S,
@@ -35,9 +37,10 @@ from node_agent.identity.rotation import (
     LONGEST_PAUSE_WITHOUT_S,
     Expired,
     Renew,
-    Rotation,
     WaitFor,
 )
+from node_agent.identity.slots import Slot
+from node_agent.identity.trust import Certificate, TrustStore
 
 _log: Final = logging.getLogger("ringfence.identity")
 _COALESCE_S: Final = 0.005  # pods come in groups; one request for all of them
@@ -46,20 +49,6 @@ _COALESCE_S: Final = 0.005  # pods come in groups; one request for all of them
 def utc_now() -> datetime:
     """The time by which certificates are judged."""
     return datetime.now(UTC)
-
-
-class _Slot:
-    """One wanted identity: its SVID, its rotation, and who waits for it."""
-
-    __slots__ = ("arrived", "credentials", "last_error", "refused", "rotation", "waiting")
-
-    def __init__(self) -> None:
-        self.credentials: Credentials | None = None
-        self.rotation = Rotation()
-        self.waiting = 0
-        self.arrived = trio.Event()
-        self.last_error = ""
-        self.refused = False
 
 
 class Identities:
@@ -77,14 +66,19 @@ class Identities:
         node: NodeCredentials,
         identity_wait_s: float,
         rng: random.Random,
+        trust: TrustStore | None = None,
         utc_now: Callable[[], datetime] = utc_now,
     ) -> None:
+        """``trust`` is what peers are judged by; the roots that the CA is trusted by, if it is not given."""
         self._ca = ca
         self._node = node
+        self._trust = trust or TrustStore(trust_domain=ca.trust_domain, roots=ca.roots)
+        self._trust.on_changed.append(self._trust_changed)
+        self._expiry = ExpiryWatch()
         self._identity_wait_s = identity_wait_s
         self._rng = rng
         self._utc_now = utc_now
-        self._slots: dict[SpiffeId, _Slot] = {}
+        self._slots: dict[SpiffeId, Slot] = {}
         self._wake = trio.Event()
         self._ring = 0
         self.on_rotated: list[Callable[[SpiffeId], None]] = []
@@ -109,6 +103,8 @@ class Identities:
         slot = self._slots.get(identity)
         if slot is None:
             raise ConnectionFailure(CloseReason.IDENTITY_UNAVAILABLE, f"{identity} belongs to no workload on this node")
+        if self._trust.revocation_of(identity) is not None:
+            raise slot.failure(slot.last_error)
         slot.waiting += 1
         self._wake.set()
         try:
@@ -119,7 +115,7 @@ class Identities:
         finally:
             slot.waiting -= 1
         if credentials is None:
-            raise ConnectionFailure(CloseReason.IDENTITY_UNAVAILABLE, self._why_not(identity, slot))
+            raise slot.failure(self._why_not(identity, slot))
         return credentials
 
     def set_wanted(self, identities: frozenset[SpiffeId]) -> None:
@@ -130,7 +126,8 @@ class Identities:
             if slot.credentials is not None:
                 self._announce(identity)
         for identity in identities - self._slots.keys():
-            self._slots[identity] = _Slot()
+            self._slots[identity] = Slot(identity)
+            self._drop_if_revoked(self._slots[identity])
         self._wake.set()
 
     def ready(self) -> tuple[bool, str]:
@@ -147,7 +144,42 @@ class Identities:
 
     def status(self) -> list[dict[str, Any]]:
         """One entry an identity; the node's own comes first."""
-        return [self._node.status(), *(self._status_of(identity) for identity in sorted(self._slots, key=str))]
+        return [self._node.status(), *(slot.status(self.current(slot.identity)) for slot in self._sorted())]
+
+    def warnings(self) -> list[str]:
+        """What does not stop a connection yet and will, or may: for people."""
+        at = self._utc_now()
+        near = near_their_end(self._held(), at=at)
+        found = [described(near, at=at)] if near else []
+        if self._ca.clock is not None and self._ca.clock.problem is not None:
+            found.append(self._ca.clock.problem)
+        return found
+
+    def expiring(self) -> int:
+        """How many certificates could not be renewed and are near their end."""
+        return len(near_their_end(self._held(), at=self._utc_now()))
+
+    def node_refused(self, error: CaRefused) -> None:
+        """The CA has refused the node's certificate on another connection."""
+        self._node.refused(error)
+        self._wake.set()
+
+    async def adopt_roots(self) -> None:
+        """Judge peers, and the CA, by the roots in force: each SVID gets new contexts; none is asked for again."""
+        roots = self._trust.every_root
+        self._ca.replace_roots(self._trust.roots())
+        _log.info("the trust bundle has changed: it has %d roots now", len(self._trust.roots()))
+        for slot in list(self._slots.values()):
+            if slot.credentials is None or self._slots.get(slot.identity) is not slot:
+                continue
+            self._ring += 1
+            slot.credentials = with_roots(slot.credentials, roots=roots, ring=self._ring)
+            if not leads_to(slot.credentials.own, self._trust.roots()):
+                slot.rotation.renew_soon(self._utc_now())  # what vouched for it is gone: peers will not take it
+            self._announce(slot.identity)
+            # Two contexts take OpenSSL 3.0 about 4 ms: connections are not to wait for those of a whole node.
+            await trio.lowlevel.checkpoint()
+        self._wake.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the SVIDs fresh until cancelled.  Does not wait for the CA to start."""
@@ -155,10 +187,11 @@ class Identities:
         while True:
             self._wake = trio.Event()
             due, pause_s = self._look()
-            urgent = any(self._is_urgent(slot) for slot in self._slots.values())
+            self._tell_of_expiry()
+            urgent = any(slot.urgent for slot in self._slots.values())
             step = self._node.next_step(now=trio.current_time(), wanted=urgent)
             if isinstance(step, Renew):
-                self._take_bundle(await self._node.renew())
+                await self._learn_roots(await self._node.renew())
                 self.ca_error = self._node.last_error or None
             elif due and self._node.own is not None:
                 await trio.sleep(_COALESCE_S)
@@ -173,13 +206,12 @@ class Identities:
         at, now = self._utc_now(), trio.current_time()
         due, pause_s = [], LONGEST_PAUSE_S
         for identity, slot in self._slots.items():
-            step = slot.rotation.next_step(at=at, now=now, wanted=self._is_urgent(slot))
+            step = slot.rotation.next_step(at=at, now=now, wanted=slot.urgent)
             if isinstance(step, Expired):
                 _log.error("the SVID of %s has expired: %s", identity, slot.last_error or "it was not renewed in time")
-                slot.credentials = None
-                slot.rotation.dropped()
+                slot.drop()
                 self._announce(identity)
-                step = slot.rotation.next_step(at=at, now=now, wanted=self._is_urgent(slot))
+                step = slot.rotation.next_step(at=at, now=now, wanted=slot.urgent)
             if isinstance(step, Renew):
                 due.append(identity)
             elif isinstance(step, WaitFor):
@@ -201,11 +233,13 @@ class Identities:
             roots = load_chain(issued.bundle_der)
         except CaError as error:
             self.ca_error = str(error)
+            if isinstance(error, CaRefused):
+                self._node.refused(error)
             for identity in keys:
                 self._failed(identity, error)
             return
         self.ca_error = None
-        self._take_bundle(roots)
+        await self._learn_roots(roots)
         for item in issued.certificates:
             try:
                 self._install(item, keys[item.identity], issued)
@@ -214,13 +248,39 @@ class Identities:
             # Two contexts take OpenSSL 3.0 about 4 ms: connections are not to wait for those of a whole node.
             await trio.lowlevel.checkpoint()
 
-    def _take_bundle(self, roots: tuple[x509.Certificate, ...]) -> None:
-        """A context trusts the roots it was made with: when they change, every identity needs new contexts."""
-        if roots and set(roots) != set(self._ca.roots):
-            _log.info("the trust bundle has changed: it has %d roots now", len(roots))
-            self._ca.replace_roots(roots)
-            for slot in self._slots.values():
-                slot.rotation.renew_soon(self._utc_now())
+    async def _learn_roots(self, roots: tuple[x509.Certificate, ...]) -> None:
+        """Until the CA tells its trust (``trust_watch``), the roots that come with certificates are what there is."""
+        try:
+            changed = self._trust.learn_roots(roots)
+        except CaProtocolError as error:
+            self.ca_error = str(error)
+            return
+        if changed:
+            await self.adopt_roots()
+
+    def _trust_changed(self) -> None:
+        """Called by the trust store, in the moment of the change."""
+        for slot in self._slots.values():
+            self._drop_if_revoked(slot)
+        self._wake.set()
+
+    def _drop_if_revoked(self, slot: Slot) -> None:
+        """Without an SVID yet, an identity that is revoked counts too; what is no longer revoked is asked for again."""
+        serial = 0 if slot.credentials is None else slot.credentials.serial
+        failure = self._trust.why_not(Certificate(identity=slot.identity, serial=serial))
+        if failure is None:
+            if slot.code == RefusalCode.REVOKED:
+                slot.code = None
+                slot.rotation.retry()
+            return
+        if slot.last_error != failure.detail:
+            _log.warning("no SVID of %s any more: %s", slot.identity, failure.detail)
+        slot.last_error = failure.detail
+        slot.code = RefusalCode.REVOKED
+        if slot.credentials is not None:
+            slot.drop()
+            self._announce(slot.identity)
+        slot.wake()
 
     def _install(self, item: IssuedCertificate, key: PrivateKey, issued: Issued) -> None:
         slot = self._slots.get(item.identity)
@@ -232,19 +292,23 @@ class Identities:
         credentials = make_credentials(
             identity=item.identity,
             own=KeyAndChain(key=key, chain=load_chain(item.chain_der)),
-            roots=load_chain(issued.bundle_der),
+            roots=self._trust.every_root,
+            issued_under=load_chain(issued.bundle_der),
             at=at,
             ring=self._ring + 1,
         )
+        failure = self._trust.why_not(Certificate(identity=item.identity, serial=credentials.serial))
+        if failure is not None:  # issued by a replica that had not heard of it
+            raise CaRefused(RefusalCode.REVOKED, failure.detail)
         if credentials.not_after <= at:
             raise CaProtocolError(f"the CA issued an SVID that has expired already, at {credentials.not_after}")
         self._ring += 1
         slot.credentials = credentials
+        slot.issued_at = at
         slot.rotation.issued(at=at, not_after=credentials.not_after, draw=self._rng.random())
         slot.last_error = ""
-        slot.refused = False
-        slot.arrived.set()
-        slot.arrived = trio.Event()
+        slot.code = None
+        slot.wake()
         self._announce(item.identity)
         _log.info("SVID of %s valid until %s", item.identity, credentials.not_after.isoformat())
 
@@ -267,34 +331,35 @@ class Identities:
             wish_s=error.retry_after_s if isinstance(error, CaRefused) and not placed_late else 0.0,
         )
         text = f"the CA refuses: {error}" if code else str(error)
+        if self._ca.clock is not None and self._ca.clock.problem is not None:
+            text = f"{text}; {self._ca.clock.problem}"
         if text != slot.last_error:
             _log.warning("no new SVID of %s: %s", identity, text)
         slot.last_error = text
-        slot.refused = code is not None
+        slot.code = code
 
-    def _is_urgent(self, slot: _Slot) -> bool:
-        return slot.waiting > 0 and slot.credentials is None
+    def _held(self) -> Iterator[Held]:
+        node = self._node.held()
+        if node is not None:
+            yield node
+        for slot in self._slots.values():
+            held = slot.held()
+            if held is not None:
+                yield held
+
+    def _tell_of_expiry(self) -> None:
+        line = self._expiry.to_log(self._held(), at=self._utc_now())
+        if line is not None:
+            _log.error("%s", line)
 
     def _announce(self, identity: SpiffeId) -> None:
         for call in self.on_rotated:
             call(identity)
 
-    def _why_not(self, identity: SpiffeId, slot: _Slot) -> str:
+    def _why_not(self, identity: SpiffeId, slot: Slot) -> str:
         node_ready, node_text = self._node.ready()
         text = slot.last_error if node_ready else node_text
         return f"{identity}: {text or 'the CA has not answered yet'}"
 
-    def _status_of(self, identity: SpiffeId) -> dict[str, Any]:
-        slot, valid = self._slots[identity], self.current(identity)
-        if valid is not None:
-            state = "valid"
-        else:
-            state = "refused" if slot.refused else "pending"
-        return {
-            "identity": str(identity),
-            "serial": None if valid is None else f"{valid.serial:x}",
-            "not_before": None if valid is None else valid.not_before.isoformat(),
-            "not_after": None if valid is None else valid.not_after.isoformat(),
-            "state": state,
-            "last_error": slot.last_error or None,
-        }
+    def _sorted(self) -> list[Slot]:
+        return sorted(self._slots.values(), key=lambda slot: str(slot.identity))

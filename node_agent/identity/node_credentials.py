@@ -8,7 +8,6 @@ import logging
 import random
 from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Final
 
 import trio
@@ -21,6 +20,7 @@ from ca.messages import Issued, RefusalCode
 from ca.spiffe import SpiffeId
 from ca.tls import KeyAndChain
 from node_agent.identity.credentials import require_issued_to
+from node_agent.identity.expiry import Held
 from node_agent.identity.key_store import NodeKeyStore
 from node_agent.identity.node_proof import NodeProof
 from node_agent.identity.rotation import LONGEST_PAUSE_S, LONGEST_PAUSE_WITHOUT_S, Expired, Rotation, Step
@@ -58,6 +58,7 @@ class NodeCredentials:
         self._rng = rng
         self._rotation = Rotation()
         self._own: KeyAndChain | None = None
+        self._issued_at: datetime | None = None
         self._refused = False
         self.last_error = ""
         self._take_up(key_store.load())
@@ -93,6 +94,24 @@ class NodeCredentials:
         self.last_error = ""
         return roots
 
+    def refused(self, error: CaRefused) -> None:
+        """The CA has refused what the certificate was shown for; one that is revoked is of no use any more.
+
+        The node then has to prove itself anew, with a join token that was made since.
+        """
+        if error.code == RefusalCode.REVOKED and self._own is not None:
+            _log.error("the node certificate of %s is revoked: %s", self._identity, error.text)
+            self.last_error = f"the CA refuses this node: {error}"
+            self._own = None
+            self._rotation.dropped()
+
+    def held(self) -> Held | None:
+        """The certificate as far as its end is concerned."""
+        if self._own is None or self._issued_at is None:
+            return None
+        error = self.last_error if self._rotation.failures else ""
+        return Held(name=str(self._identity), issued_at=self._issued_at, not_after=_end(self._own), error=error)
+
     def ready(self) -> tuple[bool, str]:
         """Whether SVIDs can be asked for; if not, why."""
         if self.own is not None:
@@ -125,6 +144,7 @@ class NodeCredentials:
         roots, at = load_chain(issued.bundle_der), self._utc_now()
         require_issued_to(identity=self._identity, own=renewed, roots=roots, at=at)
         self._own = renewed
+        self._issued_at = at
         self._rotation.issued(at=at, not_after=_end(renewed), draw=self._rng.random())
         _log.info("node certificate of %s valid until %s", self._identity, _end(renewed).isoformat())
         try:
@@ -145,7 +165,11 @@ class NodeCredentials:
             longest_pause_s=LONGEST_PAUSE_WITHOUT_S if is_without else LONGEST_PAUSE_S,
             wish_s=wish_s,
         )
+        if isinstance(error, CaRefused):
+            self.refused(error)
         text = f"the CA refuses this node: {error}" if self._refused else str(error)
+        if self._ca.clock is not None and self._ca.clock.problem is not None:
+            text = f"{text}; {self._ca.clock.problem}"
         if text != self.last_error:
             _log.warning("no node certificate: %s", text)
         self.last_error = text
@@ -162,6 +186,7 @@ class NodeCredentials:
         if at >= _end(stored):
             return
         self._own = stored
+        self._issued_at = stored.chain[0].not_valid_before_utc
         self._rotation.issued(at=stored.chain[0].not_valid_before_utc, not_after=_end(stored), draw=self._rng.random())
 
 

@@ -13,9 +13,10 @@ A failed attempt changes nothing but the time of the next one: the certificate
 that is still valid stays in use, and its expiry is the deadline.  Pauses grow
 from 0.25 s to 30 s (5 s while there is none), each cut by up to a fifth so that
 nodes do not march in step; while somebody waits for the certificate they are at
-most half a second.
+most half a second, and in the last 15 s of one that is held at most two.
 """
 
+import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -25,6 +26,8 @@ LONGEST_PAUSE_S: Final = 30.0
 LONGEST_PAUSE_WITHOUT_S: Final = 5.0  # nothing is served meanwhile; a thousand such nodes are 200 requests a second
 LONGEST_PAUSE_NOT_SCHEDULED_S: Final = 2.0  # the CA reads the same manifests a moment later than we do
 LONGEST_PAUSE_WANTED_S: Final = 0.5
+LAST_CHANCE_S: Final = 15.0
+LONGEST_PAUSE_LAST_S: Final = 2.0
 _PAUSE_JITTER: Final = 0.2
 _HALF_LIFE: Final = 0.5
 _HALF_LIFE_JITTER: Final = 0.1  # due between 45 and 55 % of the lifetime
@@ -100,19 +103,29 @@ class Rotation:
         if self._renew_from is not None:
             self._renew_from = min(self._renew_from, at)
 
+    def retry(self) -> None:
+        """Forget the pause after a failure: what was refused may be granted now."""
+        self._pause_s = 0.0
+        self._wish_s = 0.0
+
     def next_step(self, *, at: datetime, now: float, wanted: bool) -> Step:
         """What to do.  ``wanted``: somebody waits for a certificate and there is none."""
         if self.not_after is not None and at >= self.not_after:
             return Expired()
-        wait_s = self._backoff_left_s(now, wanted)
+        left_s = math.inf if self.not_after is None else (self.not_after - at).total_seconds()
+        longest_s = LONGEST_PAUSE_S
+        if left_s <= LAST_CHANCE_S:
+            longest_s = LONGEST_PAUSE_LAST_S
+        if wanted:
+            longest_s = LONGEST_PAUSE_WANTED_S
+        wait_s = self._backoff_left_s(now, longest_s)
         if self._renew_from is not None and at < self._renew_from:
             wait_s = max(wait_s, (self._renew_from - at).total_seconds())
         if wait_s <= 0.0:
             return Renew()
-        if self.not_after is not None:
-            wait_s = min(wait_s, (self.not_after - at).total_seconds())
+        # Look again when it expires, and when its last seconds begin.
+        wait_s = min(wait_s, left_s - LAST_CHANCE_S if left_s > LAST_CHANCE_S else left_s)
         return WaitFor(min(wait_s, _LONGEST_WAIT_S))
 
-    def _backoff_left_s(self, now: float, wanted: bool) -> float:
-        pause_s = min(self._pause_s, LONGEST_PAUSE_WANTED_S) if wanted else self._pause_s
-        return self._attempted_at + max(pause_s, self._wish_s) - now
+    def _backoff_left_s(self, now: float, longest_s: float) -> float:
+        return self._attempted_at + max(min(self._pause_s, longest_s), self._wish_s) - now

@@ -11,7 +11,7 @@ finds a connection in neither place.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -117,6 +117,27 @@ class TrustStore:
         for call in self.on_changed:
             call()
         return changed
+
+    def restore(self, trust: Trust) -> None:
+        """Put in force what was known before; never something older than what is in force.
+
+        Raises:
+            CaProtocolError: it is older, or ``take`` refuses it.
+        """
+        if trust.version < self.version:
+            raise CaProtocolError(f"version {trust.version} is older than {self.version}, which is in force")
+        self.take(trust)
+
+    def learn_roots(self, roots: Sequence[x509.Certificate]) -> bool:
+        """Take the roots that came with a certificate, as long as the CA has not told its trust; True if they are new.
+
+        Raises:
+            CaProtocolError: one of them can not be used.
+        """
+        if self.version or not roots or set(roots) == set(self.roots()):
+            return False
+        own = replace(self._trust.own, x509_der=tuple(root.public_bytes(Encoding.DER) for root in roots))
+        return self.take(replace(self._trust, bundles=(own, *self._trust.bundles[1:])))
 
     def _install(self, trust: Trust, roots: dict[str, tuple[x509.Certificate, ...]]) -> None:
         self._trust = trust
