@@ -52,6 +52,7 @@ class RefusalCode(StrEnum):
     NOT_SCHEDULED = "not_scheduled"  # the registry places no such workload on this node (yet)
     BAD_CSR = "bad_csr"
     BAD_REQUEST = "bad_request"
+    RATE_LIMITED = "rate_limited"  # this node or address asked too often; again after retry_after_s
     UNAVAILABLE = "unavailable"  # overloaded, starting, or its registry is not loaded
     INTERNAL = "internal"
 

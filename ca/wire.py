@@ -102,6 +102,11 @@ class FrameDecoder:
         """Whether a frame has begun and not ended; at end of file that means it was cut off."""
         return bool(self._buffer)
 
+    @property
+    def buffered_bytes(self) -> int:
+        """How much of a frame that has not ended is kept."""
+        return len(self._buffer)
+
     def feed(self, data: bytes | bytearray) -> list[dict[str, Any]]:
         """Take the next bytes of the stream and return the messages that they complete.
 

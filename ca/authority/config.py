@@ -14,12 +14,18 @@ from typing import Any, Final, Self
 
 from ca.authority.attestation.settings import AttestationSettings, read_settings
 from ca.authority.errors import ConfigError
+from ca.authority.federation.relation import Profile
+from ca.authority.federation.settings import BundleEndpointSettings
 from ca.authority.jwt_rotation import LONGEST_TTL, SHORTEST_LIFETIME, SHORTEST_TTL
+from ca.authority.limits import LIMITS, LimitSettings
 from ca.authority.rotation import longest_uncut_lifetime
 from ca.authority.store.location import DatabaseLocation, PostgresAddress
+from ca.bundle import DEFAULT_REFRESH_HINT_S
 from ca.spiffe import SpiffeId, SpiffeIdError
 
 _DEFAULT_PORT: Final = 15012
+_DEFAULT_BUNDLE_PORT: Final = 15013
+_MAX_HINT_S: Final = DEFAULT_REFRESH_HINT_S  # keys are published five times this long before they sign
 _MIN_TTL_S: Final = 10  # for drills: renewal at half-life still leaves five seconds for one that fails
 _MAX_TTL_S: Final = 7 * 86_400  # SPIRE's cap
 _MIN_LIFETIME_S: Final = 60
@@ -36,6 +42,7 @@ _KEYS: Final[Mapping[str, frozenset[str]]] = {
             "state_dir",
             "passphrase_file",
             "svid_ttl_s",
+            "metrics_address",
             "intermediate_lifetime_s",
             "root_lifetime_s",
             "database",
@@ -43,7 +50,9 @@ _KEYS: Final[Mapping[str, frozenset[str]]] = {
         }
     ),
     "jwt": frozenset({"ttl_s", "key_lifetime_s"}),
+    "limits": frozenset(LIMITS),
     "registry": frozenset({"manifests_dir"}),
+    "bundle_endpoint": frozenset({"address", "profile", "certificate_file", "key_file", "refresh_hint_s"}),
     "attestation": frozenset({"plugins", "kubernetes", "instance_document"}),
 }
 
@@ -62,8 +71,11 @@ class AuthorityConfig:
     root_lifetime_s: int
     manifests_dir: Path
     attestation: AttestationSettings
+    bundle_endpoint: BundleEndpointSettings | None
     jwt_ttl_s: int
     jwt_key_lifetime_s: int
+    limits: LimitSettings
+    metrics_address: tuple[str | None, int] | None
     database: DatabaseLocation  # the journal, the tokens and the public certificates of the hierarchy
 
     @property
@@ -106,8 +118,11 @@ class AuthorityConfig:
             jwt_key_lifetime_s=reader.integer(
                 "jwt", "key_lifetime_s", 7 * 86_400, at_least=_MIN_JWT_KEY_LIFETIME_S, at_most=_MAX_JWT_KEY_LIFETIME_S
             ),
+            limits=reader.limits(),
+            metrics_address=reader.metrics_address(),
             manifests_dir=reader.path("registry", "manifests_dir", "/etc/ringfence/manifests"),
             attestation=read_settings(path, reader.table("attestation")),
+            bundle_endpoint=reader.bundle_endpoint(),
             database=reader.database() or state_dir / "authority.db",
         )
 
@@ -194,6 +209,40 @@ class _Reader:
                 )
             found.append(lifetime_s := signing_s)
         return found[0], found[1], found[2]
+
+    def limits(self) -> LimitSettings:
+        return LimitSettings(
+            **{
+                key: self.integer("limits", key, limit.default, at_least=limit.at_least, at_most=limit.at_most)
+                for key, limit in LIMITS.items()
+            }
+        )
+
+    def metrics_address(self) -> tuple[str | None, int] | None:
+        text = self._text("ca", "metrics_address", None)
+        return None if text is None else self.address("ca", "metrics_address", text)
+
+    def bundle_endpoint(self) -> BundleEndpointSettings | None:
+        """Whether our own bundle is served to other trust domains, and how."""
+        section = "bundle_endpoint"
+        if section not in self._tables:
+            return None
+        host, port = self.address(section, "address", f":{_DEFAULT_BUNDLE_PORT}")
+        profile = self._text(section, "profile", Profile.HTTPS_SPIFFE) or ""
+        if profile not in tuple(Profile):
+            raise self._wrong(section, "profile", f"must be {' or '.join(Profile)}, not {profile!r}")
+        hint_s = self.integer(section, "refresh_hint_s", DEFAULT_REFRESH_HINT_S, at_least=1, at_most=_MAX_HINT_S)
+        try:
+            return BundleEndpointSettings(
+                host=host,
+                port=port,
+                profile=Profile(profile),
+                certificate_file=self.optional_path(section, "certificate_file"),
+                key_file=self.optional_path(section, "key_file"),
+                refresh_hint_s=hint_s,
+            )
+        except ValueError as exc:
+            raise ConfigError(f"{self._path}: [{section}]: {exc}") from exc
 
     def trust_domain(self, section: str, key: str, default: str) -> str:
         text = self._text(section, key, default) or default

@@ -12,16 +12,21 @@ from typing import Final
 import trio
 
 from ca.authority import hierarchy
+from ca.authority.admission import Admission
 from ca.authority.attestation import assemble as attestation
 from ca.authority.config import AuthorityConfig
+from ca.authority.drain import Drain
 from ca.authority.errors import AuthorityError, Refusal, StoreError
+from ca.authority.front_desk import FrontDesk
 from ca.authority.logs import log
 from ca.authority.placement import PlacementDirectory
+from ca.authority.quiet import LogGate
 from ca.authority.requests import RequestHandler
 from ca.authority.revocation import RevocationGuard
-from ca.authority.server import MAX_CONNECTIONS, Server
+from ca.authority.server import Server
 from ca.authority.server_certificate import ServerCertificate
 from ca.authority.signer import Signer
+from ca.authority.statistics import Statistics
 from ca.authority.store import Store
 from ca.authority.trust_assembly import assemble
 from ca.authority.trust_feed import TrustFeed
@@ -40,7 +45,7 @@ async def serve(
     Raises:
         AuthorityError: the authority can not run; nothing was served.
     """
-    _allow_many_files()
+    _allow_many_files(config.limits.connections)
     store = Store.open(config.database)
     try:
         loaded = hierarchy.load(config, store, passphrase=passphrase, at=datetime.now(UTC))
@@ -60,13 +65,28 @@ async def serve(
             tidy=partial(_tidy, store),
             limiter=thread,
         )
-        worker = Worker(handler=handler, limiter=thread, rng=random.Random())  # noqa: S311 - spreads retries, keeps no secret
-        server = Server(
-            certificate=certificate,
+        rng = random.Random()  # noqa: S311 - spreads retries, keeps no secret
+        worker = Worker(handler=handler, limiter=thread, rng=rng)
+        drain, gate, statistics, admission = Drain(), LogGate(), Statistics(), Admission(config.limits)
+        desk = FrontDesk(
+            admission=admission,
             worker=worker,
             trust=trust,
             attestors=attestation.assemble(config.attestation, trust_domain=config.trust_domain),
             trust_domain=config.trust_domain,
+            drain=drain,
+            gate=gate,
+            statistics=statistics,
+            rng=rng,
+        )
+        server = Server(
+            certificate=certificate,
+            admission=admission,
+            desk=desk,
+            trust_domain=config.trust_domain,
+            drain=drain,
+            gate=gate,
+            statistics=statistics,
         )
         try:
             await trust.look()
@@ -96,10 +116,10 @@ def _tidy(store: Store) -> None:
         store.revocations.forget_expired(at=datetime.now(UTC))
 
 
-def _allow_many_files() -> None:
+def _allow_many_files(connections: int) -> None:
     """Raise the soft limit of open files (often 1024) to what the server may need, as far as the hard one lets us."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + _OTHER_FILES
+    wanted = connections + _OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

@@ -14,6 +14,7 @@ from cryptography import x509
 
 from ca.authority import server as server_module
 from ca.authority import worker as worker_module
+from ca.authority.limits import LimitSettings
 from ca.client import load_chain
 from ca.csr import build_csr, new_key
 from ca.errors import CaRefused, CaUnreachable
@@ -350,10 +351,10 @@ async def test_another_protocol_over_tls_is_not_answered(authority: Authority) -
 
 
 async def test_more_connections_than_allowed_are_closed_and_the_others_served(
-    authority: Authority, monkeypatch: pytest.MonkeyPatch
+    authority: Authority,
 ) -> None:
-    monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 2)
-    async with serving(authority) as port, connected(authority, port) as first, connected(authority, port) as second:
+    few = replace(authority, config=replace(authority.config, limits=LimitSettings(address_connections=2)))
+    async with serving(few) as port, connected(authority, port) as first, connected(authority, port) as second:
         async with tcp(port) as third:
             assert await ended(third)
         for stream in (first, second):
