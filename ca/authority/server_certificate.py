@@ -19,6 +19,7 @@ from ca.authority.store import Store
 from ca.csr import build_csr, new_key
 from ca.messages import ALPN
 from ca.spiffe import SpiffeId
+from ca.svid import load_certificate
 from ca.tls import KeyAndChain, check_time_ourselves, strict_context
 
 _RETRY_S = 5.0
@@ -38,6 +39,7 @@ class ServerCertificate:
         self._worker = worker
         self._context: ssl.SSLContext | None = None
         self._renew_at = datetime.min.replace(tzinfo=UTC)
+        self._wake = trio.Event()
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -46,17 +48,24 @@ class ServerCertificate:
         return self._context
 
     async def run(self) -> None:
-        """Renew at half-life, for ever; ``renew`` has been called once."""
+        """Renew at half-life and when the hierarchy has changed, for ever; ``renew`` has been called once."""
         while True:
             remaining_s = (self._renew_at - datetime.now(UTC)).total_seconds()
             if remaining_s > 0:
-                await trio.sleep(min(remaining_s, _CLOCK_CHECK_S))
+                with trio.move_on_after(min(remaining_s, _CLOCK_CHECK_S)):
+                    await self._wake.wait()
                 continue
+            self._wake = trio.Event()
             try:
                 await self.renew()
             except Exception:  # what serves now stays valid for the other half of its life
                 log("server_certificate_failed", level=logging.ERROR, exc_info=True)
                 await trio.sleep(_RETRY_S)
+
+    def renew_soon(self) -> None:
+        """Let ``run`` renew now: the signer signs with another hierarchy, or trusts other roots."""
+        self._renew_at = datetime.min.replace(tzinfo=UTC)
+        self._wake.set()
 
     async def renew(self) -> None:
         """Issue a new certificate and serve new connections with it.
@@ -66,8 +75,10 @@ class ServerCertificate:
             StoreError: it could not be journalled, so it is not used.
         """
         at = datetime.now(UTC)
+        wake = self._wake
         self._context, not_after = await trio.to_thread.run_sync(self._issue, at, limiter=self._worker)
-        self._renew_at = at + (not_after - at) / 2
+        if not wake.is_set():  # else the hierarchy has changed while this one was made
+            self._renew_at = at + (not_after - at) / 2
 
     def _issue(self, at: datetime) -> tuple[ssl.SSLContext, datetime]:
         key = new_key()
@@ -75,7 +86,7 @@ class ServerCertificate:
         record = journal_record(svid, node="", method="self", requester="", at=at)
         self._store.journal([record])
         log_issued(record)
-        chain = (svid.certificate, self._signer.issuer_certificate)
+        chain = tuple(load_certificate(der) for der in svid.chain_der)
         context = server_context(self._signer.roots, KeyAndChain(key=key, chain=chain))
         return context, record.not_after
 

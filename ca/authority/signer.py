@@ -35,21 +35,20 @@ class Svid:
 
 
 class Signer:
-    """Signs with one hierarchy; thread-safe, since nothing in it changes."""
+    """Signs with one hierarchy at a time; thread-safe: a call takes the hierarchy once and goes on with it."""
 
     def __init__(self, *, hierarchy: Hierarchy, ttl: timedelta) -> None:
         self._hierarchy = hierarchy
         self._ttl = ttl
-        # Constant while this signer signs; each costs as much as a tenth of a certificate to work out.
-        self._issuer_der = hierarchy.issuer.certificate.public_bytes(serialization.Encoding.DER)
-        self._issuer_key_id = hierarchy.issuer_key_id
-        self._issuer_not_after = hierarchy.issuer.certificate.not_valid_after_utc
-        self._roots_der = hierarchy.roots_der
+
+    def replace(self, hierarchy: Hierarchy) -> None:
+        """Sign with another hierarchy from now on; what is being signed is finished with the one before."""
+        self._hierarchy = hierarchy
 
     @property
-    def issuer_certificate(self) -> x509.Certificate:
-        """The intermediate that signs."""
-        return self._hierarchy.issuer.certificate
+    def hierarchy(self) -> Hierarchy:
+        """What signs now; whoever needs several things of it takes it once."""
+        return self._hierarchy
 
     @property
     def roots(self) -> tuple[x509.Certificate, ...]:
@@ -59,7 +58,7 @@ class Signer:
     @property
     def roots_der(self) -> tuple[bytes, ...]:
         """The trust bundle as it goes over the wire."""
-        return self._roots_der
+        return self._hierarchy.roots_der
 
     @property
     def bundle_sequence(self) -> int:
@@ -73,11 +72,12 @@ class Signer:
             Refusal: the intermediate has no life left.
             profile.ProfileError: the result breaks its profile (a bug: nothing is handed out).
         """
-        issuer = self._hierarchy.issuer
+        hierarchy = self._hierarchy
+        issuer = hierarchy.issuer
         # RFC 5280 4.1.2.5.2: times have whole seconds; cut here, so that the check below is exact.
         at = at.replace(microsecond=0)
         try:
-            not_after = profile.svid_not_after(at=at, ttl=self._ttl, issuer_not_after=self._issuer_not_after)
+            not_after = profile.svid_not_after(at=at, ttl=self._ttl, issuer_not_after=hierarchy.issuer_not_after)
         except profile.ProfileError as exc:
             raise Refusal(RefusalCode.UNAVAILABLE, str(exc)) from exc
         certificate = profile.build_svid(
@@ -98,8 +98,8 @@ class Signer:
         return Svid(
             identity=identity,
             certificate=certificate,
-            chain_der=(leaf_der, self._issuer_der),
-            issuer_key_id=self._issuer_key_id,
+            chain_der=(leaf_der, *hierarchy.chain_der),
+            issuer_key_id=hierarchy.issuer_key_id,
         )
 
 

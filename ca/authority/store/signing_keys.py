@@ -30,3 +30,12 @@ class KeyTable:
         if not rows:
             raise AuthorityError(f"{self.where(key_id)} is not there; restore it from a backup")
         return bytes(rows[0][0])
+
+    def has(self, key_id: str) -> bool:
+        """Whether the row is there."""
+        return bool(self._database.query("SELECT 1 FROM signing_keys WHERE key_id = ?", (key_id,)))
+
+    def remove(self, key_id: str) -> None:
+        """Delete the row."""
+        with self._database.transaction() as transaction:
+            transaction.execute("DELETE FROM signing_keys WHERE key_id = ?", (key_id,))

@@ -63,7 +63,7 @@ def test_a_directory_that_others_use_is_not_taken_over(tmp_path: Path) -> None:
 
 def test_an_init_that_was_cut_off_can_be_run_again(tmp_path: Path) -> None:
     made = make_authority(tmp_path, at=AT)
-    config = dataclasses.replace(made.config, state_dir=tmp_path / "cut")
+    config = dataclasses.replace(made.config, state_dir=tmp_path / "cut", database=tmp_path / "cut" / "authority.db")
     config.keys_dir.mkdir(parents=True, mode=0o700)
     config.state_dir.chmod(0o700)
     key_path(config.keys_dir, "orphan").write_bytes(b"")
