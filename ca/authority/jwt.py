@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from ca.authority.errors import AuthorityError, Refusal, StoreConflict
 from ca.authority.jwt_rotation import (
     LONGEST_TTL,
+    SHORTEST_TTL,
     ActivateJwtKey,
     ForgetJwtKey,
     JwtStep,
@@ -37,8 +38,6 @@ from ca.jwt_svid import JwtSvid, JwtSvidError, check_audience, encode_signed, en
 from ca.messages import RefusalCode
 from ca.spiffe import SpiffeId
 
-DEFAULT_TTL: Final = timedelta(minutes=5)
-SHORTEST_TTL: Final = timedelta(seconds=30)
 _COORDINATE_BYTES: Final = 32  # P-256
 _TOKEN_ID_BYTES: Final = 16
 _MAX_STEPS: Final = 8  # in one go; three are enough from any state
@@ -61,14 +60,15 @@ class SignedJwt:
 class JwtSigner:
     """Signs with the active key.  ``tend`` is to be called now and then, and once before the first token."""
 
-    def __init__(self, *, store: Store, passphrase: bytes, lifetime: timedelta) -> None:
-        """``lifetime`` is how long one key signs."""
+    def __init__(self, *, store: Store, passphrase: bytes, ttl: timedelta, lifetime: timedelta) -> None:
+        """``ttl`` is how long a token lives when nothing else is asked for, ``lifetime`` how long one key signs."""
         self._store = store
         self._passphrase = passphrase
+        self._ttl = ttl
         self._lifetime = lifetime
         self._loaded: tuple[str, PrivateKey] | None = None
 
-    def sign(self, identity: SpiffeId, audience: tuple[str, ...], *, ttl: timedelta, at: datetime) -> SignedJwt:
+    def sign(self, identity: SpiffeId, audience: tuple[str, ...], *, ttl: timedelta | None, at: datetime) -> SignedJwt:
         """Sign, and judge the result as a peer would before anybody gets it.
 
         Raises:
@@ -79,6 +79,7 @@ class JwtSigner:
             check_audience(audience)
         except JwtSvidError as exc:
             raise Refusal(RefusalCode.BAD_REQUEST, str(exc)) from exc
+        ttl = self._ttl if ttl is None else ttl
         if not SHORTEST_TTL <= ttl <= LONGEST_TTL:
             raise Refusal(
                 RefusalCode.BAD_REQUEST,
@@ -131,6 +132,7 @@ class JwtSigner:
                 log("jwt_key_activated", key_id=key_id)
             case ForgetJwtKey(key_id):
                 self._store.jwt_keys.forget(key_id)
+                self._store.keys.remove(key_id)
                 log("jwt_key_forgotten", key_id=key_id)
             case _:
                 assert_never(step)

@@ -22,7 +22,8 @@ from ca.svid import CLOCK_SKEW
 
 REFRESH_HINT: Final = timedelta(seconds=300)  # of our bundle
 PUBLISH_AHEAD: Final = 5 * REFRESH_HINT
-LONGEST_TTL: Final = timedelta(hours=1)  # of a token; its leak lasts as long, since a token can not be revoked
+SHORTEST_TTL: Final = timedelta(seconds=30)  # of a token; agents ask for the next at half of it
+LONGEST_TTL: Final = timedelta(hours=1)  # a token can not be revoked: so long lasts a leak
 SHORTEST_LIFETIME: Final = 4 * PUBLISH_AHEAD
 # A replica reads which key is active for each token that it signs, so only a token that is under way can be late.
 _GRACE: Final = timedelta(seconds=60)

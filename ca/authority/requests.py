@@ -9,18 +9,19 @@ write to the journal, and only then answer.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 
 from ca.authority import attestation
 from ca.authority.attestation import Attested
 from ca.authority.errors import Refusal, StoreError
+from ca.authority.jwt import JwtSigner
 from ca.authority.logs import log
 from ca.authority.placement import PlacementDirectory, Placements
 from ca.authority.records import CertificateRecord
 from ca.authority.revocation import RevocationGuard, Revoked
 from ca.authority.signer import Signer, Svid, requested_key
-from ca.authority.store import JournalEntry, Store
+from ca.authority.store import JournalEntry, JwtRecord, Store
 from ca.messages import (
     Attest,
     AttestWithToken,
@@ -28,10 +29,12 @@ from ca.messages import (
     GetBundle,
     Issued,
     IssuedCertificate,
+    JwtIssued,
     RefusalCode,
     RenewNode,
     Reply,
     Request,
+    SignJwt,
     SignWorkloads,
     WatchTrust,
 )
@@ -66,7 +69,7 @@ class _Unwritten:
 
     asked: Asked
     entry: JournalEntry
-    reply: Issued
+    reply: Issued | JwtIssued
 
 
 class RequestHandler:
@@ -80,12 +83,15 @@ class RequestHandler:
         store: Store,
         placement: PlacementDirectory,
         guard: RevocationGuard | None = None,
+        jwt: JwtSigner | None = None,
     ) -> None:
+        """``jwt`` None: no JWT-SVIDs are signed."""
         self._trust_domain = trust_domain
         self._signer = signer
         self._store = store
         self._placement = placement
         self._guard = guard or RevocationGuard(store)
+        self._jwt = jwt
 
     def handle(
         self, request: Request, requester: Requester, *, at: datetime, judged: Attested | Refusal | None = None
@@ -128,6 +134,8 @@ class RequestHandler:
                     return self._renew(asked, request, at)
                 case SignWorkloads():
                     return self._sign(asked, request, placements, at)
+                case SignJwt():
+                    return self._sign_jwt(asked, request, placements, at)
                 case GetBundle():
                     return self._bundle()
                 case WatchTrust():
@@ -142,9 +150,7 @@ class RequestHandler:
             log("internal_error", level=logging.ERROR, exc_info=True, request=request.TYPE)
             return _failed()
 
-    def _attest(
-        self, asked: Asked, request: AttestWithToken | Attest, token_hash: bytes, at: datetime
-    ) -> "_Unwritten":
+    def _attest(self, asked: Asked, request: AttestWithToken | Attest, token_hash: bytes, at: datetime) -> "_Unwritten":
         if isinstance(asked.judged, Refusal):  # join tokens are not enabled
             raise asked.judged
         found = self._store.token(token_hash)
@@ -180,6 +186,30 @@ class RequestHandler:
                 results.append(IssuedCertificate(identity=item.identity, error=exc.reply()))
         unwritten = self._unwritten(asked, attested, results, at)
         return unwritten if unwritten.entry.records else unwritten.reply
+
+    def _sign_jwt(
+        self, asked: Asked, request: SignJwt, placements: Callable[[], Placements], at: datetime
+    ) -> "_Unwritten":
+        """A token for an identity follows the rules of a certificate for it."""
+        attested = self._by_certificate(asked.requester)
+        placements().require_placed(request.identity, node=attested.node)
+        self._guard.current().require_identity(request.identity)
+        if self._jwt is None:
+            raise Refusal(RefusalCode.UNAVAILABLE, "this authority signs no JWT-SVIDs")
+        ttl = timedelta(seconds=request.ttl_s) if request.ttl_s else None
+        signed = self._jwt.sign(request.identity, request.audience, ttl=ttl, at=at)
+        record = JwtRecord(
+            token_id=signed.token_id,
+            identity=str(request.identity),
+            node=attested.node,
+            audience=request.audience,
+            issued_at=signed.issued_at,
+            not_after=signed.not_after,
+            key_id=signed.key_id,
+            attestation=attested.method,
+            requester=asked.requester.address,
+        )
+        return _Unwritten(asked=asked, entry=JournalEntry(jwts=(record,)), reply=JwtIssued(token=signed.token))
 
     def _unwritten(
         self, asked: Asked, attested: Attested, results: Sequence[Svid | IssuedCertificate], at: datetime
@@ -236,6 +266,8 @@ def _after_writing(unwritten: _Unwritten, written: bool) -> Reply:
     if written:
         for record in unwritten.entry.records:
             log_issued(record)
+        for jwt in unwritten.entry.jwts:
+            _log_issued_jwt(jwt)
         return unwritten.reply
     if (instance := unwritten.entry.instance) is not None:
         text = (
@@ -296,6 +328,19 @@ def log_issued(record: CertificateRecord) -> None:
         "issued",
         identity=record.identity,
         serial=record.serial_hex,
+        node=record.node,
+        not_after=record.not_after.isoformat(),
+        attestation=record.attestation,
+        requester=record.requester,
+    )
+
+
+def _log_issued_jwt(record: JwtRecord) -> None:
+    log(
+        "issued_jwt",
+        identity=record.identity,
+        token_id=record.token_id,
+        audience=record.audience,
         node=record.node,
         not_after=record.not_after.isoformat(),
         attestation=record.attestation,

@@ -18,6 +18,7 @@ from ca.authority.config import AuthorityConfig
 from ca.authority.drain import Drain
 from ca.authority.errors import AuthorityError, Refusal, StoreError
 from ca.authority.front_desk import FrontDesk
+from ca.authority.jwt import JwtSigner
 from ca.authority.logs import log
 from ca.authority.placement import PlacementDirectory
 from ca.authority.quiet import LogGate
@@ -55,14 +56,20 @@ async def serve(
         thread = trio.CapacityLimiter(1)
         certificate = ServerCertificate(trust_domain=config.trust_domain, signer=signer, store=store, worker=thread)
         guard = RevocationGuard(store)
+        jwt = JwtSigner(
+            store=store,
+            passphrase=passphrase,
+            ttl=timedelta(seconds=config.jwt_ttl_s),
+            lifetime=timedelta(seconds=config.jwt_key_lifetime_s),
+        )
         handler = RequestHandler(
-            trust_domain=config.trust_domain, signer=signer, store=store, placement=placement, guard=guard
+            trust_domain=config.trust_domain, signer=signer, store=store, placement=placement, guard=guard, jwt=jwt
         )
         trust = TrustFeed(
             version=store.trust.version,
             load=lambda: (assemble(store, trust_domain=config.trust_domain), guard.current()),
             save=store.trust.acknowledge_all,
-            tidy=partial(_tidy, store),
+            tidy=partial(_tidy, store, jwt),
             limiter=thread,
         )
         rng = random.Random()  # noqa: S311 - spreads retries, keeps no secret
@@ -89,6 +96,7 @@ async def serve(
             statistics=statistics,
         )
         try:
+            await trio.to_thread.run_sync(partial(jwt.tend, at=datetime.now(UTC)), limiter=thread)
             await trust.look()
             await certificate.renew()
         except (StoreError, Refusal) as exc:
@@ -110,10 +118,11 @@ async def serve(
         store.close()
 
 
-def _tidy(store: Store) -> None:
+def _tidy(store: Store, jwt: JwtSigner) -> None:
     """What one process at a time does about once a minute."""
     if store.is_leader():
         store.revocations.forget_expired(at=datetime.now(UTC))
+        jwt.tend(at=datetime.now(UTC))
 
 
 def _allow_many_files(connections: int) -> None:
