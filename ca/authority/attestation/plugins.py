@@ -23,7 +23,7 @@ from ca.authority.errors import Refusal
 from ca.authority.logs import log
 from ca.messages import Attest, AttestWithToken, RefusalCode
 
-_DEADLINE_S: Final = 3.5  # the agent gives up after 5 s, and the certificate still has to be signed
+_DEADLINE_S: Final = 2.5  # the agent gives up after 3 s, and the certificate still has to be signed
 _MAX_RUNNING: Final = 16
 _MAX_WAITING: Final = 128
 _RETRY_S: Final = (1.0, 4.0)  # drawn in between, so that those turned away do not come back together
