@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -87,9 +87,18 @@ class Authority:
         temporary.write_text(text)
         temporary.replace(path)
 
-    def client(self, port: int) -> CaClient:
+    def replica(self, name: str) -> "Authority":
+        """Another machine's configuration: the same database and passphrase, a state directory of its own."""
+        text = self.config_file.read_text().replace(str(self.config.state_dir), str(self.config.state_dir) + name)
+        config_file = self.config_file.with_name(f"ca{name}.toml")
+        config_file.write_text(text)
+        return replace(self, config=AuthorityConfig.load(config_file), config_file=config_file)
+
+    def client(self, *ports: int) -> CaClient:
         return CaClient(
-            addresses=[("127.0.0.1", port)], roots_pem=self.config.bundle_file.read_bytes(), trust_domain=TRUST_DOMAIN
+            addresses=[("127.0.0.1", port) for port in ports],
+            roots_pem=self.config.bundle_file.read_bytes(),
+            trust_domain=TRUST_DOMAIN,
         )
 
     def node_credentials(self, node: str, *, at: datetime | None = None) -> KeyAndChain:
@@ -102,17 +111,20 @@ class Authority:
         return KeyAndChain(key=key, chain=load_chain(svid.chain_der))
 
 
-def make_authority(directory: Path, *, port: int = 0, at: datetime | None = None) -> Authority:
-    """``ringfence ca init`` in ``directory``."""
+def make_authority(
+    directory: Path, *, port: int = 0, at: datetime | None = None, database_url: str | None = None
+) -> Authority:
+    """``ringfence ca init`` in ``directory``, with SQLite or with the PostgreSQL at ``database_url``."""
     passphrase_file = directory / "passphrase"
     passphrase_file.touch(mode=0o600)
     passphrase_file.write_bytes(PASSPHRASE)
     manifests = directory / "manifests"
     manifests.mkdir()
     config_file = directory / "ca.toml"
+    database = "" if database_url is None else f'database = "{database_url}"\n'
     config_file.write_text(
         f'[ca]\ntrust_domain = "{TRUST_DOMAIN}"\naddress = "127.0.0.1:{port}"\n'
-        f'state_dir = "{directory}/state"\npassphrase_file = "{passphrase_file}"\n'
+        f'state_dir = "{directory}/state"\npassphrase_file = "{passphrase_file}"\n{database}'
         f'[registry]\nmanifests_dir = "{manifests}"\n'
     )
     config = AuthorityConfig.load(config_file)

@@ -3,12 +3,7 @@
 import json
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
 
 import pytest
 import trio
@@ -28,54 +23,12 @@ from tests.authority_builder import (
     tcp,
     workload,
 )
-
-RINGFENCE: Final = [sys.executable, "-m", "node_agent.cli.main"]
+from tests.authority_process import ringfence, running
 
 
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
     return make_authority(tmp_path)
-
-
-def ringfence(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*RINGFENCE, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=30)
-
-
-class Process:
-    """A running ``ringfence ca serve`` and its log, line by line."""
-
-    def __init__(self, process: trio.Process) -> None:
-        self.process = process
-        self.log: list[dict[str, Any]] = []
-        self._partial = b""
-
-    async def logged(self, event: str, **fields: object) -> dict[str, Any]:
-        """Read until ``event`` was logged with these fields."""
-        assert self.process.stderr is not None
-        while True:
-            for line in self.log:
-                if line.items() >= {"event": event, **fields}.items():
-                    return line
-            data = await self.process.stderr.receive_some()
-            assert data, f"the log ended without {event}: {self.log} {self._partial!r}"
-            *lines, self._partial = (self._partial + data).split(b"\n")
-            self.log += [json.loads(line) for line in lines]
-
-
-@asynccontextmanager
-async def running(authority: Authority) -> AsyncIterator[tuple[Process, int]]:
-    process = await trio.lowlevel.open_process(
-        [*RINGFENCE, "ca", "serve", "--config", str(authority.config_file)], stderr=subprocess.PIPE
-    )
-    try:
-        server = Process(process)
-        yield server, (await server.logged("serving"))["port"]
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-        assert process.stderr is not None
-        await process.stderr.aclose()
 
 
 async def test_sigterm_answers_what_has_arrived_closes_what_idles_and_exits_0(authority: Authority) -> None:
