@@ -14,16 +14,18 @@ import trio
 from ca.authority import hierarchy
 from ca.authority.admission import Admission
 from ca.authority.attestation import assemble as attestation
+from ca.authority.caretaker import Caretaker, catch_up_at_start
 from ca.authority.config import AuthorityConfig
 from ca.authority.drain import Drain
 from ca.authority.errors import AuthorityError, Refusal, StoreError
+from ca.authority.federation.service import FederationService
 from ca.authority.front_desk import FrontDesk
 from ca.authority.jwt import JwtSigner
 from ca.authority.logs import log
 from ca.authority.placement import PlacementDirectory
 from ca.authority.quiet import LogGate
 from ca.authority.requests import RequestHandler
-from ca.authority.revocation import RevocationGuard
+from ca.authority.revocation import RevocationGuard, Revoked
 from ca.authority.server import Server
 from ca.authority.server_certificate import ServerCertificate
 from ca.authority.signer import Signer
@@ -32,9 +34,10 @@ from ca.authority.store import Store
 from ca.authority.trust_assembly import assemble
 from ca.authority.trust_feed import TrustFeed
 from ca.authority.worker import Worker
+from ca.trust import Trust
 
 _BACKLOG: Final = 1024  # a mesh's agents may all come back at once
-_OTHER_FILES: Final = 64  # database, manifests, listeners, log
+_OTHER_FILES: Final = 256  # database, manifests, listeners, log, connections of the bundle endpoint and to others'
 _DRAIN_S: Final = 10.0  # for requests that run; a healthy one takes milliseconds
 
 
@@ -49,8 +52,11 @@ async def serve(
     _allow_many_files(config.limits.connections)
     store = Store.open(config.database)
     try:
+        catch_up_at_start(config, store, passphrase=passphrase)
         loaded = hierarchy.load(config, store, passphrase=passphrase, at=datetime.now(UTC))
+        hierarchy.write_bundle(config, loaded.roots)
         signer = Signer(hierarchy=loaded, ttl=timedelta(seconds=config.svid_ttl_s))
+        caretaker = Caretaker(config=config, store=store, passphrase=passphrase, signer=signer)
         placement = PlacementDirectory(trust_domain=config.trust_domain, directory=config.manifests_dir)
         # One thread: SQLite has one writer anyway, and what it does is counted in microseconds but for the fsync.
         thread = trio.CapacityLimiter(1)
@@ -67,7 +73,7 @@ async def serve(
         )
         trust = TrustFeed(
             version=store.trust.version,
-            load=lambda: (assemble(store, trust_domain=config.trust_domain), guard.current()),
+            load=partial(_load, config, store, caretaker, guard),
             save=store.trust.acknowledge_all,
             tidy=partial(_tidy, store, jwt),
             limiter=thread,
@@ -95,6 +101,16 @@ async def serve(
             gate=gate,
             statistics=statistics,
         )
+        federation = FederationService(
+            config.bundle_endpoint,
+            trust_domain=config.trust_domain,
+            store=store,
+            limiter=thread,
+            bundle=lambda: trust.trust.own,
+            own=lambda: certificate.own,
+            rng=rng,
+        )
+        trust.on_changed.append(lambda _: certificate.renew_if_replaced())
         try:
             await trio.to_thread.run_sync(partial(jwt.tend, at=datetime.now(UTC)), limiter=thread)
             await trust.look()
@@ -102,11 +118,14 @@ async def serve(
         except (StoreError, Refusal) as exc:
             raise AuthorityError(f"{config.database}: the authority can not certify itself: {exc}") from exc
         listeners = await _listen(config)
+        bundle_listeners = await federation.listen()
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(certificate.run)
                 nursery.start_soon(worker.run)
                 nursery.start_soon(trust.run)
+                nursery.start_soon(partial(caretaker.run, limiter=thread, looked=certificate.renew_if_replaced))
+                nursery.start_soon(federation.run, bundle_listeners)
                 nursery.start_soon(_drain_on_signal, signals, server, nursery.cancel_scope)
                 port: int = listeners[0].socket.getsockname()[1]
                 log("serving", port=port, trust_domain=config.trust_domain, issuer_key_id=loaded.issuer_key_id)
@@ -116,6 +135,12 @@ async def serve(
         log("stopped")
     finally:
         store.close()
+
+
+def _load(config: AuthorityConfig, store: Store, caretaker: Caretaker, guard: RevocationGuard) -> tuple[Trust, Revoked]:
+    """Everything that depends on the version of the trust."""
+    caretaker.reload()
+    return assemble(store, trust_domain=config.trust_domain), guard.current()
 
 
 def _tidy(store: Store, jwt: JwtSigner) -> None:

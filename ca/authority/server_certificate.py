@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import trio
 from cryptography import x509
 
+from ca.authority.hierarchy import Hierarchy
 from ca.authority.logs import log
 from ca.authority.requests import journal_record, log_issued
 from ca.authority.signer import Signer, requested_key
@@ -38,14 +39,22 @@ class ServerCertificate:
         self._store = store
         self._worker = worker
         self._context: ssl.SSLContext | None = None
+        self._own: KeyAndChain | None = None
         self._renew_at = datetime.min.replace(tzinfo=UTC)
         self._wake = trio.Event()
+        self._made_with: Hierarchy | None = None
 
     @property
     def context(self) -> ssl.SSLContext:
         """For new connections; those that are open keep theirs."""
         assert self._context is not None, "renew() has been called"
         return self._context
+
+    @property
+    def own(self) -> KeyAndChain:
+        """Key and chain that ``context`` presents, for other servers of the authority."""
+        assert self._own is not None, "renew() has been called"
+        return self._own
 
     async def run(self) -> None:
         """Renew at half-life and when the hierarchy has changed, for ever; ``renew`` has been called once."""
@@ -62,10 +71,11 @@ class ServerCertificate:
                 log("server_certificate_failed", level=logging.ERROR, exc_info=True)
                 await trio.sleep(_RETRY_S)
 
-    def renew_soon(self) -> None:
-        """Let ``run`` renew now: the signer signs with another hierarchy, or trusts other roots."""
-        self._renew_at = datetime.min.replace(tzinfo=UTC)
-        self._wake.set()
+    def renew_if_replaced(self) -> None:
+        """Let ``run`` renew now, if the signer signs with another hierarchy, or trusts other roots."""
+        if self._made_with is not self._signer.hierarchy:
+            self._renew_at = datetime.min.replace(tzinfo=UTC)
+            self._wake.set()
 
     async def renew(self) -> None:
         """Issue a new certificate and serve new connections with it.
@@ -76,19 +86,19 @@ class ServerCertificate:
         """
         at = datetime.now(UTC)
         wake = self._wake
-        self._context, not_after = await trio.to_thread.run_sync(self._issue, at, limiter=self._worker)
+        self._context, self._own, not_after = await trio.to_thread.run_sync(self._issue, at, limiter=self._worker)
         if not wake.is_set():  # else the hierarchy has changed while this one was made
             self._renew_at = at + (not_after - at) / 2
 
-    def _issue(self, at: datetime) -> tuple[ssl.SSLContext, datetime]:
+    def _issue(self, at: datetime) -> tuple[ssl.SSLContext, KeyAndChain, datetime]:
         key = new_key()
         svid = self._signer.sign(self._identity, requested_key(build_csr(key, self._identity), self._identity), at=at)
         record = journal_record(svid, node="", method="self", requester="", at=at)
         self._store.journal([record])
         log_issued(record)
         chain = tuple(load_certificate(der) for der in svid.chain_der)
-        context = server_context(self._signer.roots, KeyAndChain(key=key, chain=chain))
-        return context, record.not_after
+        own = KeyAndChain(key=key, chain=chain)
+        return server_context(self._signer.roots, own), own, record.not_after
 
 
 def server_context(roots: Sequence[x509.Certificate], own: KeyAndChain) -> ssl.SSLContext:
