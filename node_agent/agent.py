@@ -15,6 +15,7 @@ import signal
 import ssl
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -40,6 +41,9 @@ from node_agent.identity import (
     proof_from,
 )
 from node_agent.identity.identities import utc_now
+from node_agent.identity.trust import TrustStore
+from node_agent.identity.trust_file import TrustFile
+from node_agent.identity.trust_watch import TrustWatch
 from node_agent.model import Workload
 from node_agent.proxy.pods import Pods
 from node_agent.registry import Registry, Update
@@ -97,11 +101,13 @@ class _Agent:
         self._drain = Drain()
         self._registry = Registry(config.agent.trust_domain)
         self._source = FileSource(config.registry.manifests_dir)
-        self._identities = _identities(config, rng)
+        parts = _identities(config, rng)
+        self._identities, self._trust, self._trust_watch = parts.identities, parts.trust, parts.watch
         self._data_path = build_data_path(
             config=config,
             registry=self._registry,
             identities=self._identities,
+            trust=self._trust,
             verify=self._verify,
             drain=self._drain,
             metrics=metrics,
@@ -140,6 +146,7 @@ class _Agent:
             services.start_soon(self._metrics_server.run, listeners[0])
             services.start_soon(self._admin_server.run, [self._admin_listener.listener])
             await services.start(self._identities.run)
+            services.start_soon(self._trust_watch.run)
             services.start_soon(self._data_path.tunnels.run)
             async with trio.open_nursery() as serving:
                 serving.start_soon(self._drain_on, signals)
@@ -193,7 +200,7 @@ class _Agent:
         return Path(self._config.capture.netns_path.format(namespace=namespace, name=name, uid=workload.uid))
 
     def _verify(self, tls: ssl.SSLSocket, at: datetime) -> PeerCertificate:
-        return peer_identity(tls, trust_domain=self._config.agent.trust_domain, at=at)
+        return peer_identity(tls, bundles=self._trust.anchors, at=at)
 
     def _register_gauges(self, metrics: Metrics) -> None:
         metrics.gauge(
@@ -206,6 +213,24 @@ class _Agent:
             "Seconds until the certificate of an identity expires.",
             self._expiries,
             labels=("identity",),
+        )
+        metrics.gauge(
+            "ringfence_certificates_expiring",
+            "Certificates that could not be renewed and are near their end.",
+            lambda: float(self._identities.expiring()),
+        )
+        metrics.gauge(
+            "ringfence_ca_clock_ahead_seconds",
+            "How far this node's clock is ahead of the CA's, as of its last reply; negative when it is behind.",
+            self._identities.clock_ahead_s,
+        )
+        metrics.gauge(
+            "ringfence_trust_version",
+            "The version of the CA's trust that is in force; 0 before the CA has told one.",
+            lambda: float(self._trust_watch.acknowledged),
+        )
+        metrics.gauge(
+            "ringfence_revocations", "Revocations in force.", lambda: float(len(self._trust.trust.revocations))
         )
         metrics.gauge(
             "ringfence_registry_problems",
@@ -223,7 +248,16 @@ class _Agent:
         }
 
 
-def _identities(config: Config, rng: random.Random) -> Identities:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Identity:
+    """Who we are, and whom we believe."""
+
+    identities: Identities
+    trust: TrustStore
+    watch: TrustWatch
+
+
+def _identities(config: Config, rng: random.Random) -> _Identity:
     try:
         roots_pem = config.ca.bundle_file.read_bytes()
         ca = CaClient(
@@ -239,6 +273,10 @@ def _identities(config: Config, rng: random.Random) -> Identities:
         raise AgentError(
             f"[ca] bundle_file: {config.ca.bundle_file}: {error}; it must hold PEM certificates"
         ) from error
+    trust = TrustStore(trust_domain=config.agent.trust_domain, roots=ca.roots)
+    trust_file = TrustFile(directory=config.agent.state_dir, configured_pem=roots_pem)
+    if trust_file.restore(trust):
+        ca.replace_roots(trust.roots())
     node = NodeCredentials(
         node=config.agent.node,
         trust_domain=config.agent.trust_domain,
@@ -248,7 +286,11 @@ def _identities(config: Config, rng: random.Random) -> Identities:
         utc_now=utc_now,
         rng=rng,
     )
-    return Identities(ca=ca, node=node, identity_wait_s=config.proxy.identity_wait_s, rng=rng)
+    identities = Identities(
+        ca=ca, node=node, identity_wait_s=config.proxy.identity_wait_s, rng=rng, trust=trust, utc_now=utc_now
+    )
+    watch = TrustWatch(ca=ca, own=lambda: node.own, trust=trust, identities=identities, save=trust_file.save, rng=rng)
+    return _Identity(identities=identities, trust=trust, watch=watch)
 
 
 async def _listen(address: HostPort, what: str) -> list[trio.SocketListener]:

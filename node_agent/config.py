@@ -61,6 +61,7 @@ class NodeSection:
     node: str
     trust_domain: str = "cluster.local"
     runtime_dir: Path = Path("/run/ringfence")
+    state_dir: Path = Path("/var/lib/ringfence/agent")
     log_level: str = "info"
     drain_grace_s: float = _number(30.0, least=0.0, most=_HOURS_S)
     workers: int = _number(1, least=1, most=64)
@@ -125,6 +126,14 @@ class ListenSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadApiSection:
+    """``[workload_api]``: the SPIFFE Workload API for programs in our pods; ``socket`` None is under runtime_dir."""
+
+    enabled: bool = False
+    socket: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The whole file; one attribute a section."""
 
@@ -134,6 +143,12 @@ class Config:
     capture: CaptureSection = CaptureSection()
     proxy: ProxySection = ProxySection()
     listen: ListenSection = ListenSection()
+    workload_api: WorkloadApiSection = WorkloadApiSection()
+
+    @property
+    def workload_api_socket(self) -> Path:
+        """In a directory of its own, which can be mounted into pods without the operator's socket."""
+        return self.workload_api.socket or self.agent.runtime_dir / "workload" / "api.sock"
 
 
 _SECTIONS: Final[Mapping[str, type]] = {
@@ -143,6 +158,7 @@ _SECTIONS: Final[Mapping[str, type]] = {
     "capture": CaptureSection,
     "proxy": ProxySection,
     "listen": ListenSection,
+    "workload_api": WorkloadApiSection,
 }
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _MAX_ADDRESSES: Final = 16
@@ -191,6 +207,10 @@ def _section(path: Path, section: str, kind: type, table: Mapping[str, object]) 
 
 def _value(kind: object, value: object, bounds: Mapping[str, float]) -> object:
     """Turn a TOML value into what the field holds; raises ValueError."""
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise ValueError("expected true or false")
+        return value
     if kind is float or kind is int:
         if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
             raise ValueError("expected a number" if kind is float else "expected a whole number")

@@ -11,21 +11,33 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol, cast
 
+from ca.spiffe import SpiffeId
 from node_agent.balance import Balancer
 from node_agent.config import Config
 from node_agent.drain import Drain
-from node_agent.identity import Identities, PeerCertificate, handshake_failure
+from node_agent.identity import Credentials, Identities, PeerCertificate, handshake_failure
+from node_agent.identity.trust import TrustStore
 from node_agent.proxy.inbound import Inbound
 from node_agent.proxy.live import LiveConnections
 from node_agent.proxy.outbound import Outbound
 from node_agent.proxy.routes import Router, is_local_address
 from node_agent.proxy.serving import ACCEPTS_A_TURN, LocalServer
+from node_agent.proxy.trust_gate import TrustGate
 from node_agent.registry import Registry
 from node_agent.relay import Relay
 from node_agent.telemetry.access_log import AccessLog
 from node_agent.telemetry.metrics import Metrics
 from node_agent.tunnel import PendingHandshakes, TunnelClient, TunnelServer
+
+
+class IdentitySource(Protocol):
+    """What the stories ask of ``Identities``, or of a worker's copy."""
+
+    def current(self, identity: SpiffeId) -> Credentials | None: ...
+
+    async def wait_for(self, identity: SpiffeId) -> Credentials: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +56,8 @@ def build_data_path(
     *,
     config: Config,
     registry: Registry,
-    identities: Identities,
+    identities: IdentitySource,
+    trust: TrustStore,
     verify: Callable[[ssl.SSLSocket, datetime], PeerCertificate],
     drain: Drain,
     metrics: Metrics,
@@ -54,16 +67,19 @@ def build_data_path(
     accepts_a_turn: int = ACCEPTS_A_TURN,
 ) -> DataPath:
     """Wire the data path of this process; ``stack`` closes what has to be closed.  Inside trio only."""
+    known = cast(Identities, identities)  # the stories call nothing but what IdentitySource has
     access_log = AccessLog(metrics=metrics, node=config.agent.node)
     live = LiveConnections()
+    gate = TrustGate(trust=trust, live=live)
     relay = Relay(on_crash=on_relay_crash)
     stack.callback(relay.close)
     tunnels = TunnelClient(
         connect_timeout_s=config.proxy.connect_timeout_s,
         handshake_timeout_s=config.proxy.handshake_timeout_s,
-        verify=verify,
+        verify=gate.dialled(verify),
         fault=handshake_failure,
     )
+    gate.guard(tunnels)
     stack.callback(tunnels.close)
     balancer = Balancer(rng=rng)
     outbound = Outbound(
@@ -71,9 +87,10 @@ def build_data_path(
         live=live,
         router=Router(registry, is_node_address=is_local_address),
         balancer=balancer,
-        identities=identities,
+        identities=known,
         tunnels=tunnels,
         relay=relay,
+        gate=gate,
         connect_timeout_s=config.proxy.connect_timeout_s,
         max_connect_attempts=config.proxy.max_connect_attempts,
     )
@@ -82,7 +99,7 @@ def build_data_path(
         live=live,
         drain=drain,
         registry=registry,
-        identities=identities,
+        identities=known,
         server=TunnelServer(
             handshake_timeout_s=config.proxy.handshake_timeout_s,
             open_timeout_s=config.proxy.open_timeout_s,
@@ -91,6 +108,7 @@ def build_data_path(
             fault=handshake_failure,
         ),
         relay=relay,
+        gate=gate,
         connect_timeout_s=config.proxy.connect_timeout_s,
     )
     metrics.gauge("ringfence_tunnels_idle", "Tunnels that wait for their next connection.", lambda: tunnels.idle_count)

@@ -5,23 +5,49 @@ The shapes are documented in docs/cli.md; telemetry/admin.py serves them.
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
 
 import trio
 
 from ca.manifests import DirectoryState
 from node_agent import __version__
-from node_agent.balance import Balancer
+from node_agent.balance import EndpointLoad
 from node_agent.config import Config
 from node_agent.drain import Drain
 from node_agent.identity import Identities
 from node_agent.model import Endpoint, ObjectName, ServicePort
 from node_agent.proxy.pods import Pods
 from node_agent.registry import Registry
-from node_agent.telemetry.access_log import AccessLog
 from node_agent.telemetry.admin import AdminSources, Row
-from node_agent.telemetry.logs import set_log_level
-from node_agent.tunnel import TunnelClient
+
+
+class Loads(Protocol):
+    """``Balancer``, or those of all workers."""
+
+    def load_of(self, endpoint: Endpoint, now: float) -> EndpointLoad: ...
+
+
+class TunnelCounts(Protocol):
+    """``TunnelClient``, or those of all workers."""
+
+    @property
+    def idle_count(self) -> int: ...
+
+    @property
+    def busy_count(self) -> int: ...
+
+
+class ConnectionCounts(Protocol):
+    """``AccessLog``, or those of all workers."""
+
+    @property
+    def open_connections(self) -> int: ...
+
+    @property
+    def total_connections(self) -> int: ...
+
+    def live(self) -> Iterable[Row]: ...
 
 
 class Report:
@@ -33,20 +59,27 @@ class Report:
         config: Config,
         registry: Registry,
         identities: Identities,
-        balancer: Balancer,
+        loads: Loads,
         pods: Pods,
-        tunnels: TunnelClient,
-        access_log: AccessLog,
+        tunnels: TunnelCounts,
+        connections: ConnectionCounts,
         drain: Drain,
+        workers: Callable[[], Sequence[Row]],
+        not_carrying: Callable[[], list[str]],
+        set_log_level: Callable[[str], None],
     ) -> None:
+        """``workers`` are the rows of worker processes; ``not_carrying`` says why connections can not be served."""
         self._config = config
         self._registry = registry
         self._identities = identities
-        self._balancer = balancer
+        self._loads = loads
         self._pods = pods
         self._tunnels = tunnels
-        self._access_log = access_log
+        self._connections = connections
         self._drain = drain
+        self._workers = workers
+        self._not_carrying = not_carrying
+        self._set_log_level = set_log_level
         self._started_at = time.monotonic()
         self.directory = DirectoryState()
         self.loaded_at: float | None = None
@@ -58,10 +91,11 @@ class Report:
             workloads=self.workloads,
             services=self.services,
             endpoints=self.endpoints,
-            connections=self._access_log.live,
+            connections=self._connections.live,
             certs=self._identities.status,
             ready=self.ready,
-            set_log_level=set_log_level,
+            warnings=self._identities.warnings,
+            set_log_level=self._set_log_level,
         )
 
     def ready(self) -> tuple[bool, list[str]]:
@@ -78,6 +112,7 @@ class Report:
         has_identities, why = self._identities.ready()
         if not has_identities:
             reasons.append(why)
+        reasons += self._not_carrying()
         reasons += self._pods.pending()
         return not reasons, reasons
 
@@ -94,6 +129,7 @@ class Report:
             "uptime_s": round(time.monotonic() - self._started_at, 1),
             "ready": ready,
             "reasons": reasons,
+            "warnings": self._identities.warnings(),
             "draining": self._drain.begun.is_set(),
             "registry": {
                 "source": str(self._config.registry.manifests_dir),
@@ -114,10 +150,11 @@ class Report:
                 "skipped": list(self.directory.skipped),
             },
             "connections": {
-                "open": self._access_log.open_connections,
-                "total": self._access_log.total_connections,
+                "open": self._connections.open_connections,
+                "total": self._connections.total_connections,
             },
             "tunnels": {"idle": self._tunnels.idle_count, "busy": self._tunnels.busy_count},
+            "workers": self._workers(),
             "ca": {"reachable": self._identities.ca_error is None, "last_error": self._identities.ca_error},
         }
 
@@ -169,7 +206,7 @@ class Report:
     def _rows_of(self, port: ServicePort) -> Iterator[Row]:
         for endpoint in self._endpoints(port):
             workload = endpoint.workload
-            load = self._balancer.load_of(endpoint, trio.current_time())
+            load = self._loads.load_of(endpoint, trio.current_time())
             yield {
                 "service": str(port.service),
                 "port": port.port,

@@ -15,6 +15,7 @@ _STATE_COLOURS: Final = {
     "closing": "yellow",
     "expired": "red",
     "failed": "red",
+    "revoked": "red",
 }
 
 Row = Mapping[str, Any]
@@ -34,6 +35,7 @@ def status(answer: Row, paint: Paint) -> str:
     lines = [
         f"node          {_text(answer.get('node'))}  {ready}",
         *(f"              {paint('because', 'yellow')} {_text(reason)}" for reason in answer.get("reasons") or ()),
+        *(f"              {paint('warning', 'yellow')} {_text(line)}" for line in answer.get("warnings") or ()),
         f"trust domain  {_text(answer.get('trust_domain'))}",
         f"agent         version {_text(answer.get('version'))}, pid {_text(answer.get('pid'))}, "
         f"up {duration(answer.get('uptime_s'))}",

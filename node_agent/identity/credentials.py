@@ -18,9 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from ca.errors import CaProtocolError
 from ca.spiffe import SpiffeId
 from ca.svid import SvidError, check_dates, verify_chain
-from ca.tls import KeyAndChain, strict_context
+from ca.tls import KeyAndChain, check_time_ourselves, strict_context
 from node_agent.frames import ALPN
-from node_agent.identity.peers import check_time_ourselves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -23,7 +23,7 @@ from cryptography import x509
 
 from ca.client import CaClient, load_chain
 from ca.csr import PrivateKey, build_csr, new_key
-from ca.errors import CaError, CaProtocolError, CaRefused
+from ca.errors import CaError, CaProtocolError, CaRefused, CaUnreachable
 from ca.messages import MAX_REQUESTS, Issued, IssuedCertificate, RefusalCode, SignRequest
 from ca.spiffe import SpiffeId
 from ca.tls import KeyAndChain
@@ -91,6 +91,10 @@ class Identities:
             return None
         return slot.credentials
 
+    def held(self) -> list[Credentials]:
+        """The SVIDs that are valid now, of all identities."""
+        return [found for identity in self._slots if (found := self.current(identity)) is not None]
+
     async def wait_for(self, identity: SpiffeId) -> Credentials:
         """Return the SVID of an identity, waiting up to ``identity_wait_s`` for it.
 
@@ -117,6 +121,17 @@ class Identities:
         if credentials is None:
             raise slot.failure(self._why_not(identity, slot))
         return credentials
+
+    async def sign_jwt(self, identity: SpiffeId, audience: tuple[str, ...]) -> str:
+        """Ask the CA for a JWT-SVID of a workload on this node; returns the token, not verified.
+
+        Raises:
+            CaError: the CA is away, refuses, or this node can not ask it.
+        """
+        own = self._node.own
+        if own is None:
+            raise CaUnreachable(self._node.ready()[1])
+        return await self._ca.sign_jwt(identity, audience, own)
 
     def set_wanted(self, identities: frozenset[SpiffeId]) -> None:
         """Say which identities the workloads on this node have; others are forgotten at once."""
@@ -158,6 +173,10 @@ class Identities:
     def expiring(self) -> int:
         """How many certificates could not be renewed and are near their end."""
         return len(near_their_end(self._held(), at=self._utc_now()))
+
+    def clock_ahead_s(self) -> float:
+        """How far our clock is ahead of the CA's, as of its last reply; 0 before the first."""
+        return 0.0 if self._ca.clock is None else self._ca.clock.ahead_s
 
     def node_refused(self, error: CaRefused) -> None:
         """The CA has refused the node's certificate on another connection."""

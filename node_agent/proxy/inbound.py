@@ -23,6 +23,7 @@ from typing import Final
 import trio
 
 from ca.spiffe import SpiffeId
+from ca.svid import CLOCK_SKEW
 from node_agent.capture import original_destination
 from node_agent.config import CAPTURE_PORTS
 from node_agent.drain import Drain
@@ -32,6 +33,7 @@ from node_agent.identity import Identities
 from node_agent.model import MtlsMode, OriginalDestination, PeerAddress, Workload
 from node_agent.proxy.live import LiveConnections
 from node_agent.proxy.pod import Accepted, Pod
+from node_agent.proxy.trust_gate import TrustGate
 from node_agent.registry import Registry
 from node_agent.relay import Ending, Pair, Relay, Settlement
 from node_agent.telemetry.access_log import AccessLog
@@ -67,6 +69,7 @@ class Inbound:
         identities: Identities,
         server: TunnelServer,
         relay: Relay,
+        gate: TrustGate,
         connect_timeout_s: float,
     ) -> None:
         self._access_log = access_log
@@ -76,6 +79,7 @@ class Inbound:
         self._identities = identities
         self._server = server
         self._relay = relay
+        self._gate = gate
         self._connect_timeout_s = connect_timeout_s
 
     # -- through a tunnel -----------------------------------------------------
@@ -101,12 +105,18 @@ class Inbound:
     async def _prove(self, pod: Pod, connection: socket.socket, peer: PeerAddress, accepted_at: float) -> Tunnel | None:
         """Complete the handshake; a peer that proves nothing gets an access record of its own."""
 
+        serial = 0
+
         async def context() -> tuple[ssl.SSLContext, datetime]:
+            nonlocal serial
             credentials = await self._identities.wait_for(pod.workload.identity)
+            serial = credentials.serial
             return credentials.server_context, credentials.not_after
 
         try:
-            return await self._server.accept(connection, peer.ip, context)
+            tunnel = await self._server.accept(connection, peer.ip, context)
+            tunnel.own_serial = serial
+            return tunnel
         except ConnectionFailure as failure:
             self._record_refusal(pod, peer, failure, began_at=accepted_at)
             return None
@@ -166,6 +176,7 @@ class Inbound:
                 security="mutual_tls",
             )
             try:
+                self._gate.admit_tunnel(record, pod.workload.identity, tunnel)
                 self._check(pod, tunnel, message)
                 upstream = await self._connect_application(pod, message.destination, message.source, record)
             except ConnectionFailure as failure:
@@ -202,7 +213,7 @@ class Inbound:
 
     def _check(self, pod: Pod, tunnel: Tunnel, message: Open) -> None:
         """Refuse what the peer may not ask, whatever its identity; raises ConnectionFailure."""
-        if datetime.now(UTC) >= tunnel.not_after:
+        if datetime.now(UTC) >= tunnel.not_after + CLOCK_SKEW:
             raise ConnectionFailure(CloseReason.CERTIFICATE_EXPIRED, "a certificate expired while the tunnel was idle")
         if message.source.ip != tunnel.peer_ip:
             raise ConnectionFailure(
@@ -233,6 +244,7 @@ class Inbound:
             destination = original_destination(downstream, peer)
             record.note(original_destination=destination)
 
+            self._gate.admit_workload(record, pod.workload.identity)
             self._check_plaintext(pod, destination)
             upstream = await self._connect_application(pod, destination, peer, record)
             record.opened()

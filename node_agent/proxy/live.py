@@ -4,12 +4,12 @@ A connection is registered *before* it is authorized, so that a change which
 forbids it finds it in the table whichever comes first (as ztunnel does).
 """
 
-from collections.abc import Collection, Set
+from collections.abc import Callable, Collection, Set
 from types import TracebackType
 
 import trio
 
-from node_agent.errors import CloseReason
+from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.model import Workload
 from node_agent.telemetry.connection_record import ConnectionRecord
 
@@ -31,6 +31,12 @@ class LiveConnection:
             if end is not None and end.uid in uids:
                 return end
         return None
+
+    def cut_if(self, why: Callable[[ConnectionRecord], ConnectionFailure | None]) -> None:
+        """End the connection if ``why`` finds a reason in its record."""
+        failure = why(self._record)
+        if failure is not None:
+            self.cut(failure.reason, failure.detail)
 
     def cut(self, reason: CloseReason, detail: str) -> None:
         """End the connection: the reason first, then the cancellation."""
@@ -86,6 +92,11 @@ class LiveConnections:
             end = connection.end_among(uids)
             if end is not None:
                 connection.cut(CloseReason.WORKLOAD_REMOVED, f"{end.name} was removed")
+
+    def cut_where(self, why: Callable[[ConnectionRecord], ConnectionFailure | None]) -> None:
+        """Cut every connection for which ``why`` has a reason."""
+        for connection in list(self.connections):
+            connection.cut_if(why)
 
     def cut_all(self, reason: CloseReason, detail: str) -> None:
         for connection in list(self.connections):

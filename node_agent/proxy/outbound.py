@@ -22,6 +22,7 @@ from node_agent.model import Endpoint, EndpointAddress, OriginalDestination, Pee
 from node_agent.proxy.live import LiveConnections
 from node_agent.proxy.pod import Accepted, Pod
 from node_agent.proxy.routes import Route, Router
+from node_agent.proxy.trust_gate import TrustGate
 from node_agent.relay import Ending, Outcome, Pair, Relay, reset_on_close
 from node_agent.telemetry.access_log import AccessLog
 from node_agent.telemetry.connection_record import ConnectionRecord
@@ -79,6 +80,7 @@ class Outbound:
         identities: Identities,
         tunnels: TunnelClient,
         relay: Relay,
+        gate: TrustGate,
         connect_timeout_s: float,
         max_connect_attempts: int,
     ) -> None:
@@ -89,6 +91,7 @@ class Outbound:
         self._identities = identities
         self._tunnels = tunnels
         self._relay = relay
+        self._gate = gate
         self._connect_timeout_s = connect_timeout_s
         self._max_connect_attempts = max_connect_attempts
 
@@ -101,6 +104,7 @@ class Outbound:
             accepted as downstream,
         ):
             record.note(source=pod.workload, source_address=peer, source_identity=pod.workload.identity)
+            self._gate.admit_workload(record, pod.workload.identity)
             destination = original_destination(downstream, peer)
             record.note(original_destination=destination)
 
@@ -190,8 +194,15 @@ class Outbound:
             make_socket=pod.network.upstream_socket,
             context=credentials.client_context,
             not_after=credentials.not_after,
+            serial=credentials.serial,
         )
-        return _Target(tunnel=await self._tunnels.open(key, message, dialler), key=key)
+        tunnel = await self._tunnels.open(key, message, dialler)
+        try:
+            self._gate.admit_tunnel(record, pod.workload.identity, tunnel)
+        except ConnectionFailure:
+            self._tunnels.discard(tunnel)
+            raise
+        return _Target(tunnel=tunnel, key=key)
 
     async def _carry(self, pod: Pod, downstream: socket.socket, target: _Target, record: ConnectionRecord) -> Outcome:
         """Move the bytes until both directions have ended; takes both sockets over."""

@@ -12,12 +12,11 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from ca.http_server import JSON, Handler, Request, Response, Routes, json_response
 from node_agent.errors import ConfigError
 from node_agent.telemetry import metrics as prometheus
-from node_agent.telemetry.metrics import Metrics
 
 Row = Mapping[str, object]
 Rows = Callable[[], Iterable[Row]]
@@ -34,7 +33,8 @@ class AdminSources:
     ones are being sent, so what it walks may change under it; give a snapshot.
     ``endpoints`` gets ``[namespace/]service`` or None for all, and raises
     ``LookupError`` with a text for people when there is no such service.
-    ``ready`` returns whether, and the reasons why not.  ``set_log_level``
+    ``ready`` returns whether, and the reasons why not; ``warnings`` what does
+    not stop anything yet, and will if nobody looks.  ``set_log_level``
     raises :class:`ConfigError`.
     """
 
@@ -45,10 +45,17 @@ class AdminSources:
     connections: Rows
     certs: Rows
     ready: Callable[[], tuple[bool, list[str]]]
+    warnings: Callable[[], list[str]]
     set_log_level: Callable[[str], None]
 
 
-def metrics_routes(metrics: Metrics) -> Routes:
+class RendersMetrics(Protocol):
+    """``Metrics``, or those of several processes."""
+
+    def render(self) -> Iterator[bytes]: ...
+
+
+def metrics_routes(metrics: RendersMetrics) -> Routes:
     """For Prometheus."""
     return {"/metrics": {"GET": lambda _: Response(200, prometheus.CONTENT_TYPE, metrics.render())}}
 
@@ -58,7 +65,9 @@ def readiness_routes(sources: AdminSources) -> Routes:
 
     def readyz(_: Request) -> Response:
         ready, reasons = sources.ready()
-        return json_response(200 if ready else 503, {"ready": ready, "reasons": reasons})
+        return json_response(
+            200 if ready else 503, {"ready": ready, "reasons": reasons, "warnings": sources.warnings()}
+        )
 
     return {"/readyz": {"GET": readyz}, "/livez": {"GET": lambda _: Response(200, _TEXT, b"ok\n")}}
 

@@ -35,7 +35,9 @@ class ConnectionRecord:
 
     Attributes that the story sets: ``connect_ms`` (time to a usable upstream),
     ``attempts`` (endpoints tried), ``sent_bytes`` and ``received_bytes``, or
-    ``byte_counts``, a callable that returns both, in that order, at any time.
+    ``byte_counts``, a callable that returns both, in that order, at any time;
+    ``stands_on``, identity and serial number of the certificates without which
+    it may not go on.
     """
 
     __slots__ = (
@@ -64,6 +66,7 @@ class ConnectionRecord:
         "source",
         "source_address",
         "source_identity",
+        "stands_on",
     )
 
     def __init__(self, *, traffic: Traffic, record_id: str, direction: Direction, now: float) -> None:
@@ -92,6 +95,7 @@ class ConnectionRecord:
         self.attempts = 0
         self.close_reason: CloseReason | None = None
         self.detail = ""
+        self.stands_on: tuple[tuple[SpiffeId, int], ...] = ()
 
     def note(
         self,

@@ -46,12 +46,13 @@ class Dialler:
     """What a dial needs from the story; called only if there is no idle tunnel.
 
     ``make_socket`` returns an unconnected socket in the source's namespace,
-    ``context`` presents the source's SVID, which is valid until ``not_after``.
+    ``context`` presents the source's SVID ``serial``, which is valid until ``not_after``.
     """
 
     make_socket: Callable[[str], socket.socket]
     context: ssl.SSLContext
     not_after: datetime
+    serial: int = 0
 
 
 _Pool = TunnelPool[Tunnel, trio.lowlevel.Task]
@@ -96,6 +97,11 @@ class TunnelClient:
         """End the idle tunnels of a source workload that is gone."""
         for tunnel in self._pool.drop(lambda key, _: isinstance(key, TunnelKey) and key.source_uid == source_uid):
             tunnel.abort()
+
+    def end_idle(self, unwanted: Callable[[TunnelKey, Tunnel], bool]) -> None:
+        """Close the idle tunnels that ``unwanted`` names."""
+        for tunnel in self._pool.drop(lambda key, tunnel: isinstance(key, TunnelKey) and unwanted(key, tunnel)):
+            tunnel.close()
 
     def close(self) -> None:
         for tunnel in self._pool.drop(lambda _, __: True):
@@ -242,4 +248,5 @@ class TunnelClient:
             peer_ip=key.endpoint_ip,
             not_after=min(peer.not_after, dialler.not_after),
             fault=self._fault,
+            own_serial=dialler.serial,
         )

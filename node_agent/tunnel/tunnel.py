@@ -28,6 +28,9 @@ class PeerCertificate(Protocol):
     def identity(self) -> SpiffeId: ...
 
     @property
+    def serial(self) -> int: ...
+
+    @property
     def not_after(self) -> datetime: ...
 
 
@@ -46,7 +49,18 @@ class TunnelLost(ConnectionFailure):
 class Tunnel:
     """Owns ``sock`` until ``close``, except while it is lent to the relay."""
 
-    __slots__ = ("_fault", "_is_lent", "_is_used", "_tls", "leftover", "not_after", "peer", "peer_ip", "sock")
+    __slots__ = (
+        "_fault",
+        "_is_lent",
+        "_is_used",
+        "_tls",
+        "leftover",
+        "not_after",
+        "own_serial",
+        "peer",
+        "peer_ip",
+        "sock",
+    )
 
     def __init__(
         self,
@@ -56,13 +70,18 @@ class Tunnel:
         peer_ip: str,
         not_after: datetime,
         fault: Callable[[OSError], ConnectionFailure],
+        own_serial: int = 0,
     ) -> None:
-        """``not_after``: until when both ends' certificates are valid; ``fault`` explains a TLS error."""
+        """``not_after``: until when both ends' certificates are valid; ``fault`` explains a TLS error.
+
+        ``own_serial`` is that of the certificate that was presented to the peer.
+        """
         self.sock = sock
         self._tls = sock._sslobj  # type: ignore[attr-defined]  # noqa: SLF001  # spares the checks of SSLSocket.recv
         self.peer = peer
         self.peer_ip = peer_ip
         self.not_after = not_after
+        self.own_serial = own_serial
         self.leftover = b""
         self._fault = fault
         self._is_lent = False

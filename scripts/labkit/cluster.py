@@ -132,6 +132,7 @@ def _configure_agent(lab: state.Lab, node: int) -> None:
 node = "{layout.node_name(node)}"
 trust_domain = "{layout.TRUST_DOMAIN}"
 runtime_dir = "{directory}"
+state_dir = "{directory}/state"
 
 [ca]
 address = "{layout.link_v4(0)}:{layout.CA_PORT}"

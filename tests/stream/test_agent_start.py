@@ -32,7 +32,7 @@ class Setting:
     def config(self) -> Path:
         path = self.directory / "agent.toml"
         path.write_text(
-            f'[agent]\nnode = "node-1"\nruntime_dir = "{self.directory}/run"\n'
+            f'[agent]\nnode = "node-1"\nruntime_dir = "{self.directory}/run"\nstate_dir = "{self.directory}/state"\n'
             f'[ca]\naddress = "127.0.0.1:1"\nbundle_file = "{self.bundle}"\nnode_key_dir = "{self.node_key_dir}"\n'
             f"{self.more}"
             f'[registry]\nmanifests_dir = "{self.directory}/manifests"\n'

@@ -21,6 +21,7 @@ from node_agent.telemetry.unix_socket import UnixListener
 class FakeAgent:
     def __init__(self) -> None:
         self.not_ready: list[str] = []
+        self.warnings: list[str] = []
         self.level = "info"
 
     def sources(self) -> AdminSources:
@@ -32,6 +33,7 @@ class FakeAgent:
             connections=lambda: ({"id": str(number)} for number in range(1000)),
             certs=lambda: [{"identity": Path("/not/json")}],
             ready=lambda: (not self.not_ready, self.not_ready),
+            warnings=lambda: self.warnings,
             set_log_level=self.set_log_level,
         )
 
@@ -128,9 +130,18 @@ async def test_the_log_level_is_changed_only_to_a_known_one(tmp_path: Path) -> N
 async def test_readiness_says_why_not_and_liveness_does_not_care(tmp_path: Path) -> None:
     agent, path = FakeAgent(), tmp_path / "agent.sock"
     async with serving(readiness_routes(agent.sources()), path):
-        assert await ask(path, "GET", "/readyz") == (200, b'{"ready": true, "reasons": []}\n')
+        assert await ask(path, "GET", "/readyz") == (200, b'{"ready": true, "reasons": [], "warnings": []}\n')
+        agent.warnings = ["a certificate ends in 27 min"]
+        assert await ask(path, "GET", "/readyz") == (
+            200,
+            b'{"ready": true, "reasons": [], "warnings": ["a certificate ends in 27 min"]}\n',
+        )
+        agent.warnings = []
         agent.not_ready = ["CA is not reachable"]
-        assert await ask(path, "GET", "/readyz") == (503, b'{"ready": false, "reasons": ["CA is not reachable"]}\n')
+        assert await ask(path, "GET", "/readyz") == (
+            503,
+            b'{"ready": false, "reasons": ["CA is not reachable"], "warnings": []}\n',
+        )
         assert await ask(path, "GET", "/livez") == (200, b"ok\n")
 
 
