@@ -129,6 +129,8 @@ def write_bundle(config: AuthorityConfig, roots: Iterable[x509.Certificate]) -> 
     """Write the roots as PEM, if they are not there; public, but for its directory: copy it to the agents."""
     pem = b"".join(root.public_bytes(serialization.Encoding.PEM) for root in roots)
     if _content(config.bundle_file) != pem:
+        # A replica whose hierarchy is in PostgreSQL begins without a directory of its own.
+        config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_durably(config.bundle_file, pem, mode=0o644)
 
 
