@@ -36,7 +36,11 @@ _PLUMBING_PAUSE_S: Final = 2.0  # after one that failed: each attempt is a proce
 
 
 class Pods:
-    """Serves the wanted workloads; ``want`` says which, ``run`` does it."""
+    """Serves the wanted workloads; ``want`` says which, ``run`` does it.
+
+    ``on_changed`` holds callables that are called when ``workload_in`` may
+    have another answer.  They must not raise or block.
+    """
 
     def __init__(
         self,
@@ -56,14 +60,29 @@ class Pods:
         self._errors: dict[str, str] = {}
         self._plumb_from: dict[str, float] = {}
         self._changed = trio.Event()
+        self.on_changed: list[Callable[[], None]] = []
 
     def want(self, workloads: Iterable[Workload]) -> None:
         """Serve exactly the enrolled ones among the node's ``workloads`` from now on."""
+        before = self._wanted
         self._wanted = {}
         self._unwanted = {}
         for workload in workloads:
             (self._wanted if workload.enrolled else self._unwanted)[workload.uid] = workload
         self._changed.set()
+        if self._wanted != before:
+            self._announce()
+
+    def workload_in(self, netns_inode: int) -> Workload | None:
+        """The workload that is served in a network namespace; None if there is none, or its time is over.
+
+        A namespace that we serve is open, so nobody else's can have its inode.
+        """
+        for uid, (pod, _) in self._serving.items():
+            if pod.network.namespace.inode == netns_inode:
+                wanted = self._wanted.get(uid)
+                return wanted if wanted is not None and _is_same(wanted, pod.workload) else None
+        return None
 
     def state(self, uid: str) -> tuple[str, str | None]:
         """Return ``serving`` or ``pending`` and why it is not serving yet."""
@@ -211,7 +230,12 @@ class Pods:
         self._errors.pop(pod.workload.uid, None)
         self._serving[pod.workload.uid] = pod, accepting
         nursery.start_soon(self._server.serve, pod, accepting)
+        self._announce()
         _log.info("serving pod %s as %s", pod.workload.name, pod.workload.identity)
+
+    def _announce(self) -> None:
+        for call in self.on_changed:
+            call()
 
 
 def _is_same(now: Workload, before: Workload) -> bool:

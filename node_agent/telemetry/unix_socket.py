@@ -1,4 +1,4 @@
-"""Listening on a unix socket that only its owner may use.
+"""Listening on a unix socket, which only its owner may use unless it is said otherwise.
 
 A socket file outlives the process that made it, so a stale one is in the way of
 the next start.  It is removed only when it is a socket and nobody answers on it.
@@ -19,31 +19,31 @@ _ANSWER_S: Final = 1.0  # a live agent's kernel answers at once, however busy th
 
 
 class UnixListener:
-    """A listening unix socket, mode 0600; use as a context manager: the file is removed at the end.
+    """A listening unix socket with ``mode``; use as a context manager: the file is removed at the end.
 
-    The directory is made, with mode 0755, if it is missing.
+    The directory is made, with mode 0755, if it is missing.  ``setting`` is what an error tells the operator to change.
 
     Raises:
         AgentError: the path is taken, or can not be used.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, mode: int = 0o600, setting: str = "[agent] runtime_dir") -> None:
         self._path = path
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            _remove_stale(path)
+            if not path.parent.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.parent.chmod(0o755)  # whatever the umask says
+            _remove_stale(path, setting)
             sock.bind(str(path))
             # Between bind and listen nobody can connect: no moment with the wrong mode.
-            path.chmod(0o600)
+            path.chmod(mode)
             sock.listen(_BACKLOG)
             sock.setblocking(False)
             self._inode = path.lstat().st_ino
         except OSError as error:
             sock.close()
-            raise AgentError(
-                f"can not listen on {path}: {error.strerror or error}; check [agent] runtime_dir"
-            ) from error
+            raise AgentError(f"can not listen on {path}: {error.strerror or error}; check {setting}") from error
         except AgentError:
             sock.close()
             raise
@@ -65,13 +65,13 @@ class UnixListener:
             pass
 
 
-def _remove_stale(path: Path) -> None:
+def _remove_stale(path: Path, setting: str) -> None:
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise AgentError(f"{path} exists and is not a socket; move it away, or change [agent] runtime_dir")
+        raise AgentError(f"{path} exists and is not a socket; move it away, or change {setting}")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(_ANSWER_S)
         try:
@@ -81,4 +81,4 @@ def _remove_stale(path: Path) -> None:
         except FileNotFoundError:
             return
         else:
-            raise AgentError(f"another agent answers on {path}; stop it first, or change [agent] runtime_dir")
+            raise AgentError(f"another agent answers on {path}; stop it first, or change {setting}")

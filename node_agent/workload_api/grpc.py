@@ -46,6 +46,7 @@ class GrpcStatus(IntEnum):
     """The status codes that we use; numbers and meaning are gRPC's."""
 
     OK = 0
+    CANCELLED = 1
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     PERMISSION_DENIED = 7
@@ -156,9 +157,8 @@ class GrpcConnection:
         if stream is None:
             return
         assert not stream.outgoing
-        self._open(call, stream)
         stream.outgoing += b"\0" + len(message).to_bytes(4, "big") + message
-        self._flush(call)
+        self._try_flush(call)
 
     def is_taken(self, call: int) -> bool:
         """Whether all of the last message has gone into ``data_to_send``, or the call is over."""
@@ -173,7 +173,7 @@ class GrpcConnection:
         stream.trailers = [("grpc-status", str(int(status)))]
         if text:
             stream.trailers.append(("grpc-message", _percent_encoded(text)))
-        self._flush(call)
+        self._try_flush(call)
 
     def close(self) -> None:
         """Say GOAWAY; nothing is sent after it."""
@@ -200,6 +200,8 @@ class GrpcConnection:
                 self._h2.encoder.header_table_size = min(self._h2.encoder.header_table_size, _MAX_TABLE_BYTES)
             case h2_events.ConnectionTerminated():
                 self._is_over = True
+            case _:
+                pass  # acknowledgements, pings (h2 answers), windows (looked at after each receive), priorities
 
     def _take_data(self, call: int, data: bytes, length: int) -> None:
         stream = self._streams.get(call)
@@ -242,14 +244,20 @@ class GrpcConnection:
             self._h2.acknowledge_received_data(stream.unacknowledged_bytes, call)
             stream.unacknowledged_bytes = 0
 
-    def _open(self, call: int, stream: _Stream) -> None:
-        if not stream.has_headers:
-            stream.has_headers = True
-            self._h2.send_headers(call, [(":status", "200"), _CONTENT_TYPE])
+    def _try_flush(self, call: int) -> None:
+        """As ``_flush``; a connection that the peer has ended swallows everything."""
+        try:
+            self._flush(call)
+        except H2Error:
+            self._is_over = True
+            self._streams.clear()
 
     def _flush(self, call: int) -> None:
         """Hand over as much of a call's reply as the peer has room for."""
         stream = self._streams[call]
+        if stream.outgoing and not stream.has_headers:
+            stream.has_headers = True
+            self._h2.send_headers(call, [(":status", "200"), _CONTENT_TYPE])
         while stream.outgoing:
             size = min(len(stream.outgoing), self._h2.local_flow_control_window(call), self._h2.max_outbound_frame_size)
             if size <= 0:

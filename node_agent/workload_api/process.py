@@ -19,6 +19,8 @@ import socket
 import struct
 from typing import Final, Self
 
+import trio
+
 _SO_PEERPIDFD: Final = 77  # asm-generic/socket.h; Python 3.11 has no name for it
 _CREDENTIALS: Final = struct.Struct("iII")  # struct ucred, unix(7)
 
@@ -39,7 +41,7 @@ class PeerProcess:
         self.pidfd = pidfd
 
     @classmethod
-    def of(cls, sock: socket.socket) -> Self:
+    def of(cls, sock: socket.socket | trio.socket.SocketType) -> Self:
         """Name the peer of a connected unix socket.
 
         Raises:
@@ -79,7 +81,7 @@ class PeerProcess:
         return inode if self.is_alive() else None
 
 
-def _pidfd(sock: socket.socket, pid: int) -> int:
+def _pidfd(sock: socket.socket | trio.socket.SocketType, pid: int) -> int:
     try:
         return sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
     except OSError as error:
