@@ -48,11 +48,11 @@ def require_own_bundle(identity: SpiffeId, root_der: bytes, *, bundles: Mapping[
         UntrustedDomainError: there is no bundle of that trust domain.
     """
     bundle = bundles.get(identity.trust_domain)
-    if bundle is None:
+    if bundle is None and not any(root_der in other for other in bundles.values()):
         raise UntrustedDomainError(
             f"{identity} is of trust domain {identity.trust_domain!r}, which is not federated", "SPIFFE Federation 6.1"
         )
-    if root_der not in bundle:
+    if bundle is None or root_der not in bundle:
         raise SvidError(
             f"{identity} is vouched for by a root that is not in the bundle of {identity.trust_domain!r}",
             "SPIFFE Federation 4.2",

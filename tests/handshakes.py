@@ -6,9 +6,9 @@ from typing import Final
 
 from cryptography import x509
 
-from ca.tls import KeyAndChain, load_key_and_chain, strict_context
+from ca.tls import KeyAndChain, check_time_ourselves, load_key_and_chain, strict_context
 from node_agent.frames import ALPN
-from node_agent.identity.peers import check_time_ourselves
+from tests.certificates import TRUST_DOMAIN, der
 
 _MOST_ROUND_TRIPS: Final = 6  # TLS 1.3 needs two, TLS 1.2 three, an alert one more
 
@@ -39,9 +39,9 @@ class Side:
             self.error = error
 
 
-def context(own: KeyAndChain | None, root: x509.Certificate, *, server_side: bool) -> ssl.SSLContext:
+def context(own: KeyAndChain | None, *roots: x509.Certificate, server_side: bool) -> ssl.SSLContext:
     """The context of a tunnel, without the checks of our own certificate that ``make_credentials`` does."""
-    made = strict_context(server_side=server_side, roots=[root], alpn=ALPN, own=own)
+    made = strict_context(server_side=server_side, roots=roots, alpn=ALPN, own=own)
     check_time_ourselves(made)
     return made
 
@@ -73,3 +73,8 @@ def feed_server(server_context: ssl.SSLContext, data: bytes) -> Side:
     incoming.write(data)
     server.step()
     return server
+
+
+def trusting(*roots: x509.Certificate, trust_domain: str = TRUST_DOMAIN) -> dict[str, frozenset[bytes]]:
+    """What ``peer_identity`` judges by when one trust domain is all there is."""
+    return {trust_domain: frozenset(der(root) for root in roots)}

@@ -1,8 +1,8 @@
 """Who is at the other end of a tunnel, after its handshake.
 
-OpenSSL has verified the peer's chain up to a root of our bundle; SPIFFE's own
-rules, and the dates, are checked here, on exactly the chain that OpenSSL
-verified.
+OpenSSL has verified the peer's chain up to a root of some bundle that we trust;
+SPIFFE's own rules, whose root it is, and the dates are checked here, on exactly
+the chain that OpenSSL verified.
 
 Why the dates are checked here: OpenSSL knows no tolerance, and nodes' clocks
 differ.  So the contexts are told not to look at dates
@@ -15,19 +15,19 @@ An answer is kept for the chain it was computed from, so that the hundredth
 connection of a peer costs a look-up; the dates are compared every time.
 """
 
-import _ssl
 import ssl
-import sys
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
+from ca.anchors import UntrustedDomainError, require_own_bundle
 from ca.spiffe import SpiffeId
-from ca.svid import CLOCK_SKEW, SvidDateError, SvidError, check_dates, load_certificate, verify_chain
+from ca.svid import CLOCK_SKEW, SvidDateError, SvidError, check_dates, identity_of, load_certificate, verify_chain
+from ca.tls import verified_chain
 from node_agent.errors import CloseReason, ConnectionFailure
 
-_NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, openssl/x509_vfy.h
 _REMEMBERED_CHAINS: Final = 1024  # ~4 KB each
 
 
@@ -40,29 +40,37 @@ class PeerCertificate:
     not_after: datetime
 
 
-def check_time_ourselves(context: ssl.SSLContext) -> None:
-    """Leave the dates of the peer's chain to ``peer_identity``."""
-    context.verify_flags |= ssl.VerifyFlags(_NO_CHECK_TIME)
-
-
-def peer_identity(tls: ssl.SSLObject | ssl.SSLSocket, *, trust_domain: str, at: datetime) -> PeerCertificate:
+def peer_identity(
+    tls: ssl.SSLObject | ssl.SSLSocket, *, bundles: Mapping[str, Collection[bytes]], at: datetime
+) -> PeerCertificate:
     """Return who the peer of a finished handshake is; call it before a byte is exchanged.
 
     Args:
         tls: a connection made from the contexts of ``Credentials``.
-        trust_domain: the one that the context's roots belong to.
+        bundles: the roots of each trust domain that is trusted, in DER.
         at: now, aware UTC.
 
     Raises:
         ConnectionFailure: CERTIFICATE_MISSING, CERTIFICATE_EXPIRED (which also
-            covers "not yet valid") or CERTIFICATE_INVALID.
+            covers "not yet valid"), CERTIFICATE_INVALID, or TRUST_REMOVED when
+            the peer's trust domain is not federated (any more).
     """
-    chain = _verified_chain(tls)
+    try:
+        chain = verified_chain(tls)
+    except ValueError as error:
+        raise ConnectionFailure(CloseReason.HANDSHAKE_FAILED, "not connected") from error
     if not chain:
         raise ConnectionFailure(CloseReason.CERTIFICATE_MISSING, "the peer has no certificate")
-    found = _judge(chain, trust_domain)
+    found = _judge(chain)
     if isinstance(found, str):
         raise ConnectionFailure(CloseReason.CERTIFICATE_INVALID, found)
+    try:
+        # Every time: which roots are whose may have changed since the chain was judged.
+        require_own_bundle(found.peer.identity, chain[-1], bundles=bundles)
+    except UntrustedDomainError as error:
+        raise ConnectionFailure(CloseReason.TRUST_REMOVED, str(error)) from error
+    except SvidError as error:
+        raise ConnectionFailure(CloseReason.CERTIFICATE_INVALID, str(error)) from error
     if not found.not_before - CLOCK_SKEW <= at <= found.not_after + CLOCK_SKEW:
         raise ConnectionFailure(CloseReason.CERTIFICATE_EXPIRED, _date_problem(chain, at))
     return found.peer
@@ -76,13 +84,13 @@ class _Judged:
 
 
 @lru_cache(maxsize=_REMEMBERED_CHAINS)
-def _judge(chain: tuple[bytes, ...], trust_domain: str) -> _Judged | str:
-    """Apply every rule but the dates; the text says which one is broken."""
+def _judge(chain: tuple[bytes, ...]) -> _Judged | str:
+    """Apply every rule but the dates and whose the root is; the text says which one is broken."""
     try:
         certificates = [load_certificate(der) for der in chain]
         not_before = max(certificate.not_valid_before_utc for certificate in certificates)
         not_after = min(certificate.not_valid_after_utc for certificate in certificates)
-        identity = verify_chain(certificates, trust_domain=trust_domain)
+        identity = verify_chain(certificates, trust_domain=identity_of(certificates[0]).trust_domain)
     except SvidError as error:
         return str(error)
     except ValueError as error:
@@ -98,16 +106,3 @@ def _date_problem(chain: tuple[bytes, ...], at: datetime) -> str:
         except SvidDateError as error:
             return str(error)
     return "no moment is within the dates of every certificate of the chain"
-
-
-def _verified_chain(tls: ssl.SSLObject | ssl.SSLSocket) -> tuple[bytes, ...]:
-    """Return the chain that OpenSSL verified, leaf first and root last, in DER.
-
-    Python 3.13 made the call public; 3.10 to 3.12 have it on the object inside.
-    """
-    if sys.version_info >= (3, 13):
-        return tuple(tls.get_verified_chain())
-    inside: Any = getattr(tls, "_sslobj", None)
-    if inside is None:
-        raise ConnectionFailure(CloseReason.HANDSHAKE_FAILED, "not connected")
-    return tuple(certificate.public_bytes(_ssl.ENCODING_DER) for certificate in inside.get_verified_chain() or ())

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from ca.anchors import distinct
 from ca.errors import CaProtocolError
 from ca.spiffe import SpiffeId
 from ca.svid import SvidError, check_signing_certificate, load_certificate
@@ -70,9 +71,14 @@ class TrustStore:
         return self._roots.get(trust_domain or self.trust_domain, ())
 
     @property
+    def anchors(self) -> Mapping[str, frozenset[bytes]]:
+        """The roots of each trust domain in DER: what tells whose root a verified chain ends at."""
+        return self._anchors
+
+    @property
     def every_root(self) -> tuple[x509.Certificate, ...]:
         """The roots of all trust domains, for OpenSSL's look at a chain; which domain it may vouch for comes after."""
-        return tuple(root for roots in self._roots.values() for root in roots)
+        return self._every_root
 
     def why_not(self, certificate: Certificate) -> ConnectionFailure | None:
         """Why a certificate whose chain was verified is not to be trusted all the same; None if it is."""
@@ -143,6 +149,9 @@ class TrustStore:
         self._trust = trust
         self._roots = roots
         self._bundles = {bundle.trust_domain: bundle for bundle in trust.bundles}
+        self._anchors = {bundle.trust_domain: frozenset(bundle.x509_der) for bundle in trust.bundles}
+        # The CA refuses roots that could be taken for another's; whoever does not trust it in this need not.
+        self._every_root, _ = distinct(roots.values())
         self._by_serial: dict[int, Revocation] = {}
         self._by_identity: dict[SpiffeId, Revocation] = {}
         for revocation in trust.revocations:

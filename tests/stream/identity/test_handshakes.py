@@ -6,20 +6,22 @@ from datetime import timedelta
 import pytest
 from cryptography import x509
 
+from ca.anchors import distinct
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.identity import handshake_failure, peer_identity
 from node_agent.identity.peers import PeerCertificate
-from tests.certificates import START, TRUST_DOMAIN, WEB, Leaf, Vector, make_root, vectors
-from tests.handshakes import Side, careless_context, context, feed_server, shake_hands
+from tests.certificates import START, TRUST_DOMAIN, WEB, Leaf, der, make_root
+from tests.handshakes import Side, careless_context, context, feed_server, shake_hands, trusting
+from tests.svid_vectors.chains import OTHER_DOMAIN, OTHER_WEB, Vector, cross_signed, vectors
 
 _ROOT = make_root()
 _OTHER_ROOT = make_root()
 
 
-def _present(leaf: Leaf, root: x509.Certificate, *, by_server: bool) -> Side:
-    """Let ``leaf`` be presented to a peer that trusts ``root``; returns that peer's end."""
+def _present(leaf: Leaf, *roots: x509.Certificate, by_server: bool) -> Side:
+    """Let ``leaf`` be presented to a peer that trusts ``roots``; returns that peer's end."""
     presenting = careless_context(leaf.own, _ROOT.certificate, server_side=by_server)
-    judging = context(_ROOT.intermediate().leaf(WEB).own, root, server_side=not by_server)
+    judging = context(_ROOT.intermediate().leaf(WEB).own, *roots, server_side=not by_server)
     if by_server:
         client, _ = shake_hands(judging, presenting)
         return client
@@ -28,18 +30,19 @@ def _present(leaf: Leaf, root: x509.Certificate, *, by_server: bool) -> Side:
 
 
 def _judge(vector: Vector, *, by_server: bool) -> PeerCertificate:
-    judge = _present(vector.leaf, vector.root, by_server=by_server)
+    judge = _present(vector.leaf, *vector.roots, by_server=by_server)
     if not judge.finished:
         assert judge.error is not None
         raise handshake_failure(judge.error)
-    return peer_identity(judge.tls, trust_domain=TRUST_DOMAIN, at=vector.at)
+    return peer_identity(judge.tls, bundles=vector.bundles_der, at=vector.at)
 
 
 @pytest.mark.parametrize("by_server", [False, True], ids=["client", "server"])
 @pytest.mark.parametrize("vector", [v for v in vectors() if v.accepted], ids=lambda v: v.name)
 def test_a_good_peer_is_known_by_its_identity(vector: Vector, by_server: bool) -> None:
     peer = _judge(vector, by_server=by_server)
-    assert str(peer.identity).startswith(WEB)
+    names = vector.leaf.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [str(peer.identity)] == names.get_values_for_type(x509.UniformResourceIdentifier)
     assert peer.serial == vector.leaf.certificate.serial_number
     assert peer.not_after == min(certificate.not_valid_after_utc for certificate in vector.leaf.chain)
 
@@ -59,10 +62,66 @@ def test_a_bad_peer_is_refused_with_the_reason(vector: Vector, by_server: bool) 
 def test_an_answer_that_is_remembered_still_expires() -> None:
     leaf = _ROOT.leaf(WEB)
     judge = _present(leaf, _ROOT.certificate, by_server=True)
-    peer_identity(judge.tls, trust_domain=TRUST_DOMAIN, at=START)
+    peer_identity(judge.tls, bundles=trusting(_ROOT.certificate), at=START)
     with pytest.raises(ConnectionFailure) as caught:
-        peer_identity(judge.tls, trust_domain=TRUST_DOMAIN, at=START + timedelta(hours=2))
+        peer_identity(judge.tls, bundles=trusting(_ROOT.certificate), at=START + timedelta(hours=2))
     assert caught.value.reason is CloseReason.CERTIFICATE_EXPIRED
+
+
+def test_a_trust_domain_that_went_away_meanwhile_is_called_that() -> None:
+    """The context still knows its root: it is replaced a moment later."""
+    theirs = make_root(OTHER_DOMAIN)
+    judge = _present(theirs.leaf(OTHER_WEB), _ROOT.certificate, theirs.certificate, by_server=True)
+    with pytest.raises(ConnectionFailure) as caught:
+        peer_identity(judge.tls, bundles=trusting(_ROOT.certificate), at=START)
+    assert caught.value.reason is CloseReason.TRUST_REMOVED
+    assert OTHER_DOMAIN in caught.value.detail
+
+
+def test_an_impostor_is_not_called_a_trust_domain_that_went_away() -> None:
+    judge = _present(_ROOT.leaf(OTHER_WEB), _ROOT.certificate, by_server=True)
+    with pytest.raises(ConnectionFailure) as caught:
+        peer_identity(judge.tls, bundles=trusting(_ROOT.certificate), at=START)
+    assert caught.value.reason is CloseReason.CERTIFICATE_INVALID
+
+
+def test_a_root_moved_to_another_trust_domain_no_longer_vouches_for_its_old_one() -> None:
+    shared = make_root(names=())
+    judge = _present(shared.leaf(WEB), shared.certificate, by_server=True)
+    peer_identity(judge.tls, bundles=trusting(shared.certificate), at=START)
+    moved = {TRUST_DOMAIN: frozenset({der(_ROOT.certificate)}), OTHER_DOMAIN: frozenset({der(shared.certificate)})}
+    with pytest.raises(ConnectionFailure) as caught:
+        peer_identity(judge.tls, bundles=moved, at=START)
+    assert caught.value.reason is CloseReason.CERTIFICATE_INVALID
+
+
+@pytest.mark.parametrize("by_server", [False, True], ids=["client", "server"])
+def test_a_path_through_a_cross_signed_root_is_found_to_the_own_root(by_server: bool) -> None:
+    """Their CA has signed our root's key: a path to either root can be built, and ours is."""
+    ours, theirs = make_root(), make_root(OTHER_DOMAIN)
+    leaf = cross_signed(ours, by=theirs).leaf(WEB)
+    judge = _present(leaf, ours.certificate, theirs.certificate, by_server=by_server)
+    bundles = {**trusting(ours.certificate), **trusting(theirs.certificate, trust_domain=OTHER_DOMAIN)}
+    assert str(peer_identity(judge.tls, bundles=bundles, at=START).identity) == WEB
+
+
+@pytest.mark.parametrize("of_intermediate", [False, True], ids=["root", "intermediate"])
+def test_a_federated_root_that_passes_for_one_of_ours_ends_no_handshake_of_ours(of_intermediate: bool) -> None:
+    """OpenSSL alone would take the first that fits and fail; what is left out beforehand can not be taken."""
+    ours = make_root()
+    signer = ours.intermediate()
+    copied = (signer if of_intermediate else ours).certificate
+    identifier = copied.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+    twin = make_root(OTHER_DOMAIN, names=(), subject=copied.subject, key_identifier=identifier)
+
+    fooled = _present(signer.leaf(WEB), twin.certificate, ours.certificate, by_server=True)
+    assert fooled.error is not None, "the attack is real"
+
+    bundles = [(ours.certificate,), (twin.certificate,)]
+    kept, confusions = distinct(bundles, issuers=[ours.certificate, signer.certificate])
+    assert len(confusions) == 1
+    judge = _present(signer.leaf(WEB), *kept, by_server=True)
+    assert str(peer_identity(judge.tls, bundles=trusting(ours.certificate), at=START).identity) == WEB
 
 
 def _server() -> ssl.SSLContext:

@@ -33,7 +33,7 @@ from ca.tls import KeyAndChain
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.identity import Credentials, Identities, NodeCredentials, NodeKeyStore, join_token_from, peer_identity
 from tests.certificates import START, TRUST_DOMAIN, Signer, der, make_root, pem
-from tests.handshakes import shake_hands
+from tests.handshakes import shake_hands, trusting
 
 WEB: Final = SpiffeId.workload(TRUST_DOMAIN, "default", "web")
 CART: Final = SpiffeId.workload(TRUST_DOMAIN, "default", "cart")
@@ -161,8 +161,8 @@ async def test_two_workloads_know_each_other_by_their_svids(tmp_path: Path) -> N
         assert client.finished
         assert server.finished
         assert client.tls.selected_alpn_protocol() == "ringfence/1"
-        assert peer_identity(client.tls, trust_domain=TRUST_DOMAIN, at=now_utc()).identity == CART
-        assert peer_identity(server.tls, trust_domain=TRUST_DOMAIN, at=now_utc()).identity == WEB
+        assert peer_identity(client.tls, bundles=trusting(made.ca.root.certificate), at=now_utc()).identity == CART
+        assert peer_identity(server.tls, bundles=trusting(made.ca.root.certificate), at=now_utc()).identity == WEB
 
 
 async def test_identities_that_come_together_are_asked_for_together(tmp_path: Path) -> None:

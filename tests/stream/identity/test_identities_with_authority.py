@@ -17,7 +17,7 @@ from node_agent.identity import Identities, NodeCredentials, NodeKeyStore, join_
 from node_agent.identity.identities import utc_now
 from tests.authority_builder import TRUST_DOMAIN, Authority, make_authority, serving, workload
 from tests.certificates import make_root, pem
-from tests.handshakes import shake_hands
+from tests.handshakes import shake_hands, trusting
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ async def test_a_join_token_becomes_svids_and_svids_become_a_tunnel(tmp_path: Pa
         ours, theirs = await agent.wait_for(web), await agent.wait_for(cart)
         client, server = shake_hands(ours.client_context, theirs.server_context)
         assert (client.error, server.error) == (None, None)
-        assert peer_identity(client.tls, trust_domain=TRUST_DOMAIN, at=utc_now()).identity == cart
-        assert peer_identity(server.tls, trust_domain=TRUST_DOMAIN, at=utc_now()).identity == web
+        assert peer_identity(client.tls, bundles=trusting(*authority.hierarchy.roots), at=utc_now()).identity == cart
+        assert peer_identity(server.tls, bundles=trusting(*authority.hierarchy.roots), at=utc_now()).identity == web
         assert agent.ready() == (True, "")
         assert [entry["state"] for entry in agent.status()] == ["valid"] * 3
         assert {record.identity for record in authority.journal()} >= {
