@@ -115,6 +115,8 @@ async def serve(
             await trio.to_thread.run_sync(partial(jwt.tend, at=datetime.now(UTC)), limiter=thread)
             await trust.look()
             await certificate.renew()
+            # Now, and not when the first agents wait for an answer: 10,000 pods take seconds.
+            await trio.to_thread.run_sync(placement.warm_up, limiter=thread)
         except (StoreError, Refusal) as exc:
             raise AuthorityError(f"{config.database}: the authority can not certify itself: {exc}") from exc
         listeners = await _listen(config)
