@@ -251,10 +251,25 @@ class RequestHandler:
             log("internal_error", level=logging.ERROR, exc_info=True, requests=len(unwritten))
             return [_failed()] * len(unwritten)
         return [
-            # A token that a revocation has voided could not be used up, so what it bought may leave.
-            _changed_meanwhile(each) if changed and each.entry.token_hash is None else _after_writing(each, good)
+            _changed_meanwhile(each) if changed and self._is_revoked(each) else _after_writing(each, good)
             for each, good in zip(unwritten, written, strict=True)
         ]
+
+    def _is_revoked(self, unwritten: "_Unwritten") -> bool:
+        """Whether it would be refused by what is revoked now.  A token that was voided could not be used up."""
+        request, requester = unwritten.asked.request, unwritten.asked.requester
+        try:
+            revoked = self._guard.current()
+            if isinstance(request, Attest):
+                revoked.require_admitted(request.node)
+            elif requester.identity is not None and not isinstance(request, AttestWithToken):
+                self._guard.require_certificate(requester.identity, requester.serial)
+            names = {each.identity for each in unwritten.entry.records}
+            for name in names | {each.identity for each in unwritten.entry.jwts}:
+                revoked.require_identity(SpiffeId.parse(name))
+        except (Refusal, StoreError):
+            return True
+        return False
 
     def _bundle(self) -> Bundle:
         return Bundle(

@@ -187,7 +187,7 @@ class Revocations:
             )
         return tuple(found)
 
-    def listed(self, *, at: datetime) -> list[Revoked]:
+    def read(self, *, at: datetime) -> list[Revoked]:
         """Every revocation in force, for the operator."""
         found = []
         for kind, value, revoked_at, until, why in self._rows():

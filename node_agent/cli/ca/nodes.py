@@ -2,6 +2,7 @@
 
 import argparse
 import secrets
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -40,8 +41,15 @@ def _token(arguments: argparse.Namespace) -> int:
     store = Store.open(config.database)
     try:
         store.add_token(record, at=at)
+        shut_out = store.revocations.shut_out().get(arguments.node)
     finally:
         store.close()
+    if shut_out is not None:
+        print(
+            f"ringfence ca token: {arguments.node} is revoked since {shut_out[0]:%Y-%m-%dT%H:%M:%SZ}; "
+            "this token lets it in again, and what it was issued before stays revoked",
+            file=sys.stderr,
+        )
     print(token)
     return 0
 
