@@ -24,9 +24,10 @@ import trio
 
 from ca.client import CaClient
 from ca.http_server import HttpServer
-from ca.manifests import DirectoryState
+from ca.manifests import DirectoryState, ManifestObject
 from node_agent import __version__, process
 from node_agent import config as configuration
+from node_agent.carrier import Carrier, InProcess, InWorkers
 from node_agent.config import Config, HostPort
 from node_agent.data_path import build_data_path
 from node_agent.drain import Drain
@@ -50,7 +51,7 @@ from node_agent.registry import Registry, Update
 from node_agent.registry.file_source import FileSource
 from node_agent.report import Report
 from node_agent.telemetry.admin import admin_routes, metrics_routes, readiness_routes
-from node_agent.telemetry.logs import Logging, configure_logging
+from node_agent.telemetry.logs import Logging, configure_logging, make_stream_locks
 from node_agent.telemetry.metrics import Metrics
 from node_agent.telemetry.process_metrics import register_process_metrics
 from node_agent.telemetry.unix_socket import UnixListener
@@ -66,34 +67,30 @@ def main(path: Path) -> int:
     Raises AgentError when it can not start, or can not go on.
     """
     config = configuration.load(path)
-    logs = configure_logging(config.agent.log_level)
+    stream_locks = make_stream_locks() if config.agent.workers > 1 else None
+    logs = configure_logging(config.agent.log_level, locks=stream_locks)
     try:
         process.settle()
         prefer_aes128()
-        trio.run(_run, config, logs)
+        trio.run(_run, config, logs, stream_locks)
     finally:
         logs.close()
     return 0
 
 
-async def _run(config: Config, logs: Logging) -> None:
+async def _run(config: Config, logs: Logging, stream_locks: tuple[int, int] | None) -> None:
     with ExitStack() as stack:
-        agent = _Agent(config, logs, stack)
+        agent = _Agent(config, logs, stack, stream_locks)
         await agent.run()
 
 
 class _Agent:
-    """Every part, wired; ``stack`` closes what has to be closed."""
+    """Every part, wired; ``stack`` closes what has to be closed.  ``stream_locks``: there are worker processes."""
 
-    def __init__(self, config: Config, logs: Logging, stack: ExitStack) -> None:
+    def __init__(self, config: Config, logs: Logging, stack: ExitStack, stream_locks: tuple[int, int] | None) -> None:
         self._config = config
-        self._crash: BaseException | None = None
+        self._crash: AgentError | None = None
         self._crashed = trio.Event()
-
-        def relay_crashed(error: BaseException) -> None:
-            self._crash = error
-            self._crashed.set()
-
         rng = random.SystemRandom()
         metrics = Metrics()
         logs.register(metrics)
@@ -103,8 +100,37 @@ class _Agent:
         self._source = FileSource(config.registry.manifests_dir)
         parts = _identities(config, rng)
         self._identities, self._trust, self._trust_watch = parts.identities, parts.trust, parts.watch
-        self._data_path = build_data_path(
+        self._carrier: Carrier = (
+            self._in_process(metrics, rng, stack) if stream_locks is None else self._in_workers(metrics, stream_locks)
+        )
+        self._pods = Pods(netns_path=self._netns_path, server=self._carrier.server, drain=self._drain)
+        self._report = Report(
             config=config,
+            registry=self._registry,
+            identities=self._identities,
+            loads=self._carrier.loads,
+            pods=self._pods,
+            tunnels=self._carrier.tunnels,
+            connections=self._carrier.connections,
+            drain=self._drain,
+            workers=self._carrier.workers,
+            not_carrying=self._carrier.not_ready,
+            set_log_level=self._carrier.set_log_level,
+        )
+        self._register_gauges(metrics)
+        self._metrics_server = HttpServer(metrics_routes(self._carrier), prepare=self._carrier.prepare)
+        self._readiness_server = HttpServer(readiness_routes(self._report.sources()))
+        self._admin_server = HttpServer(admin_routes(self._report.sources()), prepare=self._carrier.prepare)
+        self._admin_listener = stack.enter_context(UnixListener(config.agent.runtime_dir / "agent.sock"))
+
+    def _in_process(self, metrics: Metrics, rng: random.Random, stack: ExitStack) -> InProcess:
+        def relay_crashed(error: BaseException) -> None:
+            crash = AgentError(f"the relay ended by a bug: {error!r}")
+            crash.__cause__ = error
+            self._crashes(crash)
+
+        data_path = build_data_path(
+            config=self._config,
             registry=self._registry,
             identities=self._identities,
             trust=self._trust,
@@ -115,22 +141,26 @@ class _Agent:
             on_relay_crash=relay_crashed,
             stack=stack,
         )
-        self._pods = Pods(netns_path=self._netns_path, server=self._data_path.server, drain=self._drain)
-        self._report = Report(
-            config=config,
+        return InProcess(data_path, metrics=metrics)
+
+    def _in_workers(self, metrics: Metrics, stream_locks: tuple[int, int]) -> InWorkers:
+        return InWorkers(
+            config=self._config,
             registry=self._registry,
+            objects=self._objects,
             identities=self._identities,
-            balancer=self._data_path.balancer,
-            pods=self._pods,
-            tunnels=self._data_path.tunnels,
-            access_log=self._data_path.access_log,
-            drain=self._drain,
+            trust=self._trust,
+            metrics=metrics,
+            stream_locks=stream_locks,
+            on_crash=self._crashes,
         )
-        self._register_gauges(metrics)
-        self._metrics_server = HttpServer(metrics_routes(metrics))
-        self._readiness_server = HttpServer(readiness_routes(self._report.sources()))
-        self._admin_server = HttpServer(admin_routes(self._report.sources()))
-        self._admin_listener = stack.enter_context(UnixListener(config.agent.runtime_dir / "agent.sock"))
+
+    def _objects(self) -> Iterable[ManifestObject]:
+        return self._report.directory.objects.values()
+
+    def _crashes(self, why: AgentError) -> None:
+        self._crash = why
+        self._crashed.set()
 
     async def run(self) -> None:
         """Serve until a signal, then drain; raises AgentError."""
@@ -141,23 +171,23 @@ class _Agent:
         ]
         async with trio.open_nursery() as services:
             signals = await services.start(self._wait_for_signal)
-            services.start_soon(self._end_with_relay, services.cancel_scope)
+            services.start_soon(self._end_if_crashed, services.cancel_scope)
             services.start_soon(self._readiness_server.run, listeners[1])
             services.start_soon(self._metrics_server.run, listeners[0])
             services.start_soon(self._admin_server.run, [self._admin_listener.listener])
             await services.start(self._identities.run)
             services.start_soon(self._trust_watch.run)
-            services.start_soon(self._data_path.tunnels.run)
             async with trio.open_nursery() as serving:
                 serving.start_soon(self._drain_on, signals)
                 await serving.start(self._load_registry)
+                await services.start(self._carrier.run)
                 await self._pods.run()
                 with trio.move_on_after(_LAST_WORDS_S):
-                    await self._data_path.relay.finish()
+                    await self._carrier.finish()
                 serving.cancel_scope.cancel()
             services.cancel_scope.cancel()
         if self._crash is not None:
-            raise AgentError(f"the relay ended by a bug: {self._crash!r}") from self._crash
+            raise self._crash
         _log.info("drained, leaving")
 
     async def _load_registry(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -165,8 +195,7 @@ class _Agent:
 
     def _take_update(self, update: Update, directory: DirectoryState) -> None:
         """Let the parts follow what the manifests say; identities first, because pods need them."""
-        changes = self._registry.apply(update)
-        self._data_path.live.cut_removed(changes.workloads_gone())
+        self._carrier.updated(update, self._registry.apply(update))
         local = self._registry.workloads_on(self._config.agent.node)
         self._identities.set_wanted(frozenset(each.identity for each in local if each.enrolled))
         self._pods.want(local)
@@ -186,12 +215,13 @@ class _Agent:
     async def _drain_on(self, asked: trio.Event) -> None:
         await asked.wait()
         self._drain.begin()
+        self._carrier.drain()
         await trio.sleep(self._config.agent.drain_grace_s)
-        self._data_path.live.cut_all(
+        self._carrier.cut_all(
             CloseReason.DRAINED, f"the agent is going down, {self._config.agent.drain_grace_s:g} s are over"
         )
 
-    async def _end_with_relay(self, scope: trio.CancelScope) -> None:
+    async def _end_if_crashed(self, scope: trio.CancelScope) -> None:
         await self._crashed.wait()
         scope.cancel()
 

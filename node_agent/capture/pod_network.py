@@ -49,8 +49,13 @@ class Listeners:
     inbound_plaintext: socket.socket
     tunnel: socket.socket
 
+    @property
+    def in_order(self) -> tuple[socket.socket, socket.socket, socket.socket]:
+        """All of them, in the order of the fields."""
+        return self.outbound, self.inbound_plaintext, self.tunnel
+
     def close(self) -> None:
-        for listener in (self.outbound, self.inbound_plaintext, self.tunnel):
+        for listener in self.in_order:
             listener.close()
 
 

@@ -1,0 +1,196 @@
+"""Who carries the connections: this process, or worker processes.  The agent does not care.
+
+    InProcess   ``[agent] workers = 1``: the data path is in the agent's own process, and nothing else is there
+    InWorkers   ``workers = N``: N processes carry; this one keeps capture, registry, identities and the admin socket
+
+Both get the same: pods to serve, steps of the registry, the order to drain.  Both
+tell the same: figures for people and for Prometheus.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import trio
+
+from ca.http_server import Prepare
+from ca.manifests import ManifestObject
+from node_agent.config import Config
+from node_agent.data_path import DataPath
+from node_agent.errors import AgentError, CloseReason
+from node_agent.identity import Identities
+from node_agent.identity.trust import TrustStore
+from node_agent.proxy.serving import PodServer
+from node_agent.registry import Changes, Registry, Update
+from node_agent.report import ConnectionCounts, Loads, TunnelCounts
+from node_agent.telemetry.logs import set_log_level
+from node_agent.telemetry.metrics import Metrics
+from node_agent.workers import State, Workers, WorkersView, pack_trust
+
+
+class Carrier(Protocol):
+    """What the agent asks of either."""
+
+    @property
+    def server(self) -> PodServer:
+        """Serves the pods."""
+
+    @property
+    def connections(self) -> ConnectionCounts: ...
+
+    @property
+    def tunnels(self) -> TunnelCounts: ...
+
+    @property
+    def loads(self) -> Loads: ...
+
+    @property
+    def prepare(self) -> Prepare | None:
+        """For the HTTP servers: fetches what a request is going to show."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Carry until cancelled; begun when the registry is loaded, and before any pod is served."""
+
+    async def finish(self) -> None:
+        """Return when the last connection's last words are said."""
+
+    def updated(self, update: Update, changes: Changes) -> None:
+        """The registry has taken ``update``, with these ``changes``."""
+
+    def drain(self) -> None:
+        """Accept nothing more."""
+
+    def cut_all(self, reason: CloseReason, detail: str) -> None:
+        """Cut every connection that is left."""
+
+    def set_log_level(self, level: str) -> None:
+        """Raises ConfigError."""
+
+    def render(self) -> Iterator[bytes]:
+        """The metrics of the whole agent."""
+
+    def not_ready(self) -> list[str]:
+        """What keeps it from carrying."""
+
+    def workers(self) -> Sequence[Mapping[str, object]]:
+        """One row a worker process; none in one process."""
+
+
+class InProcess:
+    """The data path in the agent's own process."""
+
+    prepare = None
+
+    def __init__(self, data_path: DataPath, *, metrics: Metrics) -> None:
+        self._data_path = data_path
+        self._metrics = metrics
+        self.server = data_path.server
+        self.connections = data_path.access_log
+        self.tunnels = data_path.tunnels
+        self.loads = data_path.balancer
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Look after the idle tunnels."""
+        task_status.started()
+        await self._data_path.tunnels.run()
+
+    async def finish(self) -> None:
+        """Return when nothing is being relayed any more."""
+        await self._data_path.relay.finish()
+
+    def updated(self, _update: Update, changes: Changes) -> None:
+        """The stories look at the registry themselves."""
+        self._data_path.live.cut_removed(changes.workloads_gone())
+
+    def drain(self) -> None:
+        """Whoever has something to end waits for ``Drain`` itself."""
+
+    def cut_all(self, reason: CloseReason, detail: str) -> None:
+        """Cut every connection that is left."""
+        self._data_path.live.cut_all(reason, detail)
+
+    def set_log_level(self, level: str) -> None:
+        """Raises ConfigError."""
+        set_log_level(level)
+
+    def render(self) -> Iterator[bytes]:
+        """The metrics of the whole agent."""
+        return self._metrics.render()
+
+    def not_ready(self) -> list[str]:
+        """Nothing: it can carry from the start."""
+        return []
+
+    def workers(self) -> Sequence[Mapping[str, object]]:
+        """There are none."""
+        return []
+
+
+class InWorkers:
+    """Worker processes (node_agent/workers)."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        registry: Registry,
+        objects: Callable[[], Iterable[ManifestObject]],
+        identities: Identities,
+        trust: TrustStore,
+        metrics: Metrics,
+        stream_locks: tuple[int, int],
+        on_crash: Callable[[AgentError], None],
+    ) -> None:
+        """``objects`` is what is in the registry; ``on_crash`` is told when the workers keep ending."""
+        self.server = self._workers = Workers(
+            config=config,
+            state=State(objects=objects, trust=lambda: pack_trust(trust.trust), credentials=identities.held),
+            identities=identities,
+            stream_locks=stream_locks,
+            on_hopeless=lambda text: on_crash(AgentError(text)),
+        )
+        identities.on_rotated.append(self._workers.rotated)
+        trust.on_changed.append(self._workers.trust_changed)
+        self._view = WorkersView(self._workers, metrics=metrics, revision=lambda: registry.revision)
+        self.connections = self.tunnels = self.loads = self._view
+        self.prepare = self._view.prepare
+        metrics.counter(
+            "ringfence_worker_crashes_total",
+            "Worker processes that ended by themselves.",
+            lambda: self._workers.crashes,
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Keep the workers running."""
+        await self._workers.run(task_status=task_status)
+
+    async def finish(self) -> None:
+        """Nothing: a worker has said everything before it ends."""
+
+    def updated(self, update: Update, _changes: Changes) -> None:
+        """Pass it on."""
+        self._workers.update(update)
+
+    def drain(self) -> None:
+        """Accept nothing more."""
+        self._workers.drain()
+
+    def cut_all(self, reason: CloseReason, detail: str) -> None:
+        """Cut every connection that is left."""
+        self._workers.cut_all(reason, detail)
+
+    def set_log_level(self, level: str) -> None:
+        """Raises ConfigError."""
+        set_log_level(level)
+        self._workers.set_log_level(level)
+
+    def render(self) -> Iterator[bytes]:
+        """The metrics of all processes."""
+        return self._view.render()
+
+    def not_ready(self) -> list[str]:
+        """What keeps the workers from carrying."""
+        return self._workers.not_ready()
+
+    def workers(self) -> Sequence[Mapping[str, object]]:
+        """One row a worker."""
+        return self._workers.status(trio.current_time())

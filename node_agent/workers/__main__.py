@@ -1,0 +1,74 @@
+"""``python -m node_agent.workers FD``: a worker process; started by the agent only (process.py)."""
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+from typing import Final
+
+import trio
+
+from ca.errors import WireError
+from node_agent import process
+from node_agent.identity import prefer_aes128
+from node_agent.telemetry.logs import configure_logging
+from node_agent.workers.channel import Channel
+from node_agent.workers.messages import Start, ToWorker
+from node_agent.workers.worker import run_worker
+
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+_PR_SET_NAME: Final = 15
+
+
+def main(fd: int) -> int:
+    """Run until drained or the parent's end; returns the exit code."""
+    sock = socket.socket(fileno=fd)
+    os.set_inheritable(fd, False)
+    _end_with_parent()
+    # A service manager and a terminal send these to the whole group: the parent decides what becomes of us.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process.settle()
+    prefer_aes128()
+    return trio.run(_run, sock)
+
+
+async def _run(sock: socket.socket) -> int:
+    channel = Channel(sock, receives=ToWorker)
+    try:
+        try:
+            received = await channel.receive()
+        except OSError:
+            return 1
+        if not received:
+            return 1
+        (start, locks), *first = received
+        if not isinstance(start, Start):
+            raise WireError("the first message is not Start")
+        _prctl(_PR_SET_NAME, f"ringfence-w{start.worker}".encode())
+        logs = configure_logging(start.log_level, locks=(locks[0], locks[1]), worker=start.worker)
+        for lock in locks:
+            os.close(lock)
+        try:
+            return await run_worker(start, first, channel, logs)
+        finally:
+            logs.close()
+    finally:
+        channel.close()
+
+
+def _end_with_parent() -> None:
+    """Let the kernel kill us when the parent is killed; if it is gone already, our channel has ended."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int | bytes) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0):
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl({option}): {os.strerror(number)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

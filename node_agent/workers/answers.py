@@ -1,0 +1,88 @@
+"""What a worker answers when the parent asks on behalf of an operator or of Prometheus.
+
+In parts, with a pause between them: thousands of rows must not hold up the
+connections.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Final, cast
+
+import trio
+
+from node_agent.data_path import DataPath
+from node_agent.telemetry.metrics import Metrics
+from node_agent.telemetry.process_metrics import resident_bytes
+from node_agent.workers import figures
+from node_agent.workers.channel import Channel
+from node_agent.workers.messages import Answer, AnswerRow, Count, FamilyRow, LiveRow, LoadRow, Question, Sample, Topic
+
+_ROWS_A_PART: Final = 64
+_SAMPLES_A_ROW: Final = 64
+
+
+async def answer(question: Question, channel: Channel, *, data_path: DataPath, metrics: Metrics) -> None:
+    """Post the rows of one answer."""
+    rows = iter(rows_of(question.topic, data_path=data_path, metrics=metrics))
+    part = tuple(itertools.islice(rows, _ROWS_A_PART))
+    while True:
+        following = tuple(itertools.islice(rows, _ROWS_A_PART))
+        channel.post(Answer(number=question.number, rows=part, is_last=not following))
+        if not following:
+            return
+        part = following
+        await trio.lowlevel.checkpoint()
+
+
+def last_figures(*, data_path: DataPath, metrics: Metrics) -> Answer:
+    """What a worker says before it ends, so that nothing it has counted is lost."""
+    rows = [
+        row for topic in (Topic.COUNTS, Topic.METRICS) for row in rows_of(topic, data_path=data_path, metrics=metrics)
+    ]
+    return Answer(number=0, rows=tuple(rows), is_last=True)
+
+
+def rows_of(topic: Topic, *, data_path: DataPath, metrics: Metrics) -> Iterable[AnswerRow]:
+    """The rows of one topic; what they walk may change between two of them."""
+    match topic:
+        case Topic.COUNTS:
+            return _counts(data_path)
+        case Topic.CONNECTIONS:
+            return (LiveRow(cells=cast("dict[str, str]", row)) for row in data_path.access_log.live())
+        case Topic.LOADS:
+            # A list: the balancer's table may not be held while others pick.
+            return [
+                LoadRow(
+                    ip=address.ip,
+                    port=address.port,
+                    uid=uid,
+                    open_connections=load.open_connections,
+                    latency_s=load.latency_s,
+                )
+                for address, uid, load in data_path.balancer.loads(trio.current_time())
+            ]
+        case Topic.METRICS:
+            return _metrics(metrics)
+
+
+def _counts(data_path: DataPath) -> list[AnswerRow]:
+    return [
+        Count(name=figures.OPEN, value=data_path.access_log.open_connections),
+        Count(name=figures.TOTAL, value=data_path.access_log.total_connections),
+        Count(name=figures.TUNNELS_IDLE, value=data_path.tunnels.idle_count),
+        Count(name=figures.TUNNELS_BUSY, value=data_path.tunnels.busy_count),
+        Count(name=figures.RESIDENT_BYTES, value=resident_bytes()),
+    ]
+
+
+def _metrics(metrics: Metrics) -> Iterator[AnswerRow]:
+    for family in metrics.read():
+        # The whole family at once: it may change while others run.
+        samples = [Sample(labels=labels, value=value) for labels, value in family.samples]
+        for start in range(0, max(len(samples), 1), _SAMPLES_A_ROW):
+            yield FamilyRow(
+                name=family.name,
+                kind=family.kind,
+                help_text=family.help_text,
+                samples=tuple(samples[start : start + _SAMPLES_A_ROW]),
+            )

@@ -1,0 +1,157 @@
+"""One end of the socket pair between the parent and a worker: messages in order, and descriptors with them.
+
+A unix stream socket.  Descriptors (SCM_RIGHTS, unix(7)) travel with the first
+byte of the frame that they belong to, so they have arrived when it has; the
+kernel never joins the descriptors of two sends into one receive.
+
+``post`` queues and returns; ``write`` sends.  Nobody who posts ever waits for
+the other end: a worker that does not read must not hold up the parent, nor the
+other workers.  One that never reads again is found out by its silence (group.py).
+"""
+
+import os
+import socket
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import trio
+
+from ca.errors import WireError
+from node_agent.workers.messages import Message, MessageDecoder, ServePod, Start, encode_message
+
+DESCRIPTORS: Final[Mapping[type, int]] = {Start: 2, ServePod: 4}
+"""How many descriptors go with a message; none with the others."""
+
+_READ_BYTES: Final = 256 * 1024
+_MOST_DESCRIPTORS: Final = 64  # in one receive; the kernel closes and reports what does not fit
+_BUFFER_BYTES: Final = 1024 * 1024  # bounded by net.core.wmem_max
+
+
+class _Post(NamedTuple):
+    frame: bytes
+    descriptors: list[int]
+
+
+class Received(NamedTuple):
+    """A message and its descriptors, which are now the receiver's to close."""
+
+    message: Any
+    descriptors: list[int]
+
+
+class Channel:
+    """Owns ``sock`` until ``close``.  ``receives`` is the union of the messages that the other end may send."""
+
+    def __init__(self, sock: socket.socket, *, receives: Any) -> None:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+        self._sock = sock
+        self._decoder = MessageDecoder(receives)
+        self._arrived: deque[int] = deque()
+        self._queue: deque[_Post | Iterator[Message]] = deque()
+        self._something = trio.Event()
+        self._nothing = trio.Event()
+        self._closed = False
+
+    def post(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        """Queue ``message``; its descriptors are duplicated, so the caller may close them."""
+        assert len(descriptors) == DESCRIPTORS.get(type(message), 0)
+        self.post_frame(encode_message(message), descriptors)
+
+    def post_frame(self, frame: bytes, descriptors: Sequence[int] = ()) -> None:
+        """Like ``post``, for a message that goes to several workers and is encoded once."""
+        if not self._closed:
+            self._put(_Post(frame, [os.dup(each) for each in descriptors]))
+
+    def post_lazily(self, messages: Iterator[Message]) -> None:
+        """Queue messages without descriptors that are made when their turn comes."""
+        if not self._closed:
+            self._put(messages)
+
+    def _put(self, item: _Post | Iterator[Message]) -> None:
+        self._queue.append(item)
+        self._something.set()
+        if self._nothing.is_set():
+            self._nothing = trio.Event()
+
+    async def write(self) -> None:
+        """Send what is posted, for ever.  Raises OSError when the other end is gone."""
+        while True:
+            while self._queue:
+                item = self._queue[0]
+                if isinstance(item, _Post):
+                    await self._send(item)
+                    self._queue.popleft()
+                else:
+                    for message in item:
+                        await self._send(_Post(encode_message(message), []))
+                        await trio.lowlevel.checkpoint()  # a big registry takes longer than a connection should wait
+                    self._queue.popleft()
+            self._something = trio.Event()
+            self._nothing.set()
+            await self._something.wait()
+
+    async def flush(self) -> None:
+        """Return when everything posted is on its way; ``write`` has to run."""
+        while self._queue:
+            await self._nothing.wait()
+
+    async def _send(self, post: _Post) -> None:
+        view = memoryview(post.frame)
+        while view:
+            try:
+                if post.descriptors:
+                    sent = socket.send_fds(self._sock, [view], post.descriptors)
+                    _close_all(post.descriptors)
+                else:
+                    sent = self._sock.send(view)
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._sock)
+                continue
+            view = view[sent:]
+
+    async def receive(self) -> list[Received]:
+        """Return the next messages; none at the end of the stream.
+
+        Raises:
+            OSError: the other end was killed.
+            WireError: it does not keep to the protocol.
+        """
+        while True:
+            await trio.lowlevel.wait_readable(self._sock)
+            try:
+                data, descriptors, flags, _ = socket.recv_fds(
+                    self._sock, _READ_BYTES, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                continue
+            self._arrived.extend(descriptors)
+            if flags & socket.MSG_CTRUNC:
+                raise WireError("descriptors were lost: this process may have no more of them")
+            if not data:
+                return []
+            received = [Received(message, self._take(message)) for message in self._decoder.feed(data)]
+            if received:
+                return received
+
+    def _take(self, message: Message) -> list[int]:
+        count = DESCRIPTORS.get(type(message), 0)
+        if len(self._arrived) < count:
+            raise WireError(f"{type(message).__name__} without its descriptors")
+        return [self._arrived.popleft() for _ in range(count)]
+
+    def close(self) -> None:
+        """Close the socket and every descriptor that has not found its way; later posts go nowhere."""
+        self._closed = True
+        self._sock.close()
+        _close_all(self._arrived)
+        for item in self._queue:
+            if isinstance(item, _Post):
+                _close_all(item.descriptors)
+        self._queue.clear()
+
+
+def _close_all(descriptors: list[int] | deque[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())

@@ -1,0 +1,123 @@
+"""The figures of all workers, added up: what an operator and Prometheus see of the agent as one.
+
+Sans-I/O.  The last complete answer of each worker stands until the next.  When a
+worker ends, its counters stay in the sum and its gauges leave it, so a counter
+never goes back; what a killed worker counted after its last answer is lost.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, cast
+
+from node_agent.balance.balancer import EndpointLoad
+from node_agent.model import EndpointAddress
+from node_agent.telemetry.metrics import FamilyReading, Kind
+from node_agent.workers.messages import AnswerRow, Count, FamilyRow, LiveRow, LoadRow, Topic
+
+OPEN: Final = "open"
+TOTAL: Final = "total"
+TUNNELS_IDLE: Final = "tunnels_idle"
+TUNNELS_BUSY: Final = "tunnels_busy"
+RESIDENT_BYTES: Final = "resident_bytes"
+_GROWING: Final = frozenset({TOTAL})
+
+_Number = int | float
+_LoadKey = tuple[EndpointAddress, str]
+
+
+@dataclass(slots=True)
+class _Family:
+    kind: str
+    help_text: str
+    samples: dict[str, _Number] = field(default_factory=dict)
+
+    def add(self, other: "_Family") -> None:
+        for labels, value in other.samples.items():
+            self.samples[labels] = self.samples.get(labels, 0) + value
+
+
+@dataclass(slots=True)
+class _Worker:
+    counts: dict[str, _Number] = field(default_factory=dict)
+    families: dict[str, _Family] = field(default_factory=dict)
+    connections: list[Mapping[str, object]] = field(default_factory=list)
+    loads: dict[_LoadKey, EndpointLoad] = field(default_factory=dict)
+
+
+class Figures:
+    """The answers of the workers, by worker number."""
+
+    def __init__(self) -> None:
+        self._workers: dict[int, _Worker] = {}
+        self._past = _Worker()  # what the counters of ended workers came to
+
+    def take(self, worker: int, topic: Topic, rows: Iterable[AnswerRow]) -> None:
+        """Replace what ``worker`` said about ``topic`` by a complete new answer."""
+        held = self._workers.setdefault(worker, _Worker())
+        match topic:
+            case Topic.COUNTS:
+                held.counts = {row.name: row.value for row in rows if isinstance(row, Count)}
+            case Topic.CONNECTIONS:
+                held.connections = [{**row.cells, "worker": worker} for row in rows if isinstance(row, LiveRow)]
+            case Topic.LOADS:
+                held.loads = {
+                    (EndpointAddress(row.ip, row.port), row.uid): EndpointLoad(row.open_connections, row.latency_s)
+                    for row in rows
+                    if isinstance(row, LoadRow)
+                }
+            case Topic.METRICS:
+                held.families = _families(row for row in rows if isinstance(row, FamilyRow))
+
+    def ended(self, worker: int) -> None:
+        """Keep the counters of a worker that has ended, and nothing else of it."""
+        held = self._workers.pop(worker, None)
+        if held is None:
+            return
+        for name in held.counts.keys() & _GROWING:
+            self._past.counts[name] = self._past.counts.get(name, 0) + held.counts[name]
+        _add_families(self._past.families, held.families, only="counter")
+
+    def count(self, name: str, *, worker: int | None = None) -> _Number:
+        """One of the counts above, of one worker or of the agent."""
+        if worker is not None:
+            held = self._workers.get(worker)
+            return held.counts.get(name, 0) if held else 0
+        return sum(each.counts.get(name, 0) for each in (self._past, *self._workers.values()))
+
+    def connections(self) -> list[Mapping[str, object]]:
+        """The live connections of all workers."""
+        return [row for held in self._workers.values() for row in held.connections]
+
+    def load(self, address: EndpointAddress, uid: str) -> EndpointLoad:
+        """An endpoint as the agent sees it: connections added up, latency averaged over who has measured it."""
+        loads = [found for held in self._workers.values() if (found := held.loads.get((address, uid))) is not None]
+        latencies = [load.latency_s for load in loads if load.latency_s is not None]
+        return EndpointLoad(
+            sum(load.open_connections for load in loads), sum(latencies) / len(latencies) if latencies else None
+        )
+
+    def families(self, own: Iterable[FamilyReading]) -> Iterator[FamilyReading]:
+        """The parent's ``own`` families and the workers', equal names and labels added up."""
+        merged: dict[str, _Family] = {}
+        for reading in own:
+            merged[reading.name] = _Family(reading.kind, reading.help_text, dict(reading.samples))
+        for held in (self._past, *self._workers.values()):
+            _add_families(merged, held.families)
+        for name, family in merged.items():
+            yield FamilyReading(
+                name=name, kind=cast(Kind, family.kind), help_text=family.help_text, samples=family.samples.items()
+            )
+
+
+def _families(rows: Iterable[FamilyRow]) -> dict[str, _Family]:
+    found: dict[str, _Family] = {}
+    for row in rows:
+        family = found.setdefault(row.name, _Family(row.kind, row.help_text))
+        family.add(_Family(row.kind, row.help_text, {sample.labels: sample.value for sample in row.samples}))
+    return found
+
+
+def _add_families(into: dict[str, _Family], families: Mapping[str, _Family], *, only: str | None = None) -> None:
+    for name, family in families.items():
+        if only is None or family.kind == only:
+            into.setdefault(name, _Family(family.kind, family.help_text)).add(family)

@@ -1,0 +1,77 @@
+"""The workers as the operator's commands, the probes and Prometheus see them: as one agent.
+
+The HTTP servers call ``prepare`` with the path of a request; it asks the workers
+for what the handler, which can not wait, is going to show.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+from node_agent.balance.balancer import EndpointLoad
+from node_agent.model import Endpoint
+from node_agent.telemetry.metrics import Metrics, render_families
+from node_agent.workers.figures import OPEN, TOTAL, TUNNELS_BUSY, TUNNELS_IDLE
+from node_agent.workers.group import Workers
+from node_agent.workers.messages import Topic
+
+_TOPICS: Final[Mapping[str, Topic]] = {
+    "/status": Topic.COUNTS,
+    "/connections": Topic.CONNECTIONS,
+    "/endpoints": Topic.LOADS,
+    "/metrics": Topic.METRICS,
+}
+_MOST_ROUNDS: Final = 5
+
+
+class WorkersView:
+    """What ``Report`` and the metrics ask; the answers are those of the last ``prepare``."""
+
+    def __init__(self, workers: Workers, *, metrics: Metrics, revision: Callable[[], int]) -> None:
+        """``metrics`` are the parent's own; ``revision`` is its registry's."""
+        self._workers = workers
+        self._figures = workers.figures
+        self._metrics = metrics
+        self._revision = revision
+
+    async def prepare(self, path: str) -> None:
+        """Ask the workers for what ``path`` shows.
+
+        An answer comes after all that was sent before: who reads a revision in the
+        status may rely on every worker having it.
+        """
+        topic = _TOPICS.get(path)
+        if topic is None:
+            return
+        for _ in range(_MOST_ROUNDS):
+            revision = self._revision()
+            await self._workers.refresh(topic)
+            if revision == self._revision() or topic is not Topic.COUNTS:
+                return
+
+    @property
+    def open_connections(self) -> int:
+        return int(self._figures.count(OPEN))
+
+    @property
+    def total_connections(self) -> int:
+        return int(self._figures.count(TOTAL))
+
+    @property
+    def idle_count(self) -> int:
+        return int(self._figures.count(TUNNELS_IDLE))
+
+    @property
+    def busy_count(self) -> int:
+        return int(self._figures.count(TUNNELS_BUSY))
+
+    def live(self) -> Iterator[Mapping[str, object]]:
+        """The rows of ``ringfence connections``, each with its worker."""
+        return iter(self._figures.connections())
+
+    def load_of(self, endpoint: Endpoint, _now: float) -> EndpointLoad:
+        """What all balancers together know of an endpoint."""
+        return self._figures.load(endpoint.address, endpoint.workload.uid if endpoint.workload is not None else "")
+
+    def render(self) -> Iterator[bytes]:
+        """The metrics of all processes, added up."""
+        return render_families(self._figures.families(self._metrics.read()))

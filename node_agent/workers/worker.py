@@ -1,0 +1,287 @@
+"""The composition root of a worker process: the data path, fed through the channel.
+
+A worker has the data path of one process (node_agent/data_path.py) and copies of
+what it looks at: registry, trust, identities, pods.  It begins with what
+``Start`` says, does what it is told in the order in which it is told, and ends
+
+* when it has drained, with exit code 0;
+* when its channel ends, because the parent has gone: it cuts its connections,
+  writes their records, and is gone within a second;
+* by a signal of the kernel's when the parent was killed (__main__.py).
+
+So nothing of it outlives the parent, and the pods' redirected connections are
+refused from then on.
+"""
+
+import itertools
+import logging
+import random
+import socket
+import ssl
+from contextlib import ExitStack
+from datetime import datetime
+from typing import Final
+
+import trio
+
+from ca.errors import CaError
+from ca.manifests import ManifestObject, ObjectKey
+from ca.spiffe import SpiffeId
+from node_agent import process
+from node_agent.capture import Listeners, PodNetwork
+from node_agent.data_path import build_data_path
+from node_agent.drain import Drain
+from node_agent.errors import CloseReason, ConnectionFailure
+from node_agent.identity import PeerCertificate, peer_identity
+from node_agent.identity.credentials import assemble
+from node_agent.identity.identities import utc_now
+from node_agent.identity.trust import TrustStore
+from node_agent.model import Workload
+from node_agent.proxy.pod import Pod
+from node_agent.registry import Registry, Update
+from node_agent.telemetry.logs import Logging, set_log_level
+from node_agent.telemetry.metrics import Metrics
+from node_agent.telemetry.process_metrics import register_resources
+from node_agent.workers import messages as say
+from node_agent.workers.answers import answer, last_figures
+from node_agent.workers.channel import Channel, Received
+from node_agent.workers.received import ReceivedIdentities, key_and_chain
+
+_log: Final = logging.getLogger("ringfence.worker")
+
+ACCEPTS_A_TURN: Final = 1
+"""All workers wait for the same listeners: one that took all that is there would leave nothing to the others."""
+
+_LAST_WORDS_S: Final = 1.0
+
+
+class Worker:
+    """Every part, wired; ``stack`` closes what has to be closed."""
+
+    def __init__(self, start: say.Start, channel: Channel, logs: Logging, stack: ExitStack) -> None:
+        self._channel = channel
+        self._crash: BaseException | None = None
+        self._ended = trio.Event()  # there is nothing more to wait for
+        self._parent_gone = False
+
+        def relay_crashed(error: BaseException) -> None:
+            self._crash = error
+            self._ended.set()
+
+        config = start.config
+        trust = say.unpack_trust(start.trust)
+        self._trust = TrustStore(trust_domain=config.agent.trust_domain, roots=())
+        self._trust.take(trust)
+        self._metrics = Metrics()
+        logs.register(self._metrics)
+        register_resources(self._metrics)
+        self._drain = Drain()
+        self._registry = Registry(config.agent.trust_domain)
+        self._identities = ReceivedIdentities(ask=self._ask_identity, utc_now=utc_now)
+        self._data_path = build_data_path(
+            config=config,
+            registry=self._registry,
+            identities=self._identities,
+            trust=self._trust,
+            verify=self._verify,
+            drain=self._drain,
+            metrics=self._metrics,
+            rng=random.SystemRandom(),
+            on_relay_crash=relay_crashed,
+            stack=stack,
+            accepts_a_turn=ACCEPTS_A_TURN,
+        )
+        self._rings = itertools.count(1)
+        self._update: tuple[list[ManifestObject], list[ObjectKey]] = ([], [])
+        self._pods: dict[str, tuple[Pod, trio.CancelScope]] = {}
+        self._waiting: dict[int, tuple[trio.Event, list[ConnectionFailure]]] = {}
+        self._numbers = itertools.count(1)
+
+    async def run(self, first: list[Received]) -> int:
+        """Serve until drained or the parent's end; returns the exit code.  ``first`` came with ``Start``."""
+        async with trio.open_nursery() as services:
+            services.start_soon(self._write)
+            services.start_soon(self._data_path.tunnels.run)
+            async with trio.open_nursery() as pods:
+                pods.start_soon(self._obey, first, services, pods)
+                await self._ended.wait()
+                if self._parent_gone:
+                    self._stop_accepting()
+                    self._data_path.live.cut_all(CloseReason.INTERNAL_ERROR, "the agent's main process has ended")
+                    with trio.move_on_after(_LAST_WORDS_S):
+                        await self._data_path.live.wait_until_none()
+                pods.cancel_scope.cancel()
+            with trio.move_on_after(_LAST_WORDS_S):
+                await self._data_path.relay.finish()
+            if not self._parent_gone:
+                self._channel.post(last_figures(data_path=self._data_path, metrics=self._metrics))
+                with trio.move_on_after(_LAST_WORDS_S):
+                    await self._channel.flush()
+            services.cancel_scope.cancel()
+        if self._crash is not None:
+            _log.error("the relay ended by a bug: %r", self._crash)
+        return 1 if self._crash is not None or self._parent_gone else 0
+
+    async def _write(self) -> None:
+        try:
+            await self._channel.write()
+        except OSError:
+            pass  # ``_obey`` hears of it too
+
+    async def _obey(self, first: list[Received], services: trio.Nursery, pods: trio.Nursery) -> None:
+        received = first
+        try:
+            while True:
+                for message, descriptors in received:
+                    self._do(message, descriptors, services, pods)
+                    # Contexts take OpenSSL 3.0 milliseconds: connections are not to wait for those of a whole node.
+                    await trio.lowlevel.checkpoint()
+                received = await self._channel.receive()
+                if not received:
+                    break
+        except OSError as error:
+            _log.debug("the channel broke: %s", error)
+        self._parent_gone = True
+        self._ended.set()
+
+    def _do(self, message: say.Message, descriptors: list[int], services: trio.Nursery, pods: trio.Nursery) -> None:
+        match message:
+            case say.RegistryPart() | say.TrustChanged() | say.SvidIssued() | say.SvidGone():
+                self._take_state(message)
+            case say.StateComplete():
+                process.tidy_up()
+                self._channel.post(say.Ready())
+            case say.ServePod() | say.PodChanged() | say.EndPod():
+                self._do_pod(message, descriptors, services, pods)
+            case say.Question():
+                services.start_soon(self._answer, message)
+            case say.LogLevel(level=level):
+                set_log_level(level)
+            case say.Drain():
+                services.start_soon(self._drain_all)
+            case say.CutAll(reason=reason, detail=detail):
+                self._data_path.live.cut_all(reason, detail)
+            case say.IdentityAnswered():
+                self._hear_identity(message)
+            case _:
+                raise AssertionError(f"{type(message).__name__} is not for a worker")
+
+    def _do_pod(
+        self,
+        message: say.ServePod | say.PodChanged | say.EndPod,
+        descriptors: list[int],
+        services: trio.Nursery,
+        pods: trio.Nursery,
+    ) -> None:
+        match message:
+            case say.ServePod(workload=workload):
+                self._serve(workload, descriptors, pods)
+            case say.PodChanged(workload=workload):
+                if workload.uid in self._pods:
+                    self._pods[workload.uid][0].workload = workload
+            case say.EndPod(uid=uid, reason=reason, detail=detail):
+                self._end(uid, reason, detail, services)
+
+    def _take_state(self, message: say.RegistryPart | say.TrustChanged | say.SvidIssued | say.SvidGone) -> None:
+        match message:
+            case say.RegistryPart():
+                self._take_part(message)
+            case say.TrustChanged(trust=trust):
+                self._trust.take(say.unpack_trust(trust))
+            case say.SvidIssued():
+                self._take_svid(message)
+            case say.SvidGone(identity=identity):
+                self._identities.drop(identity)
+
+    def _take_part(self, part: say.RegistryPart) -> None:
+        upserts, deletes = self._update
+        upserts += part.upserts
+        deletes += part.deletes
+        if part.is_last:
+            self._update = ([], [])
+            changes = self._registry.apply(Update(upserts=tuple(upserts), deletes=tuple(deletes)))
+            self._data_path.live.cut_removed(changes.workloads_gone())
+
+    def _take_svid(self, message: say.SvidIssued) -> None:
+        try:
+            credentials = assemble(
+                identity=message.identity,
+                own=key_and_chain(message),
+                roots=self._trust.every_root,
+                ring=next(self._rings),
+            )
+        except (CaError, ssl.SSLError) as error:
+            _log.error("the SVID of %s can not be used: %s", message.identity, error)
+            self._identities.drop(message.identity)
+        else:
+            self._identities.put(credentials)
+
+    def _verify(self, tls: ssl.SSLSocket, at: datetime) -> PeerCertificate:
+        return peer_identity(tls, bundles=self._trust.anchors, at=at)
+
+    def _hear_identity(self, answer: say.IdentityAnswered) -> None:
+        waiting = self._waiting.pop(answer.number, None)
+        if waiting is not None:
+            arrived, failure = waiting
+            if answer.reason is not None:
+                failure.append(ConnectionFailure(answer.reason, answer.detail))
+            arrived.set()
+
+    async def _ask_identity(self, identity: SpiffeId) -> ConnectionFailure | None:
+        number = next(self._numbers)
+        arrived, failure = self._waiting[number] = (trio.Event(), [])
+        self._channel.post(say.IdentityAsked(number=number, identity=identity))
+        try:
+            await arrived.wait()
+        finally:
+            self._waiting.pop(number, None)
+        return failure[0] if failure else None
+
+    async def _answer(self, question: say.Question) -> None:
+        await answer(question, self._channel, data_path=self._data_path, metrics=self._metrics)
+
+    # -- pods ---------------------------------------------------------------------
+
+    def _serve(self, workload: Workload, descriptors: list[int], pods: trio.Nursery) -> None:
+        namespace, *listeners = descriptors
+        outbound, inbound_plaintext, tunnel = (socket.socket(fileno=fd) for fd in listeners)
+        pod = Pod(
+            workload=workload,
+            network=PodNetwork.of_descriptor(namespace),
+            listeners=Listeners(outbound=outbound, inbound_plaintext=inbound_plaintext, tunnel=tunnel),
+        )
+        accepting = trio.CancelScope()
+        if self._drain.begun.is_set():
+            accepting.cancel()
+        self._pods[workload.uid] = pod, accepting
+        pods.start_soon(self._data_path.server.serve, pod, accepting)
+        self._channel.post(say.PodServed(uid=workload.uid))
+
+    def _end(self, uid: str, reason: CloseReason, detail: str, services: trio.Nursery) -> None:
+        held = self._pods.pop(uid, None)
+        if held is not None:
+            pod, _ = held
+            self._data_path.server.cut(pod, reason, detail)
+            pod.gone.set()
+            services.start_soon(self._tell_closed, pod)
+
+    async def _tell_closed(self, pod: Pod) -> None:
+        await pod.closed.wait()
+        self._channel.post(say.PodClosed(uid=pod.workload.uid))
+
+    def _stop_accepting(self) -> None:
+        self._drain.begin()
+        for _, accepting in self._pods.values():
+            accepting.cancel()
+
+    async def _drain_all(self) -> None:
+        self._stop_accepting()
+        await self._data_path.live.wait_until_none()
+        self._ended.set()
+
+
+async def run_worker(start: say.Start, first: list[Received], channel: Channel, logs: Logging) -> int:
+    """Be the worker that ``start`` describes; returns the exit code."""
+    with ExitStack() as stack:
+        worker = Worker(start, channel, logs, stack)
+        return await worker.run(first)
