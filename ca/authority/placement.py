@@ -15,9 +15,11 @@ from ca.authority.errors import Refusal
 from ca.authority.logs import log
 from ca.manifests import (
     MESH_LABEL,
+    TRUST_DOMAIN_ANNOTATION,
     DirectoryState,
     ManifestObject,
     Namespace,
+    Node,
     ObjectKey,
     Pod,
     enrolled,
@@ -38,12 +40,19 @@ class Placements:
         for item in objects.values():
             if not isinstance(item, Pod) or not item.node_name:
                 continue
+            node = objects.get(ObjectKey("Node", "", item.node_name))
+            theirs = node.trust_domain if isinstance(node, Node) else ""
             try:
                 identity = SpiffeId.workload(trust_domain, item.namespace, item.service_account)
             except SpiffeIdError:
                 continue  # no SPIFFE ID can name it, so nobody can ask for it
             namespace = objects.get(ObjectKey("Namespace", "", item.namespace))
-            if reason := _withheld_because(namespace if isinstance(namespace, Namespace) else None, item):
+            if theirs not in ("", trust_domain):
+                # Whatever the pod itself says: who certifies it is a matter of whose node it is on.
+                reason: str | None = f"is on a node of trust domain {theirs} ({TRUST_DOMAIN_ANNOTATION})"
+            else:
+                reason = _withheld_because(namespace if isinstance(namespace, Namespace) else None, item)
+            if reason:
                 self._withheld[item.node_name, identity] = f"pod {item.namespace}/{item.name} {reason}"
             else:
                 self._granted.setdefault(item.node_name, set()).add(identity)
@@ -95,6 +104,13 @@ class PlacementDirectory:
             self._placements = Placements(trust_domain=self._trust_domain, objects=state.objects)
         self._state = state
         return self._placements
+
+    def warm_up(self) -> None:
+        """Read what is there, if anything is; whoever asks later is told what is wrong."""
+        try:
+            self.current()
+        except Refusal:
+            pass
 
     def _report(self, state: DirectoryState) -> None:
         problems = frozenset(str(problem) for problem in state.problems)

@@ -22,7 +22,7 @@ from ca.manifests.directory import (
 )
 from ca.manifests.enrolment import MESH_LABEL, enrolled
 from ca.manifests.errors import ManifestError, ManifestProblem
-from ca.manifests.kinds import Skipped
+from ca.manifests.kinds import TRUST_DOMAIN_ANNOTATION, Skipped
 from ca.manifests.objects import (
     ContainerPort,
     EndpointSlice,
@@ -41,6 +41,7 @@ from ca.manifests.parse import ParsedFile, parse_manifests, parse_object
 
 __all__ = [
     "MESH_LABEL",
+    "TRUST_DOMAIN_ANNOTATION",
     "ContainerPort",
     "DirectoryState",
     "EndpointSlice",

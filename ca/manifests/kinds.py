@@ -27,8 +27,10 @@ from ca.manifests.objects import (
     SliceEndpoint,
     SlicePort,
 )
+from ca.spiffe import SpiffeId, SpiffeIdError
 
 LOAD_BALANCING_ANNOTATION: Final = "ringfence.io/load-balancing"
+TRUST_DOMAIN_ANNOTATION: Final = "ringfence.io/trust-domain"
 LOAD_BALANCING: Final = ("least-latency", "round-robin")
 SERVICE_NAME_LABEL: Final = "kubernetes.io/service-name"
 _PHASES: Final = ("Pending", "Running", "Succeeded", "Failed", "Unknown")
@@ -64,7 +66,20 @@ def _node(top: Fields) -> Node:
         labels=metadata.labels("labels"),
         pod_cidrs=tuple(dict.fromkeys(cidrs)),
         addresses=tuple(dict.fromkeys(addresses)),
+        trust_domain=_trust_domain(metadata),
     )
+
+
+def _trust_domain(metadata: Fields) -> str:
+    """An annotation, not a label: a trust domain may have 255 characters, and begin and end with any."""
+    annotations = metadata.fields("annotations")
+    if not annotations.has(TRUST_DOMAIN_ANNOTATION):
+        return ""
+    text = annotations.text(TRUST_DOMAIN_ANNOTATION)
+    try:
+        return sys.intern(SpiffeId(text, "").trust_domain)
+    except SpiffeIdError as error:
+        raise annotations.error(TRUST_DOMAIN_ANNOTATION, f"{error}; write a name such as cluster.local") from None
 
 
 def _pod(top: Fields) -> Pod:

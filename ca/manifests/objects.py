@@ -34,12 +34,16 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """``pod_cidrs`` are canonical networks; ``addresses`` are the node's own IPs."""
+    """``pod_cidrs`` are canonical networks; ``addresses`` are the node's own IPs.
+
+    ``trust_domain`` is the one whose CA certifies the pods on it; empty for that of whoever reads.
+    """
 
     name: str
     labels: Mapping[str, str] = field(default_factory=lambda: NO_LABELS, hash=False)
     pod_cidrs: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
+    trust_domain: str = ""
 
     @property
     def key(self) -> ObjectKey:

@@ -51,6 +51,7 @@ class Workloads:
         self._pods: dict[str, dict[str, Pod]] = {}  # namespace: name: pod
         self._namespaces: dict[str, Namespace] = {}
         self._localities: dict[str, Locality] = {}
+        self._domains: dict[str, str] = {}  # node: its trust domain, where it is not ours
         self._workloads: dict[ObjectName, Workload] = {}
         self._on_node: dict[str, set[ObjectName]] = {}  # of the nodes that were asked for: mostly one, our own
         self._claims: Claims[Workload] = Claims(self._newest)
@@ -105,9 +106,11 @@ class Workloads:
         moved = set()
         for name, node in nodes.items():
             locality = _locality(node) if node is not None else None
-            if (locality or Locality()) != self._localities.get(name, Locality()):
+            domain = (node.trust_domain if node is not None else "") or self._trust_domain
+            if (locality or Locality()) != self._localities.get(name, Locality()) or domain != self._domain_of(name):
                 moved.add(name)
             _put(self._localities, name, locality)
+            _put(self._domains, name, domain if domain != self._trust_domain else None)
         if moved:
             touched.update(dict.fromkeys(each.name for each in self if each.node in moved))
         reranked = set()
@@ -155,13 +158,16 @@ class Workloads:
             service_account=pod.service_account,
             node=pod.node_name,
             addresses=pod.addresses,
-            identity=_identity(self._trust_domain, pod.namespace, pod.service_account),
+            identity=_identity(self._domain_of(pod.node_name), pod.namespace, pod.service_account),
             enrolled=enrolled(self._namespaces.get(pod.namespace), pod),
             ready=pod.ready and not pod.terminating,
             labels=pod.labels,
             locality=self._localities.get(pod.node_name, Locality()),
             named_ports=_named_ports(pod.ports),
         )
+
+    def _domain_of(self, node: str) -> str:
+        return self._domains.get(node, self._trust_domain)
 
     def _file(self, workload: Workload, rivals: set[ObjectName], *, host_network: bool) -> None:
         if (on_node := self._on_node.get(workload.node)) is not None:

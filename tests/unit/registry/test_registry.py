@@ -2,7 +2,7 @@
 
 import pytest
 
-from ca.manifests import ContainerPort, ManifestObject, ObjectKey, ServicePortSpec, SliceEndpoint, SlicePort
+from ca.manifests import ContainerPort, ManifestObject, Node, ObjectKey, ServicePortSpec, SliceEndpoint, SlicePort
 from node_agent.model import Endpoint, EndpointAddress, Locality, MtlsMode, ObjectName, ServicePort, Workload
 from node_agent.registry import Changes, Registry, Update
 from tests.manifest_builder import (
@@ -350,3 +350,28 @@ def test_the_narrower_peer_authentication_counts(policies: list[ManifestObject],
     assert store.registry.mtls_mode(workload, 8080) is expected
     store.delete(*policies)
     assert store.registry.mtls_mode(workload, 8080) is MtlsMode.PERMISSIVE
+
+
+def test_a_pod_is_of_the_trust_domain_of_its_node() -> None:
+    store = Store(meshed_namespace(), node("node-1"), Node(name="node-2", trust_domain="other.example"))
+    store.put(pod("a", "10.1.0.1"), pod("b", "10.1.0.2", node_name="node-2"))
+    assert store.workload("10.1.0.1").identity.trust_domain == "example.org"
+    assert store.workload("10.1.0.2").identity.trust_domain == "other.example"
+
+
+def test_a_node_that_changes_its_trust_domain_makes_other_workloads_of_its_pods() -> None:
+    store = Store(meshed_namespace(), pod("a", "10.1.0.1"), pod("b", "10.1.0.2", node_name="node-2"))
+    theirs = Node(name="node-1", trust_domain="other.example")
+    changes = store.put(theirs)
+    assert (names(changes.workloads_removed), names(changes.workloads_added)) == (["a"], ["a"])
+    assert names(tuple(changes.workloads_gone())) == ["a"], "its connections are cut"
+    assert str(store.workload("10.1.0.1").identity).startswith("spiffe://other.example/")
+    changes = store.delete(theirs)
+    assert names(changes.workloads_added) == ["a"]
+    assert store.workload("10.1.0.1").identity.trust_domain == "example.org"
+
+
+def test_a_node_that_names_our_own_trust_domain_changes_nothing() -> None:
+    store = Store(meshed_namespace(), pod("a", "10.1.0.1"))
+    changes = store.put(Node(name="node-1", trust_domain="example.org"))
+    assert (changes.workloads_removed, changes.workloads_added) == ((), ())

@@ -142,3 +142,33 @@ def test_a_directory_that_disappears_keeps_the_last_good_state(tmp_path: Path) -
     manifests.rename(tmp_path / "gone")
 
     directory.current().require_placed(workload("web"), node="node-1")
+
+
+NODE = """\
+apiVersion: v1
+kind: Node
+metadata: {name: node-1, annotations: {ringfence.io/trust-domain: %s}}
+"""
+
+
+def test_a_pod_on_a_node_of_another_trust_domain_is_never_signed_for() -> None:
+    found = placements(NODE % "other.example", pod())
+
+    for trust_domain in (TRUST_DOMAIN, "other.example"):
+        with pytest.raises(Refusal) as caught:
+            found.require_placed(workload("web", trust_domain=trust_domain), node="node-1")
+        assert caught.value.code is RefusalCode.NOT_SCHEDULED
+    assert "trust domain other.example" in refusal(found, workload("web"), "node-1")
+
+
+def test_a_node_may_say_that_it_is_of_our_own_trust_domain() -> None:
+    placements(NODE % TRUST_DOMAIN, pod()).require_placed(workload("web"), node="node-1")
+
+
+def test_the_authority_of_the_other_trust_domain_signs_for_that_pod() -> None:
+    objects = parse_manifests(NODE % "other.example" + "---\n" + pod(), origin="test.yaml").objects
+    found = Placements(trust_domain="other.example", objects={each.key: each for each in objects})
+
+    found.require_placed(workload("web", trust_domain="other.example"), node="node-1")
+    with pytest.raises(Refusal):
+        found.require_placed(workload("web"), node="node-1")

@@ -387,3 +387,13 @@ def test_enrolment(on_namespace: str | None, on_pod: str | None, host_network: b
     assert enrolled(Namespace(name="shop", labels=labels(on_namespace)), pod) is expected
     if on_namespace is None:
         assert enrolled(None, pod) is expected
+
+
+def test_a_node_may_be_of_another_trust_domain() -> None:
+    text = "kind: Node\napiVersion: v1\nmetadata: {name: n, annotations: {ringfence.io/trust-domain: %s}}\n"
+    (found,) = parse_manifests(text % "other.example", origin="node.yaml").objects
+    assert isinstance(found, Node)
+    assert found.trust_domain == "other.example"
+    for wrong in ("Other.Example", "spiffe://other.example", '""', "a/b"):
+        with pytest.raises(ManifestError, match="ringfence.io/trust-domain"):
+            parse_manifests(text % wrong, origin="node.yaml")
