@@ -28,11 +28,12 @@ _REFUSED_JOIN_COST: Final = 5.0  # a token has 256 random bits and can not be gu
 class Visit:
     """One connection; ``peer`` is who is billed, an address first and then maybe a node."""
 
-    __slots__ = ("address", "node")
+    __slots__ = ("address", "node", "waited_s")
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.node: SpiffeId | None = None
+        self.waited_s = 0.0  # its client's patience that the handshake has used up
 
     @property
     def peer(self) -> Hashable:

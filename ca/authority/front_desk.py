@@ -72,13 +72,14 @@ class FrontDesk:
             WireError: it is no request.
         """
         request = parse_request(fields)
-        began = trio.current_time()
+        began = trio.current_time() - visit.waited_s
+        visit.waited_s = 0.0
         try:
             self._require_within_limits(request, requester, visit)
         except Refusal as exc:
             reply: Reply = exc.reply()
         else:
-            reply = await self._dispatch(request, requester, visit)
+            reply = await self._dispatch(request, requester, visit, since=began)
         outcome = str(reply.code) if isinstance(reply, Refused) else "ok"
         self._statistics.requests[request.TYPE, outcome] += 1
         if not isinstance(request, WatchTrust):  # how long that takes says nothing
@@ -101,7 +102,7 @@ class FrontDesk:
         if over is not None:
             raise self.over_limit(over[0], requester, wait_s=over[1])
 
-    async def _dispatch(self, request: Request, requester: Requester, visit: Visit) -> Reply:
+    async def _dispatch(self, request: Request, requester: Requester, visit: Visit, *, since: float) -> Reply:
         if isinstance(request, WatchTrust):
             return await self._watch(request, requester)
         judged = None
@@ -109,7 +110,7 @@ class FrontDesk:
         if isinstance(request, Attest | AttestWithToken):
             judged = await self._attestors.judge(request, at=datetime.now(UTC))
         asked = Asked(request=request, requester=requester, judged=judged)
-        reply = await self._worker.ask(asked, peer=visit.peer)
+        reply = await self._worker.ask(asked, peer=visit.peer, since=since)
         if joins and isinstance(reply, Refused) and reply.code is not RefusalCode.UNAVAILABLE:
             self._admission.refused_to_join(visit, now=trio.current_time())
         return reply

@@ -19,8 +19,12 @@ class HungUp(Exception):
     """The client has closed the connection before its turn came: it is not worth a handshake."""
 
 
-async def shake_hands(stream: trio.SocketStream, context: ssl.SSLContext, turnstile: Turnstile) -> TlsStream:
+async def shake_hands(
+    stream: trio.SocketStream, context: ssl.SSLContext, turnstile: Turnstile
+) -> tuple[TlsStream, float]:
     """Do the handshake when it is this connection's turn, which it gets only after it has said something.
+
+    Returns the stream, and for how many seconds the client has been waiting for us.
 
     Raises:
         HungUp: nobody waits for it any more.
@@ -28,6 +32,7 @@ async def shake_hands(stream: trio.SocketStream, context: ssl.SSLContext, turnst
     """
     tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
     await trio.lowlevel.wait_readable(stream.socket)
+    began = trio.current_time()
     async with turnstile.turn():
         if _has_hung_up(stream.socket):
             raise HungUp
@@ -36,7 +41,7 @@ async def shake_hands(stream: trio.SocketStream, context: ssl.SSLContext, turnst
         except trio.BrokenResourceError:
             await _send_alert(tls, stream)
             raise
-    return tls
+    return tls, trio.current_time() - began
 
 
 def peer_address(stream: trio.SocketStream) -> tuple[str, str]:

@@ -123,14 +123,13 @@ class Server:
 
     async def _serve_tls(self, stream: trio.SocketStream, address: str, visit: Visit) -> None:
         tls: TlsStream | None = None
-        began = trio.current_time()
         with self._drain.given_up_at_the_end() as drained, trio.move_on_after(_HANDSHAKE_TIMEOUT_S):
-            tls = await shake_hands(stream, self._certificate.context, self._turnstile)
+            tls, visit.waited_s = await shake_hands(stream, self._certificate.context, self._turnstile)
         if drained.cancelled_caught:
             return
         if tls is None:
             raise _Dropped(f"no TLS handshake within {_HANDSHAKE_TIMEOUT_S:.0f} s")
-        self._statistics.handshakes.add(trio.current_time() - began)
+        self._statistics.handshakes.add(visit.waited_s)
         if tls.selected_alpn_protocol() != ALPN:
             raise _Dropped(f"the client does not speak {ALPN} (ALPN, RFC 7301)")
         try:

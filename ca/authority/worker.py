@@ -60,12 +60,12 @@ class Worker:
         """Requests that wait for their turn."""
         return len(self._queue)
 
-    async def ask(self, asked: Asked, *, peer: Hashable) -> Reply:
-        """Answer a request; ``peer`` is whose turn it takes.
+    async def ask(self, asked: Asked, *, peer: Hashable, since: float) -> Reply:
+        """Answer a request; ``peer`` is whose turn it takes, ``since`` when it began to wait (trio's clock).
 
         A request whose turn has come is finished, whatever becomes of who waits for the answer.
         """
-        waiting = _Waiting(asked=asked, since=trio.current_time())
+        waiting = _Waiting(asked=asked, since=since)
         if not self._queue.offer(waiting, peer=peer, cost=_cost(asked)):
             return self._turn_away()
         self._arrived.set()
