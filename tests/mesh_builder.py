@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 LAB_NAME: Final = os.environ.get("RINGFENCE_TEST_LAB", "test")
+WORKERS: Final = os.environ.get("RINGFENCE_TEST_WORKERS", "1")  # of each agent: any mesh test may be run with more
 STATE_DIR: Final = Path(f"/run/ringfence-lab-{LAB_NAME}")
 _LAB: Final = str(ROOT / "scripts" / "lab")
 _ENVIRONMENT: Final = {**os.environ, "RINGFENCE_LAB": LAB_NAME}
@@ -265,7 +266,7 @@ class Mesh:
     # -- life -----------------------------------------------------------------
 
     def up(self, *, nodes: int = 2) -> None:
-        self.lab("up", "--nodes", str(nodes))
+        self.lab("up", "--nodes", str(nodes), "--workers", WORKERS)
 
     def down(self) -> None:
         self.reset()

@@ -47,6 +47,14 @@ def status(answer: Row, paint: Paint) -> str:
         f"CA            {paint('reachable', 'green') if ca.get('reachable') else paint('not reachable', 'red')}"
         + (f": {_text(ca['last_error'])}" if ca.get("last_error") else ""),
     ]
+    for worker in answer.get("workers") or ():
+        row: Row = worker
+        state, colour = _text(row.get("state")), "green" if row.get("state") == "ready" else "yellow"
+        lines.append(
+            f"worker {_text(row.get('worker')):<6} {paint(state, colour)}, pid {_text(row.get('pid'))}, "
+            f"up {duration(row.get('uptime_s'))}, {_text(row.get('connections'))} open, "
+            f"{size(row.get('resident_bytes'))} resident"
+        )
     for problem in registry.get("problems") or ():
         where = ", ".join(
             f"{word} {_text(problem[key])}"
@@ -112,10 +120,14 @@ def endpoints(rows: Sequence[Row], paint: Paint) -> str:
 
 
 def connections(rows: Sequence[Row], paint: Paint) -> str:
-    """The live connections, oldest first."""
+    """The live connections, oldest first; with the worker process that holds each, if there are any."""
+    worker: list[tuple[str, Callable[[Row], Cell]]] = []
+    if any(row.get("worker") is not None for row in rows):
+        worker.append((">WORKER", lambda r: _text(r.get("worker"))))
     return _table(
         sorted(rows, key=lambda r: -(r.get("age_s") or 0)),
         paint,
+        *worker,
         ("ID", lambda r: _text(r.get("id"))),
         ("DIRECTION", lambda r: _text(r.get("direction"))),
         ("SOURCE", lambda r: _text(r.get("source"))),

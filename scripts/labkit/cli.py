@@ -52,7 +52,12 @@ def main(arguments: Sequence[str]) -> int:
 def _up(arguments: argparse.Namespace) -> None:
     begin = time.monotonic()
     with state.locked("up"):
-        lab = cluster.up(nodes=arguments.nodes, capture=arguments.capture, with_agents=not arguments.no_agents)
+        lab = cluster.up(
+            nodes=arguments.nodes,
+            capture=arguments.capture,
+            with_agents=not arguments.no_agents,
+            workers=arguments.workers,
+        )
     what = "a CA, an agent on each" if lab.agents else "no CA and no agents"
     print(f"lab: up in {time.monotonic() - begin:.1f} s: {lab.nodes} nodes, {what}; `scripts/lab status` shows it")
 
@@ -218,6 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     up = command("up", _up, "make the lab: nodes, a link, a CA, an agent on each node; an earlier lab goes")
     up.add_argument("--nodes", type=int, default=2, metavar="N", help="how many nodes (2)")
     up.add_argument("--capture", choices=["inpod", "cgroup"], default="inpod", help="how agents capture (inpod)")
+    up.add_argument("--workers", type=int, default=1, metavar="N", help="worker processes of each agent (1)")
     up.add_argument("--no-agents", action="store_true", help="only the network: no CA, no agents")
     command("down", _down, "remove the lab, whatever state it is in")
 

@@ -15,9 +15,10 @@ from labkit import layout, manifests, netns, pods, processes, state, topology
 from labkit.errors import LabError
 
 _GRACE_S: Final = 3.0
+_MAX_WORKERS: Final = 64  # the agent's own bound
 
 
-def up(*, nodes: int, capture: str, with_agents: bool) -> state.Lab:
+def up(*, nodes: int, capture: str, with_agents: bool, workers: int = 1) -> state.Lab:
     """Make the lab anew.  The caller holds the lock.
 
     Raises:
@@ -27,6 +28,8 @@ def up(*, nodes: int, capture: str, with_agents: bool) -> state.Lab:
         raise LabError(f"--capture {capture} is not available yet; leave it out or use --capture inpod")
     if not 1 <= nodes <= layout.MAX_NODES:
         raise LabError(f"--nodes {nodes}: must be 1 to {layout.MAX_NODES}")
+    if not 1 <= workers <= _MAX_WORKERS:
+        raise LabError(f"--workers {workers}: must be 1 to {_MAX_WORKERS}")
     command = processes.ringfence_command() if with_agents else ""
     lab = state.Lab(nodes=nodes, capture=capture, ringfence=command, agents=with_agents)
     down()
@@ -38,7 +41,7 @@ def up(*, nodes: int, capture: str, with_agents: bool) -> state.Lab:
         pods.sync(lab)
         if with_agents:
             _start_ca(lab)
-            _start_agents(lab)
+            _start_agents(lab, workers)
         state.save(lab)
     except BaseException:
         down()
@@ -114,15 +117,15 @@ manifests_dir = "{layout.MANIFESTS_DIR}"
     processes.start(lab, processes.ca())
 
 
-def _start_agents(lab: state.Lab) -> None:
+def _start_agents(lab: state.Lab, workers: int) -> None:
     for node in lab.node_numbers:
-        _configure_agent(lab, node)
+        _configure_agent(lab, node, workers)
         processes.begin(lab, processes.agent(node))
     for node in lab.node_numbers:
         processes.wait_until_ready(processes.agent(node))
 
 
-def _configure_agent(lab: state.Lab, node: int) -> None:
+def _configure_agent(lab: state.Lab, node: int, workers: int) -> None:
     directory = layout.agent_dir(node)
     directory.mkdir(mode=0o700)
     state.write_atomically(
@@ -133,6 +136,7 @@ node = "{layout.node_name(node)}"
 trust_domain = "{layout.TRUST_DOMAIN}"
 runtime_dir = "{directory}"
 state_dir = "{directory}/state"
+workers = {workers}
 
 [ca]
 address = "{layout.link_v4(0)}:{layout.CA_PORT}"
