@@ -95,7 +95,7 @@ class Caretaker:
             self._reminded[due.what] = at
             key = next(key for key in keys if key.key_id == due.key_id)
             level = logging.ERROR if key.should_activate(at) else logging.WARNING
-            log("rotation_due", level=level, what=due.what, since=due.at.isoformat(), see="ringfence ca rotate")
+            log("rotation_due", level=level, what=str(due.what), since=due.at.isoformat(), see="ringfence ca rotate")
 
 
 def catch_up_at_start(config: AuthorityConfig, store: Store, *, passphrase: bytes) -> None:

@@ -19,6 +19,7 @@ fraction of the lifetime only, so that what it guarantees is one division.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Final
 
 from ca.authority.records import AuthorityKind, AuthorityState
@@ -191,11 +192,24 @@ def _has_descendants(key: SigningKey, keys: Sequence[SigningKey]) -> bool:
     )
 
 
+class Duty(StrEnum):
+    """What can be due; the text is for people."""
+
+    PREPARE = "prepare the next intermediate"
+    ACTIVATE = "activate the prepared intermediate"
+    INTERMEDIATE_ENDS = "the intermediate ends"
+    ROTATE_ROOT = "rotate the root"
+    FINISH_ROOT = "go on with the rotation of the root"
+    ROOT_ENDS = "the root ends"
+    RETIRE_INTERMEDIATE = "retire the old intermediate"
+    RETIRE_ROOT = "retire the old root"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Due:
     """Something that is to happen; ``overdue`` says that it should have happened before now."""
 
-    what: str
+    what: Duty
     at: datetime
     key_id: str
     needs_operator: bool
@@ -205,23 +219,25 @@ class Due:
 def upcoming(keys: Iterable[SigningKey], *, at: datetime, root_key_at_hand: bool) -> list[Due]:
     """What is due next, the first first; what needs the root key needs the operator, unless it is at hand."""
     keys = list(keys)
-    found: list[tuple[str, datetime, SigningKey, bool]] = []
+    found: list[tuple[Duty, datetime, SigningKey, bool]] = []
     root, active, prepared = active_root(keys), active_intermediate(keys), prepared_intermediate(keys)
     if active is not None:
         if prepared is None:
-            found.append(("prepare the next intermediate", active.prepare_at, active, not root_key_at_hand))
+            found.append((Duty.PREPARE, active.prepare_at, active, not root_key_at_hand))
         else:
-            found.append(("activate the prepared intermediate", active.activate_at, prepared, False))
-        found.append(("the intermediate ends", active.not_after, active, False))
+            found.append((Duty.ACTIVATE, active.activate_at, prepared, False))
+        found.append((Duty.INTERMEDIATE_ENDS, active.not_after, active, False))
     if root is not None:
-        if prepared_root(keys) is None:
-            found.append(("rotate the root", root.prepare_at, root, True))
+        next_root = prepared_root(keys)
+        if next_root is None:
+            found.append((Duty.ROTATE_ROOT, root.prepare_at, root, True))
         else:
-            found.append(("go on with the rotation of the root", at, root, True))
-        found.append(("the root ends", root.not_after, root, False))
+            found.append((Duty.FINISH_ROOT, next_root.since, next_root, True))
+        found.append((Duty.ROOT_ENDS, root.not_after, root, False))
     for key in keys:
         if key.state is AuthorityState.RETIRING:
-            found.append((f"retire the old {key.kind}", _retire_at(key, keys), key, False))
+            duty = Duty.RETIRE_ROOT if key.kind is AuthorityKind.ROOT else Duty.RETIRE_INTERMEDIATE
+            found.append((duty, _retire_at(key, keys), key, False))
     return [
         Due(what=what, at=when, key_id=key.key_id, needs_operator=operator, overdue=when < at)
         for what, when, key, operator in sorted(found, key=lambda each: each[1])

@@ -73,7 +73,7 @@ class ServerCertificate:
 
     def renew_if_replaced(self) -> None:
         """Let ``run`` renew now, if the signer signs with another hierarchy, or trusts other roots."""
-        if self._made_with is not self._signer.hierarchy:
+        if self._made_with is not None and self._made_with is not self._signer.hierarchy:
             self._renew_at = datetime.min.replace(tzinfo=UTC)
             self._wake.set()
 

@@ -1,6 +1,8 @@
 """``ringfence ca``: make the certificate authority, serve it, and look after it.
 
     ringfence ca init   --config ca.toml [--passphrase-file F]
+    ringfence ca install-intermediate FILE
+    ringfence ca rotate [root|intermediate]
     ringfence ca serve  --config ca.toml [--passphrase-file F]
     ringfence ca token  --config ca.toml --node NAME [--ttl-s 600]
     ringfence ca instances [--forget ID] [--json]
@@ -14,12 +16,12 @@ from files and go to stdout only where that is the command's purpose (``token``)
 
 import argparse
 
-from node_agent.cli.ca import federation, instances, keys, nodes, revoke, serve, status
+from node_agent.cli.ca import federation, instances, keys, nodes, revoke, rotate, serve, status
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add ``ca`` and its commands; each sets ``run``, a callable from arguments to exit status."""
     parser = subparsers.add_parser("ca", help="the certificate authority", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="ca_command", required=True, metavar="COMMAND")
-    for group in (keys, serve, nodes, instances, federation, revoke, status):  # the order of --help
+    for group in (keys, rotate, serve, nodes, instances, federation, revoke, status):  # the order of --help
         group.add_commands(commands)

@@ -29,6 +29,17 @@ def add_passphrase(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_root_key(command: argparse.ArgumentParser) -> None:
+    """For commands that make or use a root key which is not kept with the others."""
+    command.add_argument("--root-key", type=Path, metavar="FILE", help="where the root key is kept, if not here")
+    command.add_argument(
+        "--root-passphrase-file",
+        type=Path,
+        metavar="FILE",
+        help="if the root key has a passphrase of its own; mode 0600",
+    )
+
+
 def _reported(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
     try:
         return run(arguments)
