@@ -27,6 +27,7 @@ _MAX_DEPTH: Final = 16  # our deepest message has 4 levels
 # one element: these two bound what a few lying headers can make it allocate.
 _MAX_ARRAY_ITEMS: Final = 4096
 _MAX_MAP_ITEMS: Final = 256
+_ARRAYS_WORTH: Final = 16  # a Trust with all that it may hold, our largest message, has ten full arrays' worth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,15 @@ class Limits:
     frame_bytes: int = MAX_FRAME_BYTES
     array_items: int = _MAX_ARRAY_ITEMS
     map_items: int = _MAX_MAP_ITEMS
+
+    @property
+    def values(self) -> int:
+        """How many items all arrays and maps of one message may have together.
+
+        One byte can be a value, and a value costs Python 60 times as much: a
+        frame full of empty arrays is not to become 60 MiB.
+        """
+        return _ARRAYS_WORTH * self.array_items
 
 
 _NETWORK: Final = Limits()
@@ -55,13 +65,15 @@ def unpack(data: bytes | bytearray | memoryview, max_bytes: int, *, limits: Limi
     """
     if len(data) > max_bytes:
         raise WireError(f"a message of {len(data)} bytes, more than the {max_bytes} allowed")
+    budget = _Budget(limits.values)
     try:
         value = msgpack.unpackb(
             data,
             raw=False,
             strict_map_key=True,
             use_list=True,
-            object_pairs_hook=_map_without_duplicates,
+            object_pairs_hook=budget.map,
+            list_hook=budget.array,
             ext_hook=_refuse_extension,
             max_array_len=limits.array_items,
             max_map_len=limits.map_items,
@@ -142,11 +154,29 @@ class FrameDecoder:
         return message
 
 
-def _map_without_duplicates(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise WireError("a map has the same key twice")
-    return found
+class _Budget:
+    """Counts what a message holds while it is decoded, so that one of too much is given up half-way."""
+
+    __slots__ = ("_left", "_most")
+
+    def __init__(self, most: int) -> None:
+        self._most = self._left = most
+
+    def array(self, items: list[Any]) -> list[Any]:
+        self._spend(len(items))
+        return items
+
+    def map(self, pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+        self._spend(len(pairs))
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise WireError("a map has the same key twice")
+        return found
+
+    def _spend(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise WireError(f"a message of more than {self._most} values")
 
 
 def _refuse_extension(code: int, data: bytes) -> NoReturn:

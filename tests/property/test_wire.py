@@ -1,6 +1,7 @@
 """The wire: whatever the bytes, a message or a WireError; however they are cut, the same messages."""
 
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, get_args
 
 import msgpack
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from ca.errors import WireError
 from ca.messages import (
+    Attest,
     AttestWithToken,
     Bundle,
     GetBundle,
@@ -17,13 +19,27 @@ from ca.messages import (
     RefusalCode,
     Refused,
     RenewNode,
+    Reply,
+    Request,
     SignRequest,
     SignWorkloads,
     parse_reply,
     parse_request,
 )
 from ca.spiffe import SpiffeId, SpiffeIdError
+from ca.trust import (
+    MAX_BUNDLES,
+    MAX_JWT_KEYS,
+    MAX_REVOCATIONS,
+    MAX_ROOTS,
+    JwtKey,
+    Revocation,
+    RevocationKind,
+    Trust,
+    TrustBundle,
+)
 from ca.wire import MAX_FRAME_BYTES, FrameDecoder, encode_frame, pack, unpack
+from tests.message_examples import places, replaced, replies, requests
 
 _TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
 _SCALARS = (
@@ -49,6 +65,7 @@ _CERTIFICATES = st.builds(
 ) | st.builds(IssuedCertificate, identity=_IDENTITIES, error=_REFUSED)
 _REQUESTS = (
     st.builds(AttestWithToken, node=_TEXT, token=_TEXT, csr_der=_DER)
+    | st.builds(Attest, plugin=_TEXT, node=_TEXT, evidence=_DER, csr_der=_DER)
     | st.builds(RenewNode, csr_der=_DER)
     | st.builds(GetBundle)
     | st.builds(
@@ -128,14 +145,49 @@ def test_a_garbage_stream_fails_the_same_way_however_it_is_cut(data: bytes) -> N
     assert outcome([data]) == outcome([bytes([byte]) for byte in data])
 
 
+_KINDS = [message.TYPE for message in (*get_args(Request), *get_args(Reply))]
+
+
 @given(_MAPS)
 def test_any_map_is_a_message_or_a_wire_error(fields: dict[str, Any]) -> None:
     for parse in (parse_request, parse_reply):
-        for kind in ("attest_with_token", "renew_node", "sign_workloads", "issued", "bundle", "refused"):
+        for kind in _KINDS:
             try:
                 parse({**fields, "type": kind})
             except WireError:
                 pass
+
+
+def test_there_is_an_example_of_every_message() -> None:
+    assert {type(message) for message in requests()} == set(get_args(Request))
+    assert {type(message) for message in replies()} == set(get_args(Reply))
+
+
+@given(st.sampled_from([*requests(), *replies()]), st.data())
+def test_a_message_with_anything_in_any_place_is_a_message_or_a_wire_error(message: Any, data: st.DataObject) -> None:
+    wire = message.to_wire()
+    changed = replaced(wire, data.draw(st.sampled_from(list(places(wire)))), data.draw(_VALUES))
+    parse = parse_request if isinstance(message, get_args(Request)) else parse_reply
+    try:
+        found = parse(FrameDecoder().feed(encode_frame(changed))[0])
+    except WireError:
+        return
+    # What was understood is what goes on: nothing is lost or made up on the way.
+    assert parse(FrameDecoder().feed(encode_frame(found.to_wire()))[0]) == found
+
+
+@given(st.lists(st.sampled_from([*requests(), *replies()]), min_size=1, max_size=3), st.data())
+def test_any_damaged_stream_is_messages_or_a_wire_error(messages: list[Any], data: st.DataObject) -> None:
+    stream = bytearray(b"".join(encode_frame(message.to_wire()) for message in messages))
+    for position in data.draw(st.lists(st.integers(0, len(stream) - 1), max_size=4)):
+        stream[position] = data.draw(st.integers(0, 255))
+    decoder = FrameDecoder()
+    for parse in (parse_request, parse_reply):
+        try:
+            for fields in decoder.feed(bytes(stream)):
+                parse(fields)
+        except WireError:
+            decoder = FrameDecoder()
 
 
 @given(_REQUESTS)
@@ -199,6 +251,34 @@ def test_any_text_is_an_id_that_is_written_back_or_an_error(text: str) -> None:
 def test_what_is_outside_the_subset_is_a_wire_error(data: bytes) -> None:
     with pytest.raises(WireError):
         unpack(data, MAX_FRAME_BYTES)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xdc\x01\x00" + (b"\xdc\x10\x00" + b"\x90" * 4096) * 256,
+        b"\xdc\x10\x00" + (b"\xdc\x00\xff" + b"\xc0" * 255) * 4096,
+        b"\xdc\x10\x00" + (b"\xde\x00\x14" + b"".join(b"\xa1%c\xc0" % (97 + each) for each in range(20))) * 4096,
+    ],
+    ids=["empty-arrays", "nils", "maps"],
+)
+def test_more_values_than_any_message_has_are_not_built(data: bytes) -> None:
+    with pytest.raises(WireError, match="more than 65536 values"):
+        unpack(data, 4 * MAX_FRAME_BYTES)
+
+
+def test_the_largest_trust_that_is_allowed_fits_the_count_of_values() -> None:
+    keys = tuple(JwtKey(key_id="k", public_key_der=b"k") for _ in range(MAX_JWT_KEYS))
+    bundles = tuple(
+        TrustBundle(
+            trust_domain=f"d{each}", sequence=1, refresh_hint_s=1.0, x509_der=(b"r",) * MAX_ROOTS, jwt_keys=keys
+        )
+        for each in range(MAX_BUNDLES)
+    )
+    at = datetime(2026, 11, 22, tzinfo=UTC)
+    one = Revocation(kind=RevocationKind.NODE, value="n", at=at, until=at, why="w", serials=(1,))
+    trust = Trust(version=1, bundles=bundles, revocations=(one,) * MAX_REVOCATIONS)
+    assert parse_reply(unpack(pack(trust.to_wire()), MAX_FRAME_BYTES)) == trust
 
 
 def test_too_long_a_value_is_refused_before_it_is_decoded() -> None:
