@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -55,6 +55,10 @@ from node_agent.telemetry.logs import Logging, configure_logging, make_stream_lo
 from node_agent.telemetry.metrics import Metrics
 from node_agent.telemetry.process_metrics import register_process_metrics
 from node_agent.telemetry.unix_socket import UnixListener
+
+if TYPE_CHECKING:
+    from node_agent.workload_api.endpoint import WorkloadApi
+    from node_agent.workload_api.process import PeerProcess
 
 _log = logging.getLogger("ringfence.agent")
 
@@ -117,6 +121,7 @@ class _Agent:
             not_carrying=self._carrier.not_ready,
             set_log_level=self._carrier.set_log_level,
         )
+        self._workload_api = self._enable_workload_api(metrics, stack) if config.workload_api.enabled else None
         self._register_gauges(metrics)
         self._metrics_server = HttpServer(metrics_routes(self._carrier), prepare=self._carrier.prepare)
         self._readiness_server = HttpServer(readiness_routes(self._report.sources()))
@@ -155,6 +160,25 @@ class _Agent:
             on_crash=self._crashes,
         )
 
+    def _enable_workload_api(self, metrics: Metrics, stack: ExitStack) -> "WorkloadApi":
+        from node_agent.workload_api.endpoint import WorkloadApi  # noqa: PLC0415 - costs memory, and is off by default
+
+        def workload_of(process: "PeerProcess") -> Workload | None:
+            inode = process.network_namespace()
+            return None if inode is None else self._pods.workload_in(inode)
+
+        api = WorkloadApi(
+            path=self._config.workload_api_socket,
+            identities=self._identities,
+            trust=self._trust,
+            workload_of=workload_of,
+            metrics=metrics,
+            utc_now=utc_now,
+        )
+        stack.callback(api.close)
+        self._pods.on_changed.append(api.pods_changed)
+        return api
+
     def _objects(self) -> Iterable[ManifestObject]:
         return self._report.directory.objects.values()
 
@@ -181,6 +205,8 @@ class _Agent:
                 serving.start_soon(self._drain_on, signals)
                 await serving.start(self._load_registry)
                 await services.start(self._carrier.run)
+                if self._workload_api is not None:
+                    services.start_soon(self._workload_api.run)
                 await self._pods.run()
                 with trio.move_on_after(_LAST_WORDS_S):
                     await self._carrier.finish()
