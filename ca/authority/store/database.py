@@ -14,7 +14,7 @@ for parameters.  Stay inside of them:
 their libraries: what they raise comes out as ``StoreError``.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from enum import StrEnum
 from typing import Any, Protocol
@@ -41,6 +41,13 @@ class Transaction(Protocol):
 
     def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Run one SELECT."""
+
+
+class Snapshot(Protocol):
+    """The database as it was at one moment."""
+
+    def rows(self, sql: str) -> Iterator[Row]:
+        """Read the rows of one SELECT one after the other, however many there are."""
 
 
 class Database(Protocol):
@@ -71,6 +78,9 @@ class Database(Protocol):
 
     def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Run one SELECT outside of a transaction; it sees what was committed."""
+
+    def snapshot(self) -> AbstractContextManager[Snapshot]:
+        """Read everything as it is at one moment, for as long as it takes; writers go on meanwhile."""
 
     def is_leader(self) -> bool:
         """Whether this process does the background duties, now: of all replicas on one database at most one does.

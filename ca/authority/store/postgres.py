@@ -105,6 +105,19 @@ class PostgresDatabase:
         with self._turn, self._translated():
             return _rows(self._asked(sql, parameters)[1])
 
+    @contextmanager
+    def snapshot(self) -> Iterator["_PostgresSnapshot"]:
+        """A transaction of its own, without the locks of those that write."""
+        with self._turn, self._translated():
+            assert not self._in_transaction, "transactions do not nest"
+            session, _ = self._asked("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0")
+            self._in_transaction = True
+            try:
+                yield _PostgresSnapshot(session)
+            finally:
+                self._in_transaction = False
+                self._roll_back(session)
+
     def is_leader(self) -> bool:
         """Take the lead if nobody has it; it ends with the session, which this replaces if it broke."""
         return bool(self.query(f"SELECT pg_try_advisory_lock({_LEAD_LOCK})")[0][0])
@@ -177,6 +190,17 @@ class _PostgresTransaction:
 
     def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         return _rows(_execute(self._session, sql, parameters))
+
+
+class _PostgresSnapshot:
+    """Reads of one moment."""
+
+    def __init__(self, session: _Connection) -> None:
+        self._session = session
+
+    def rows(self, sql: str) -> Iterator[Row]:
+        with self._session.cursor(name="snapshot") as cursor:  # rows stay with the server until they are wanted
+            yield from cursor.execute(_placeholders(sql))
 
 
 def _connect(address: PostgresAddress) -> _Connection:

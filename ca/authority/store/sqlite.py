@@ -73,6 +73,16 @@ class SqliteDatabase:
         with self._turn, self._translated():
             return self._connection.execute(sql, parameters).fetchall()
 
+    @contextmanager
+    def snapshot(self) -> Iterator["_SqliteSnapshot"]:
+        """In WAL mode a reader sees the file as it was at its first read."""
+        with self._turn, self._translated():
+            self._connection.execute("BEGIN")
+            try:
+                yield _SqliteSnapshot(self._connection)
+            finally:
+                self._connection.execute("ROLLBACK")
+
     def is_leader(self) -> bool:
         """The file is on one machine and has one server."""
         return True
@@ -80,6 +90,7 @@ class SqliteDatabase:
     def backup(self, target: Path) -> None:
         """Copy the database, as it is at one moment, into the new file ``target``; writers go on meanwhile."""
         with self._turn, self._translated():
+            target.touch(mode=0o600, exist_ok=False)
             copy = sqlite3.connect(target)
             try:
                 self._connection.backup(copy)
@@ -116,3 +127,13 @@ class _SqliteTransaction:
 
     def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         return self._connection.execute(sql, parameters).fetchall()
+
+
+class _SqliteSnapshot:
+    """Reads between BEGIN and ROLLBACK."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def rows(self, sql: str) -> Iterator[Row]:
+        yield from self._connection.execute(sql)
