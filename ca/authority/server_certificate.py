@@ -85,7 +85,7 @@ class ServerCertificate:
             StoreError: it could not be journalled, so it is not used.
         """
         at = datetime.now(UTC)
-        wake = self._wake
+        wake, self._made_with = self._wake, self._signer.hierarchy
         self._context, self._own, not_after = await trio.to_thread.run_sync(self._issue, at, limiter=self._worker)
         if not wake.is_set():  # else the hierarchy has changed while this one was made
             self._renew_at = at + (not_after - at) / 2
