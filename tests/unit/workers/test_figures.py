@@ -1,0 +1,95 @@
+"""Several workers look like one agent, also when one of them ends."""
+
+from node_agent.balance import EndpointLoad
+from node_agent.model import EndpointAddress
+from node_agent.telemetry.metrics import Metrics, render_families
+from node_agent.workers.figures import OPEN, TOTAL, Figures
+from node_agent.workers.messages import Count, FamilyRow, LiveRow, LoadRow, Sample, Topic
+
+WEB = EndpointAddress("10.1.0.1", 8080)
+
+
+def counts(opened: int, total: int) -> list[Count]:
+    return [Count(name=OPEN, value=opened), Count(name=TOTAL, value=total)]
+
+
+def family(name: str, kind: str, **samples: float) -> FamilyRow:
+    rows = tuple(Sample(labels=f'{{a="{label}"}}', value=value) for label, value in samples.items())
+    return FamilyRow(name=name, kind=kind, help_text="Help.", samples=rows)
+
+
+def test_counts_are_added_up_and_an_answer_replaces_the_former_one() -> None:
+    figures = Figures()
+    figures.take(1, Topic.COUNTS, counts(3, 10))
+    figures.take(2, Topic.COUNTS, counts(4, 20))
+    figures.take(2, Topic.COUNTS, counts(5, 21))
+    assert (figures.count(OPEN), figures.count(TOTAL)) == (8, 31)
+    assert figures.count(OPEN, worker=2) == 5
+    assert figures.count(OPEN, worker=9) == 0
+
+
+def test_what_an_ended_worker_has_counted_stays_and_what_it_held_goes() -> None:
+    figures = Figures()
+    figures.take(1, Topic.COUNTS, counts(3, 10))
+    figures.take(1, Topic.CONNECTIONS, [LiveRow(cells={"id": "x"})])
+    figures.ended(1)
+    assert (figures.count(OPEN), figures.count(TOTAL)) == (0, 10)
+    assert figures.connections() == []
+    figures.take(1, Topic.COUNTS, counts(1, 2))  # the one that takes its place counts from nothing
+    assert (figures.count(OPEN), figures.count(TOTAL)) == (1, 12)
+    figures.ended(7)
+
+
+def test_each_connection_says_which_worker_holds_it() -> None:
+    figures = Figures()
+    figures.take(1, Topic.CONNECTIONS, [LiveRow(cells={"id": "x"})])
+    figures.take(2, Topic.CONNECTIONS, [LiveRow(cells={"id": "y"}), LiveRow(cells={"id": "z"})])
+    assert figures.connections() == [
+        {"id": "x", "worker": 1},
+        {"id": "y", "worker": 2},
+        {"id": "z", "worker": 2},
+    ]
+
+
+def test_the_load_of_an_endpoint_is_that_of_all_workers() -> None:
+    figures = Figures()
+    for worker, opened, latency_s in ((1, 2, 0.1), (2, 3, None), (3, 4, 0.3)):
+        row = LoadRow(ip=WEB.ip, port=WEB.port, uid="u", open_connections=opened, latency_s=latency_s)
+        figures.take(worker, Topic.LOADS, [row])
+    assert figures.load(WEB, "u") == EndpointLoad(9, 0.2)
+    assert figures.load(WEB, "another incarnation") == EndpointLoad(0, None)
+
+
+def test_metrics_of_equal_names_and_labels_are_added_to_the_parents_own() -> None:
+    own = Metrics()
+    own.counter("lines_total", "Help.", lambda: {("x",): 1}, labels=("a",))
+    own.gauge("build_info", "Help.", lambda: 1)
+    figures = Figures()
+    figures.take(1, Topic.METRICS, [family("lines_total", "counter", x=2, y=5), family("open", "gauge", x=1)])
+    figures.take(2, Topic.METRICS, [family("lines_total", "counter", x=4), family("open", "gauge", x=2)])
+    text = b"".join(render_families(figures.families(own.read()))).decode()
+    assert 'lines_total{a="x"} 7\n' in text
+    assert 'lines_total{a="y"} 5\n' in text
+    assert 'open{a="x"} 3\n' in text
+    assert "build_info 1\n" in text
+    assert text.count("# TYPE lines_total counter\n") == 1
+
+
+def test_counters_never_go_back_when_a_worker_ends_and_gauges_do() -> None:
+    figures = Figures()
+    figures.take(1, Topic.METRICS, [family("bytes_total", "counter", x=100), family("open", "gauge", x=1)])
+    figures.take(2, Topic.METRICS, [family("bytes_total", "counter", x=10), family("open", "gauge", x=2)])
+    figures.ended(1)
+    text = b"".join(render_families(figures.families(Metrics().read()))).decode()
+    assert 'bytes_total{a="x"} 110\n' in text
+    assert 'open{a="x"} 2\n' in text
+    figures.take(1, Topic.METRICS, [family("bytes_total", "counter", x=1)])
+    figures.ended(1)
+    assert 'bytes_total{a="x"} 111\n' in b"".join(render_families(figures.families(Metrics().read()))).decode()
+
+
+def test_a_family_in_several_rows_is_one_family() -> None:
+    figures = Figures()
+    figures.take(1, Topic.METRICS, [family("bytes_total", "counter", x=1), family("bytes_total", "counter", y=2)])
+    text = b"".join(render_families(figures.families(Metrics().read()))).decode()
+    assert 'bytes_total{a="x"} 1\nbytes_total{a="y"} 2\n' in text
