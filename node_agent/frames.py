@@ -50,7 +50,9 @@ class FrameType(IntEnum):
 
 EOF_FRAME: Final = HEADER.pack(FrameType.EOF << TYPE_SHIFT)
 RESET_FRAME: Final = HEADER.pack(FrameType.RESET << TYPE_SHIFT)
-_CUTS: Final = frozenset({CloseReason.DRAINED, CloseReason.WORKLOAD_REMOVED})
+CUTS: Final = frozenset(
+    {CloseReason.DRAINED, CloseReason.WORKLOAD_REMOVED, CloseReason.IDENTITY_REVOKED, CloseReason.TRUST_REMOVED}
+)
 """Why an agent ends a connection that was running; the other agent's record then says the same."""
 
 
@@ -97,7 +99,7 @@ def encode_verdict(message: Verdict) -> bytes:
 
 def encode_reset(reason: CloseReason | None) -> bytes:
     """Return the RESET frame; ``reason`` is told if it is one of an agent, not of an application."""
-    return RESET_FRAME if reason not in _CUTS else _reset_frame(str(reason).encode())
+    return RESET_FRAME if reason not in CUTS else _reset_frame(str(reason).encode())
 
 
 def _reset_frame(payload: bytes) -> bytes:
@@ -106,7 +108,7 @@ def _reset_frame(payload: bytes) -> bytes:
 
 def decode_reset(payload: bytes) -> CloseReason | None:
     """Why the peer agent cut; None for a reset by the application, or for a reason that we do not know."""
-    return next((reason for reason in _CUTS if reason.encode() == payload), None)
+    return next((reason for reason in CUTS if reason.encode() == payload), None)
 
 
 def _control(kind: FrameType, fields: Mapping[str, object]) -> bytes:

@@ -244,7 +244,7 @@ class Inbound:
             destination = original_destination(downstream, peer)
             record.note(original_destination=destination)
 
-            self._gate.admit_workload(record, pod.workload.identity)
+            self._gate.admit(record, pod.workload.identity)
             self._check_plaintext(pod, destination)
             upstream = await self._connect_application(pod, destination, peer, record)
             record.opened()

@@ -104,7 +104,7 @@ class Outbound:
             accepted as downstream,
         ):
             record.note(source=pod.workload, source_address=peer, source_identity=pod.workload.identity)
-            self._gate.admit_workload(record, pod.workload.identity)
+            self._gate.admit(record, pod.workload.identity)
             destination = original_destination(downstream, peer)
             record.note(original_destination=destination)
 
@@ -187,6 +187,7 @@ class Outbound:
             destination_identity=workload.identity,
             security="mutual_tls",
         )
+        self._gate.admit(record, pod.workload.identity, workload.identity)
         credentials = await self._identities.wait_for(pod.workload.identity)
         key = TunnelKey(pod.workload.uid, pod.workload.identity, endpoint.address.ip, workload.identity)
         message = Open(destination=OriginalDestination(*endpoint.address), source=peer, workload=pod.workload.name)

@@ -54,9 +54,9 @@ class TrustGate:
 
         return verified
 
-    def admit_workload(self, record: ConnectionRecord, identity: SpiffeId) -> None:
-        """Raise ConnectionFailure if the local workload is not to have connections."""
-        record.stands_on = ((identity, _NO_SERIAL),)
+    def admit(self, record: ConnectionRecord, *identities: SpiffeId) -> None:
+        """Raise ConnectionFailure if one of the workloads is not to have connections, whatever its certificate."""
+        record.stands_on = tuple((identity, _NO_SERIAL) for identity in identities)
         self._require(record)
 
     def admit_tunnel(self, record: ConnectionRecord, own: SpiffeId, tunnel: Tunnel) -> None:
