@@ -119,11 +119,11 @@ def requested_key(csr_der: bytes, identity: SpiffeId) -> profile.PublicKey:
     except Exception as exc:
         # The parser's exceptions are an open set (InvalidVersion is only an Exception), and their texts may
         # quote the request: none of them gets out.
-        raise _bad("it can not be parsed, or its key or signature is of a kind that is not supported") from exc
+        raise _bad("it can not be parsed (RFC 2986 4), or its key or signature is of a kind that is not supported") from exc
     if any(attribute.oid != _EXTENSION_REQUEST for attribute in attributes):
         raise _bad("it has attributes other than extensionRequest (RFC 2986 4.1)")
     if len(attributes) != 1 or [extension.oid for extension in extensions] != [ExtensionOID.SUBJECT_ALTERNATIVE_NAME]:
-        raise _bad("it must ask for exactly one extension, subjectAltName: the authority decides all others")
+        raise _bad("it must ask for exactly one extension, subjectAltName (X509-SVID 2): the authority decides all others")
     if csr.subject.rdns:
         raise _bad("its subject must be empty: an SVID is named by its URI SAN only (X509-SVID 2)")
     names = list(extensions[0].value) if isinstance(extensions[0].value, x509.SubjectAlternativeName) else []
@@ -131,7 +131,7 @@ def requested_key(csr_der: bytes, identity: SpiffeId) -> profile.PublicKey:
         raise _bad(f"its subjectAltName must be the one URI that the request is for, {identity} (X509-SVID 2)")
     permitted = _permitted(key)
     if signed_with is not None and not isinstance(signed_with, _HASHES):
-        raise _bad(f"it is signed with {signed_with.name}: SHA-256, SHA-384 or SHA-512 is needed")
+        raise _bad(f"it is signed with {signed_with.name}: SHA-256, SHA-384 or SHA-512 is needed (RFC 5758 3.2)")
     if not proven:
         raise _bad("its signature does not fit its public key: no proof of possession (RFC 2986 3)")
     return permitted
@@ -142,7 +142,7 @@ def _permitted(key: object) -> profile.PublicKey:
         return key
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, _CURVES):
         return key
-    raise _bad("its key must be P-256, P-384 or Ed25519")
+    raise _bad("its key must be P-256, P-384 (RFC 5480 2.1.1.1) or Ed25519 (RFC 8410 3)")
 
 
 def _bad(rule: str) -> Refusal:

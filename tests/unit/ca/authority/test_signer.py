@@ -1,6 +1,7 @@
 """What a certificate signing request may say, and that nothing but its key is used."""
 
 import contextlib
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def refused(csr_der: bytes) -> str:
     with pytest.raises(Refusal) as refusal:
         requested_key(csr_der, WEB)
     assert refusal.value.code is RefusalCode.BAD_CSR
+    assert re.search(r"\((RFC \d{4}|X509-SVID) [\d.]+\)", refusal.value.text), refusal.value.text
     return refusal.value.text
 
 
