@@ -13,6 +13,7 @@
                    manifests.py  the directory of manifests, apply and delete
                    services.py   cluster IPs, endpoints and names of Services
                    service_nat.py  kube-proxy's part: Services for who is not in the mesh
+                   federation.py several trust domains
                    agents.py     ask the agents
                    operator_command.py  the ringfence command against one of them
                    faults.py     cut and heal

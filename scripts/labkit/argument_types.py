@@ -21,6 +21,14 @@ def node_number(text: str) -> int:
     return int(number)
 
 
+def trust_domain_of(text: str) -> tuple[int, str]:
+    """``K=NAME``."""
+    node, equals, name = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text!r}: write it as K=NAME, for example 2=other.example")
+    return node_number(node), name
+
+
 def port(text: str) -> int:
     """A TCP port."""
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 65535:

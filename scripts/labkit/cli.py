@@ -15,6 +15,7 @@ from labkit import (
     cluster,
     execution,
     faults,
+    federation,
     layout,
     manifests,
     operator_command,
@@ -57,9 +58,17 @@ def _up(arguments: argparse.Namespace) -> None:
             capture=arguments.capture,
             with_agents=not arguments.no_agents,
             workers=arguments.workers,
+            domains=dict(arguments.trust_domain_of),
         )
-    what = "a CA, an agent on each" if lab.agents else "no CA and no agents"
+    cas = "a CA" if len(lab.trust_domains) == 1 else f"{len(lab.trust_domains)} CAs"
+    what = f"{cas}, an agent on each" if lab.agents else "no CA and no agents"
     print(f"lab: up in {time.monotonic() - begin:.1f} s: {lab.nodes} nodes, {what}; `scripts/lab status` shows it")
+
+
+def _federate(_arguments: argparse.Namespace) -> None:
+    with state.locked("federate"):
+        lines = federation.federate(state.load())
+    print("\n".join(lines))
 
 
 def _down(_arguments: argparse.Namespace) -> None:
@@ -225,6 +234,15 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--capture", choices=["inpod", "cgroup"], default="inpod", help="how agents capture (inpod)")
     up.add_argument("--workers", type=int, default=1, metavar="N", help="worker processes of each agent (1)")
     up.add_argument("--no-agents", action="store_true", help="only the network: no CA, no agents")
+    up.add_argument(
+        "--trust-domain-of",
+        type=argument_types.trust_domain_of,
+        action="append",
+        default=[],
+        metavar="K=NAME",
+        help="node K is of another trust domain, which has a CA of its own (ca-2, ...); repeatable",
+    )
+    command("federate", _federate, "let the lab's trust domains believe each other")
     command("down", _down, "remove the lab, whatever state it is in")
 
     pod = command("pod", _pod, "add a pod; prints it as JSON once its agent serves it")

@@ -11,15 +11,17 @@ import signal
 from types import FrameType
 from typing import Final
 
-from labkit import layout, manifests, netns, pods, processes, state, topology
+from labkit import federation, layout, manifests, netns, pods, processes, state, topology
 from labkit.errors import LabError
 
 _GRACE_S: Final = 3.0
 _MAX_WORKERS: Final = 64  # the agent's own bound
 
 
-def up(*, nodes: int, capture: str, with_agents: bool, workers: int = 1) -> state.Lab:
-    """Make the lab anew.  The caller holds the lock.
+def up(
+    *, nodes: int, capture: str, with_agents: bool, workers: int = 1, domains: dict[int, str] | None = None
+) -> state.Lab:
+    """Make the lab anew; ``domains`` are the trust domains of nodes that are of another.  The caller holds the lock.
 
     Raises:
         LabError: it could not; nothing of it is left.
@@ -31,7 +33,9 @@ def up(*, nodes: int, capture: str, with_agents: bool, workers: int = 1) -> stat
     if not 1 <= workers <= _MAX_WORKERS:
         raise LabError(f"--workers {workers}: must be 1 to {_MAX_WORKERS}")
     command = processes.ringfence_command() if with_agents else ""
-    lab = state.Lab(nodes=nodes, capture=capture, ringfence=command, agents=with_agents)
+    lab = state.Lab(
+        nodes=nodes, capture=capture, ringfence=command, agents=with_agents, domains=_domains(nodes, domains or {})
+    )
     down()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -40,13 +44,22 @@ def up(*, nodes: int, capture: str, with_agents: bool, workers: int = 1) -> stat
         _write_nodes(lab)
         pods.sync(lab)
         if with_agents:
-            _start_ca(lab)
+            for index in range(len(lab.trust_domains)):
+                _start_ca(lab, index)
             _start_agents(lab, workers)
         state.save(lab)
     except BaseException:
         down()
         raise
     return lab
+
+
+def _domains(nodes: int, domains: dict[int, str]) -> dict[str, str]:
+    for node, domain in domains.items():
+        layout.require_trust_domain(domain)
+        if not 1 <= node <= nodes:
+            raise LabError(f"--trust-domain-of {node}={domain}: there are nodes 1 to {nodes}")
+    return {str(node): domain for node, domain in domains.items()}
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -73,6 +86,8 @@ def _write_nodes(lab: state.Lab) -> None:
                 "kind": "Node",
                 "metadata": {
                     "name": layout.node_name(node),
+                    # The manifests are everybody's: with several trust domains each node has to say which is its.
+                    "annotations": {pods.TRUST_DOMAIN_ANNOTATION: lab.domain_of(node)} if lab.domains else {},
                     "labels": {
                         "kubernetes.io/hostname": layout.node_name(node),
                         "topology.kubernetes.io/region": "lab",
@@ -95,26 +110,27 @@ def _write_nodes(lab: state.Lab) -> None:
         )
 
 
-def _start_ca(lab: state.Lab) -> None:
-    layout.CA_DIR.mkdir(mode=0o700)
-    passphrase = layout.CA_DIR / "passphrase"
+def _start_ca(lab: state.Lab, index: int) -> None:
+    directory = layout.ca_dir(index)
+    directory.mkdir(mode=0o700)
+    passphrase = directory / "passphrase"
     state.write_atomically(passphrase, secrets.token_urlsafe(32) + "\n", mode=0o600)
-    config = layout.CA_DIR / "ca.toml"
+    config = directory / "ca.toml"
     state.write_atomically(
         config,
         f"""\
 [ca]
-trust_domain = "{layout.TRUST_DOMAIN}"
-address = ":{layout.CA_PORT}"
-state_dir = "{layout.CA_DIR}/state"
+trust_domain = "{lab.trust_domains[index]}"
+address = ":{layout.ca_port(index)}"
+state_dir = "{directory}/state"
 passphrase_file = "{passphrase}"
 
 [registry]
 manifests_dir = "{layout.MANIFESTS_DIR}"
-""",
+{federation.bundle_endpoint(index) if lab.domains else ""}""",
     )
     processes.run_ringfence(lab, 0, ["ca", "init", "--config", str(config)])
-    processes.start(lab, processes.ca())
+    processes.start(lab, processes.ca(index))
 
 
 def _start_agents(lab: state.Lab, workers: int) -> None:
@@ -126,21 +142,21 @@ def _start_agents(lab: state.Lab, workers: int) -> None:
 
 
 def _configure_agent(lab: state.Lab, node: int, workers: int) -> None:
-    directory = layout.agent_dir(node)
+    directory, ca = layout.agent_dir(node), lab.ca_of(node)
     directory.mkdir(mode=0o700)
     state.write_atomically(
         directory / "agent.toml",
         f"""\
 [agent]
 node = "{layout.node_name(node)}"
-trust_domain = "{layout.TRUST_DOMAIN}"
+trust_domain = "{lab.domain_of(node)}"
 runtime_dir = "{directory}"
 state_dir = "{directory}/state"
 workers = {workers}
 
 [ca]
-address = "{layout.link_v4(0)}:{layout.CA_PORT}"
-bundle_file = "{layout.CA_DIR}/state/bundle.pem"
+address = "{layout.link_v4(0)}:{layout.ca_port(ca)}"
+bundle_file = "{layout.ca_dir(ca)}/state/bundle.pem"
 join_token_file = "{processes.join_token(node)}"
 node_key_dir = "{directory}/node"
 
@@ -150,5 +166,9 @@ manifests_dir = "{layout.MANIFESTS_DIR}"
 [capture]
 mode = "{lab.capture}"
 netns_path = "{layout.NETNS_PATH_TEMPLATE}"
+
+[workload_api]
+enabled = true
+socket = "{layout.workload_api_socket(node)}"
 """,
     )

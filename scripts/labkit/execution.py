@@ -36,6 +36,8 @@ def run(lab: state.Lab, target: str, command: Sequence[str]) -> NoReturn:
             pod = pods.find(target)
             _enter(pod.netns)
             _own_files(pod)
+            # What a pod's manifest would say under `env`; the variable is SPIFFE's (Workload Endpoint 4).
+            os.environ["SPIFFE_ENDPOINT_SOCKET"] = f"unix://{layout.workload_api_socket(pod.node)}"
     except LabError as exc:
         raise CommandError(str(exc)) from exc
     except OSError as exc:

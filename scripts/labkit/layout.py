@@ -22,7 +22,8 @@ from labkit.errors import LabError
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 TRUST_DOMAIN: Final = "cluster.local"
-CA_PORT: Final = 15012
+CA_PORT: Final = 15012  # of the first CA; each further one has its ports 10 higher
+BUNDLE_PORT: Final = 15013
 TUNNEL_PORT: Final = 15008
 MAX_NODES: Final = 99  # node K is .K+10 on the link and fd52:4647:0:K:: for its pods, in decimal digits
 FIRST_POD_HOST: Final = 2  # .1 is the gateway
@@ -45,8 +46,8 @@ LOCK_FILE: Final = Path(f"/run/ringfence-lab{_SUFFIX}.lock")  # outlives the sta
 MANIFESTS_DIR: Final = STATE_DIR / "manifests"
 PODS_DIR: Final = STATE_DIR / "pods"
 LAB_FILE: Final = STATE_DIR / "lab.json"
+WORKLOAD_API_DIR: Final = Path(f"/run/ringfence-lab{_SUFFIX}.workload")  # outside: every user of a pod may enter it
 CUTS_FILE: Final = STATE_DIR / "cuts.json"
-CA_DIR: Final = STATE_DIR / "ca"
 
 NETNS_DIR: Final = Path("/run/netns")
 LINK_NETNS: Final = f"{_PREFIX}-link"
@@ -56,6 +57,7 @@ NODE_LINK: Final = "eth0"  # the node's interface on the link
 POD_LINK: Final = "eth0"
 
 _OURS: Final = re.compile(rf"{re.escape(_PREFIX)}-(link|node\d+|pod-[a-z0-9.-]+)")
+_TRUST_DOMAIN: Final = re.compile(r"[a-z0-9._-]{1,255}")
 _DNS_LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
@@ -79,6 +81,31 @@ def node_name(node: int) -> str:
     return f"node-{node}"
 
 
+def ca_dir(index: int) -> Path:
+    """Where the CA of the lab's trust domain ``index`` keeps its configuration, state and log."""
+    return STATE_DIR / ca_name(index)
+
+
+def ca_name(index: int) -> str:
+    """``ca``, and ``ca-2`` and so on for further trust domains."""
+    return "ca" if index == 0 else f"ca-{index + 1}"
+
+
+def ca_port(index: int) -> int:
+    """Where that CA serves its agents; all CAs are on node 0."""
+    return CA_PORT + 10 * index
+
+
+def bundle_port(index: int) -> int:
+    """Where that CA serves its bundle, where there are several."""
+    return BUNDLE_PORT + 10 * index
+
+
+def bundle_url(index: int) -> str:
+    """The same, as the others name it."""
+    return f"https://{link_v4(0)}:{bundle_port(index)}/"
+
+
 def agent_dir(node: int) -> Path:
     """Where agent K keeps its configuration, socket and log."""
     return STATE_DIR / f"agent-{node}"
@@ -87,6 +114,11 @@ def agent_dir(node: int) -> Path:
 def agent_socket(node: int) -> Path:
     """The operator's socket of agent K."""
     return agent_dir(node) / "agent.sock"
+
+
+def workload_api_socket(node: int) -> Path:
+    """The SPIFFE Workload API of agent K, for the pods of its node."""
+    return WORKLOAD_API_DIR / node_name(node) / "api.sock"
 
 
 def pod_dir(namespace: str, name: str) -> Path:
@@ -127,6 +159,13 @@ def pod_v6(node: int, host: int) -> str:
 def pod_interface(host: int) -> str:
     """The node's end of a pod's veth."""
     return f"pod{host}"
+
+
+def require_trust_domain(text: str) -> str:
+    """The rule of SPIFFE-ID 2.1."""
+    if not _TRUST_DOMAIN.fullmatch(text):
+        raise LabError(f"trust domain {text!r}: must be 1 to 255 of a-z, 0-9, '.', '-' and '_'")
+    return text
 
 
 def require_dns_label(what: str, text: str) -> str:

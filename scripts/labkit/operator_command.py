@@ -12,15 +12,16 @@ def run(lab: state.Lab, target: str, arguments: Sequence[str]) -> NoReturn:
     """Become the ringfence command, told where the agent's socket or the CA's configuration is.
 
     Raises:
-        LabError: there is no such agent.
+        LabError: there is no such agent or CA.
     """
     if not arguments:
         raise LabError(f"no command: scripts/lab ringfence {target} COMMAND..., for example status")
     ringfence = lab.ringfence or processes.ringfence_command()
-    if target in ("ca", "0"):
-        node, command = 0, ["ca", *arguments, "--config", str(layout.CA_DIR / "ca.toml")]
+    known = target if target.startswith(("agent-", "ca")) else f"agent-{target}" if target != "0" else "ca"
+    process = processes.named(lab, known)
+    if process.node == 0:
+        node, command = 0, ["ca", *arguments, "--config", str(process.directory / "ca.toml")]
     else:
-        process = processes.named(lab, target if target.startswith("agent-") else f"agent-{target}")
         node, command = process.node, [*arguments, "--agent", str(layout.agent_socket(process.node))]
     fd = os.open(netns.path(layout.node_netns(node)), os.O_RDONLY | os.O_CLOEXEC)
     netns.setns(fd)

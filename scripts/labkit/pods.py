@@ -17,6 +17,7 @@ from labkit import layout, manifests, netns, service_nat, services, state, topol
 from labkit.errors import LabError
 
 MESH_LABEL: Final = "ringfence.io/mesh"
+TRUST_DOMAIN_ANNOTATION: Final = "ringfence.io/trust-domain"
 _GRACE_S: Final = 2.0
 
 _RESOLV_CONF: Final = """\
@@ -186,7 +187,9 @@ def identity(pod: Pod) -> str | None:
     if (labels[0].get(MESH_LABEL) or labels[1].get(MESH_LABEL)) != "enabled":
         return None
     account = manifest["spec"].get("serviceAccountName") or "default"
-    return f"spiffe://{layout.TRUST_DOMAIN}/ns/{pod.namespace}/sa/{account}"
+    node = manifests.read("Node", None, layout.node_name(pod.node)) or {"metadata": {}}
+    domain = (node["metadata"].get("annotations") or {}).get(TRUST_DOMAIN_ANNOTATION) or layout.TRUST_DOMAIN
+    return f"spiffe://{domain}/ns/{pod.namespace}/sa/{account}"
 
 
 def describe(pod: Pod) -> dict[str, Any]:

@@ -31,11 +31,12 @@ _SUPERVISE: Final = Path(__file__).with_name("supervise.sh")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
-    """A process of the lab: the CA (node 0) or the agent of a node."""
+    """A process of the lab: a CA (node 0) or the agent of a node; ``port`` is where a CA answers."""
 
     name: str
     node: int
     directory: Path
+    port: int = layout.CA_PORT
 
     @property
     def log(self) -> Path:
@@ -60,9 +61,9 @@ class Process:
             return None
 
 
-def ca() -> Process:
-    """The CA, on node 0."""
-    return Process(name="ca", node=0, directory=layout.CA_DIR)
+def ca(index: int = 0) -> Process:
+    """The CA of one of the lab's trust domains, on node 0."""
+    return Process(name=layout.ca_name(index), node=0, directory=layout.ca_dir(index), port=layout.ca_port(index))
 
 
 def agent(node: int) -> Process:
@@ -71,13 +72,14 @@ def agent(node: int) -> Process:
 
 
 def named(lab: state.Lab, name: str) -> Process:
-    """``ca`` or ``agent-K``."""
-    if name == "ca":
-        return ca()
+    """``ca`` (``ca-2`` and so on for further trust domains) or ``agent-K``."""
+    cas = {layout.ca_name(index): index for index in range(len(lab.trust_domains))}
+    if name in cas:
+        return ca(cas[name])
     prefix, _, number = name.partition("-")
     if prefix == "agent" and number.isdigit() and int(number) in lab.node_numbers:
         return agent(int(number))
-    known = ", ".join(["ca", *(f"agent-{node}" for node in lab.node_numbers)])
+    known = ", ".join([*cas, *(f"agent-{node}" for node in lab.node_numbers)])
     raise LabError(f"{name!r} is not a process of the lab; there are {known}")
 
 
@@ -147,7 +149,8 @@ def _renew_join_token(lab: state.Lab, node: int) -> None:
         age_s = _TOKEN_TTL_S
     if 0 <= age_s < _TOKEN_TTL_S:
         return
-    arguments = ["--config", str(layout.CA_DIR / "ca.toml"), "--node", layout.node_name(node)]
+    config = layout.ca_dir(lab.ca_of(node)) / "ca.toml"
+    arguments = ["--config", str(config), "--node", layout.node_name(node)]
     token = run_ringfence(lab, 0, ["ca", "token", *arguments, "--ttl-s", str(_TOKEN_TTL_S)])
     state.write_atomically(path, token, mode=0o600)
 
@@ -159,15 +162,15 @@ def wait_until_ready(process: Process, *, timeout_s: float = READY_S) -> None:
     while time.monotonic() < deadline:
         if process.pid() is None:
             raise LabError(f"{process.name} ended with exit code {_awaited_exit_code(process)}{log_tail(process)}")
-        ready, reason = _ca_ready() if process.node == 0 else _agent_ready(process.node)
+        ready, reason = _ca_ready(process.port) if process.node == 0 else _agent_ready(process.node)
         if ready:
             return
         time.sleep(_POLL_S)
     raise LabError(f"{process.name} is not ready after {timeout_s:.0f} s: {reason}{log_tail(process)}")
 
 
-def _ca_ready() -> tuple[bool, str]:
-    address = (layout.link_v4(0), layout.CA_PORT)
+def _ca_ready(port: int) -> tuple[bool, str]:
+    address = (layout.link_v4(0), port)
     with netns.inside(layout.node_netns(0)):
         probe = socket.socket()
     with probe:

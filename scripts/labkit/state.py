@@ -8,10 +8,11 @@ without it is what an interrupted ``up`` left, and counts as no lab at all.
 import fcntl
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,12 +24,30 @@ _MS_NOSUID_NODEV_NOEXEC: Final = 2 | 4 | 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lab:
-    """What ``up`` decided.  ``ringfence`` is the command that the CA and the agents are started with."""
+    """What ``up`` decided.  ``ringfence`` is the command that the CA and the agents are started with.
+
+    ``domains`` are the trust domains of nodes that are not of the lab's first
+    one, by the node's number in decimal (JSON has no other keys).
+    """
 
     nodes: int
     capture: str
     ringfence: str
     agents: bool
+    domains: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def trust_domains(self) -> list[str]:
+        """Each has a CA, in this order."""
+        return list(dict.fromkeys([layout.TRUST_DOMAIN, *self.domains.values()]))
+
+    def domain_of(self, node: int) -> str:
+        """The trust domain of a node."""
+        return self.domains.get(str(node), layout.TRUST_DOMAIN)
+
+    def ca_of(self, node: int) -> int:
+        """Which of the CAs an agent belongs to."""
+        return self.trust_domains.index(self.domain_of(node))
 
     @property
     def node_numbers(self) -> range:
@@ -79,6 +98,7 @@ def mount_state() -> None:
 
 def unmount_state() -> None:
     """Forget everything; also what an interrupted command left."""
+    shutil.rmtree(layout.WORKLOAD_API_DIR, ignore_errors=True)  # sockets of agents that were killed
     while netns.unmount(str(layout.STATE_DIR)):
         pass
     try:

@@ -11,10 +11,12 @@ def collect(lab: state.Lab) -> dict[str, Any]:
     return {
         "capture": lab.capture,
         "trust_domain": layout.TRUST_DOMAIN,
+        "trust_domains": lab.trust_domains,
         "state_dir": str(layout.STATE_DIR),
         "manifests_dir": str(layout.MANIFESTS_DIR),
-        "ca": _process(processes.ca()) | {"address": f"{layout.link_v4(0)}:{layout.CA_PORT}"},
-        "nodes": [_node(node) for node in lab.node_numbers],
+        "ca": _ca(0),
+        "more_cas": [_ca(index) for index in range(1, len(lab.trust_domains))],
+        "nodes": [_node(lab, node) for node in lab.node_numbers],
         "agents": [_agent(node) for node in lab.node_numbers],
         "pods": [_pod(pod, workloads.get(pod.node)) for pod in pods.all_pods()],
         "cuts": faults.cuts(),
@@ -32,9 +34,14 @@ def _process(process: processes.Process) -> dict[str, Any]:
     }
 
 
-def _node(node: int) -> dict[str, Any]:
+def _ca(index: int) -> dict[str, Any]:
+    return _process(processes.ca(index)) | {"address": f"{layout.link_v4(0)}:{layout.ca_port(index)}"}
+
+
+def _node(lab: state.Lab, node: int) -> dict[str, Any]:
     return {
         "node": node,
+        "trust_domain": lab.domain_of(node),
         "name": layout.node_name(node),
         "netns": layout.node_netns(node),
         "ipv4": layout.link_v4(node),
@@ -71,7 +78,8 @@ def _pod(pod: pods.Pod, workloads: dict[tuple[str, str], dict[str, Any]] | None)
 def table(found: dict[str, Any]) -> str:
     """The same for a person."""
     process_rows = [["PROCESS", "PID", "STATE", "ADDRESS"]]
-    process_rows.append(["ca", str(found["ca"]["pid"] or "-"), _state(found["ca"]), found["ca"]["address"]])
+    for ca in (found["ca"], *found["more_cas"]):
+        process_rows.append([ca["name"], str(ca["pid"] or "-"), _state(ca), ca["address"]])
     for each, node in zip(found["agents"], found["nodes"], strict=True):
         process_rows.append([each["name"], str(each["pid"] or "-"), _state(each), node["ipv4"]])
     pod_rows = [["POD", "NODE", "IPV4", "IPV6", "STATE", "IDENTITY"]]
