@@ -187,6 +187,7 @@ class Identities:
         """Judge peers, and the CA, by the roots in force: each SVID gets new contexts; none is asked for again."""
         roots = self._trust.every_root
         self._ca.replace_roots(self._trust.roots())
+        self._node.roots_replaced(self._trust.roots())
         _log.info("the trust bundle has changed: it has %d roots now", len(self._trust.roots()))
         for slot in list(self._slots.values()):
             if slot.credentials is None or self._slots.get(slot.identity) is not slot:

@@ -6,7 +6,7 @@ valid one no workload on this node gets an SVID, so its failures are readiness.
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from ca.errors import CaError, CaProtocolError, CaRefused
 from ca.messages import Issued, RefusalCode
 from ca.spiffe import SpiffeId
 from ca.tls import KeyAndChain
-from node_agent.identity.credentials import require_issued_to
+from node_agent.identity.credentials import leads_to, require_issued_to
 from node_agent.identity.expiry import Held
 from node_agent.identity.key_store import NodeKeyStore
 from node_agent.identity.node_proof import NodeProof
@@ -102,6 +102,17 @@ class NodeCredentials:
         if error.code == RefusalCode.REVOKED and self._own is not None:
             _log.error("the node certificate of %s is revoked: %s", self._identity, error.text)
             self.last_error = f"the CA refuses this node: {error}"
+            self._own = None
+            self._rotation.dropped()
+
+    def roots_replaced(self, roots: Sequence[x509.Certificate]) -> None:
+        """The trust bundle is another now; a certificate that it does not vouch for proves nothing any more.
+
+        That is so after the root was replaced in an emergency: the node has to prove itself anew.
+        """
+        if self._own is not None and not leads_to(self._own, roots):
+            _log.error("the root of the node certificate of %s is not trusted any more", self._identity)
+            self.last_error = "the root of its certificate was replaced: the node has to prove itself again"
             self._own = None
             self._rotation.dropped()
 
