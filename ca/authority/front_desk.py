@@ -27,6 +27,7 @@ from ca.authority.worker import Worker
 from ca.messages import (
     Attest,
     AttestWithToken,
+    Issued,
     RefusalCode,
     Refused,
     Reply,
@@ -80,8 +81,7 @@ class FrontDesk:
             reply: Reply = exc.reply()
         else:
             reply = await self._dispatch(request, requester, visit, since=began)
-        outcome = str(reply.code) if isinstance(reply, Refused) else "ok"
-        self._statistics.requests[request.TYPE, outcome] += 1
+        self._count(request, reply)
         if not isinstance(request, WatchTrust):  # how long that takes says nothing
             self._statistics.latencies.add(trio.current_time() - began)
         return reply
@@ -95,6 +95,14 @@ class FrontDesk:
         retry_after_s = wait_s + _JITTER_S * self._rng.random()
         text = f"too much at once: the authority allows no more ({limit} under [limits] of its ca.toml)"
         return Refusal(RefusalCode.RATE_LIMITED, text, retry_after_s=retry_after_s)
+
+    def _count(self, request: Request, reply: Reply) -> None:
+        outcome = str(reply.code) if isinstance(reply, Refused) else "ok"
+        self._statistics.requests[request.TYPE, outcome] += 1
+        if isinstance(reply, Issued):
+            refused = [item.error.code for item in reply.certificates if item.error is not None]
+            self._statistics.certificates[request.TYPE] += len(reply.certificates) - len(refused)
+            self._statistics.refused_certificates.update(map(str, refused))
 
     def _require_within_limits(self, request: Request, requester: Requester, visit: Visit) -> None:
         certificates = len(request.requests) if isinstance(request, SignWorkloads) else 1

@@ -12,28 +12,22 @@ from typing import Final
 import trio
 
 from ca.authority import hierarchy
-from ca.authority.admission import Admission
-from ca.authority.attestation import assemble as attestation
 from ca.authority.caretaker import Caretaker, catch_up_at_start
 from ca.authority.config import AuthorityConfig
-from ca.authority.drain import Drain
 from ca.authority.errors import AuthorityError, Refusal, StoreError
 from ca.authority.federation.service import FederationService
-from ca.authority.front_desk import FrontDesk
+from ca.authority.front import Front
 from ca.authority.jwt import JwtSigner
 from ca.authority.logs import log
 from ca.authority.placement import PlacementDirectory
-from ca.authority.quiet import LogGate
 from ca.authority.requests import RequestHandler
 from ca.authority.revocation import RevocationGuard, Revoked
 from ca.authority.server import Server
 from ca.authority.server_certificate import ServerCertificate
 from ca.authority.signer import Signer
-from ca.authority.statistics import Statistics
 from ca.authority.store import Store
 from ca.authority.trust_assembly import assemble
 from ca.authority.trust_feed import TrustFeed
-from ca.authority.worker import Worker
 from ca.trust import Trust
 
 _BACKLOG: Final = 1024  # a mesh's agents may all come back at once
@@ -79,27 +73,8 @@ async def serve(
             limiter=thread,
         )
         rng = random.Random()  # noqa: S311 - spreads retries, keeps no secret
-        worker = Worker(handler=handler, limiter=thread, rng=rng)
-        drain, gate, statistics, admission = Drain(), LogGate(), Statistics(), Admission(config.limits)
-        desk = FrontDesk(
-            admission=admission,
-            worker=worker,
-            trust=trust,
-            attestors=attestation.assemble(config.attestation, trust_domain=config.trust_domain),
-            trust_domain=config.trust_domain,
-            drain=drain,
-            gate=gate,
-            statistics=statistics,
-            rng=rng,
-        )
-        server = Server(
-            certificate=certificate,
-            admission=admission,
-            desk=desk,
-            trust_domain=config.trust_domain,
-            drain=drain,
-            gate=gate,
-            statistics=statistics,
+        front = Front(
+            config, handler=handler, certificate=certificate, trust=trust, store=store, limiter=thread, rng=rng
         )
         federation = FederationService(
             config.bundle_endpoint,
@@ -120,19 +95,20 @@ async def serve(
         except (StoreError, Refusal) as exc:
             raise AuthorityError(f"{config.database}: the authority can not certify itself: {exc}") from exc
         listeners = await _listen(config)
+        await front.listen()
         bundle_listeners = await federation.listen()
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(certificate.run)
-                nursery.start_soon(worker.run)
+                nursery.start_soon(front.run)
                 nursery.start_soon(trust.run)
                 nursery.start_soon(partial(caretaker.run, limiter=thread, looked=certificate.renew_if_replaced))
                 nursery.start_soon(federation.run, bundle_listeners)
-                nursery.start_soon(_drain_on_signal, signals, server, nursery.cancel_scope)
+                nursery.start_soon(_drain_on_signal, signals, front.server, nursery.cancel_scope)
                 port: int = listeners[0].socket.getsockname()[1]
                 log("serving", port=port, trust_domain=config.trust_domain, issuer_key_id=loaded.issuer_key_id)
                 task_status.started(port)
-                await server.run(listeners)
+                await front.server.run(listeners)
                 nursery.cancel_scope.cancel()
         log("stopped")
     finally:

@@ -73,6 +73,11 @@ class Server:
         self._turnstile = Turnstile()
         self._unfinished_bytes = 0
 
+    @property
+    def handshakes_waiting(self) -> int:
+        """Connections that have said hello and wait for their turn."""
+        return self._turnstile.waiting
+
     async def run(self, listeners: Sequence[trio.SocketListener]) -> None:
         """Accept on ``listeners`` (closed here) until ``drain``; returns when the last connection ended."""
         async with trio.open_nursery() as background:
