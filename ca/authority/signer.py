@@ -119,11 +119,15 @@ def requested_key(csr_der: bytes, identity: SpiffeId) -> profile.PublicKey:
     except Exception as exc:
         # The parser's exceptions are an open set (InvalidVersion is only an Exception), and their texts may
         # quote the request: none of them gets out.
-        raise _bad("it can not be parsed (RFC 2986 4), or its key or signature is of a kind that is not supported") from exc
+        raise _bad(
+            "it can not be parsed (RFC 2986 4), or its key or signature is of a kind that is not supported"
+        ) from exc
     if any(attribute.oid != _EXTENSION_REQUEST for attribute in attributes):
         raise _bad("it has attributes other than extensionRequest (RFC 2986 4.1)")
     if len(attributes) != 1 or [extension.oid for extension in extensions] != [ExtensionOID.SUBJECT_ALTERNATIVE_NAME]:
-        raise _bad("it must ask for exactly one extension, subjectAltName (X509-SVID 2): the authority decides all others")
+        raise _bad(
+            "it must ask for exactly one extension, subjectAltName (X509-SVID 2): the authority decides all others"
+        )
     if csr.subject.rdns:
         raise _bad("its subject must be empty: an SVID is named by its URI SAN only (X509-SVID 2)")
     names = list(extensions[0].value) if isinstance(extensions[0].value, x509.SubjectAlternativeName) else []
