@@ -33,3 +33,8 @@ class CaRefused(CaError):
         self.code = code
         self.text = text
         self.retry_after_s = retry_after_s
+
+    @property
+    def busy(self) -> bool:
+        """Whether it is not about what was asked for, but about now: there are too many requests, or it can not."""
+        return self.code in ("unavailable", "rate_limited")

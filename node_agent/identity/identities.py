@@ -197,8 +197,7 @@ class Identities:
             if not leads_to(slot.credentials.own, self._trust.roots()):
                 slot.rotation.renew_soon(self._utc_now())  # what vouched for it is gone: peers will not take it
             self._announce(slot.identity)
-            # Two contexts take OpenSSL 3.0 about 4 ms: connections are not to wait for those of a whole node.
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()  # connections are not to wait for a whole node's
         self._wake.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -265,8 +264,7 @@ class Identities:
                 self._install(item, keys[item.identity], issued)
             except CaError as error:
                 self._failed(item.identity, error)
-            # Two contexts take OpenSSL 3.0 about 4 ms: connections are not to wait for those of a whole node.
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()  # connections are not to wait for a whole node's
 
     async def _learn_roots(self, roots: tuple[x509.Certificate, ...]) -> None:
         """Until the CA tells its trust (``trust_watch``), the roots that come with certificates are what there is."""
@@ -336,7 +334,7 @@ class Identities:
         slot = self._slots.get(identity)
         if slot is None:
             return
-        code = error.code if isinstance(error, CaRefused) else None
+        code = error.code if isinstance(error, CaRefused) and not error.busy else None
         # Refused because the CA reads its manifests a moment after we read ours: soon is soon enough.
         placed_late = code == RefusalCode.NOT_SCHEDULED
         if placed_late:

@@ -167,7 +167,7 @@ class NodeCredentials:
 
     def _failed(self, error: CaError) -> None:
         # Unavailable is not a verdict: the CA, or whoever it asks about us, may answer the next time.
-        self._refused = isinstance(error, CaRefused) and error.code != RefusalCode.UNAVAILABLE
+        self._refused = isinstance(error, CaRefused) and not error.busy
         wish_s = error.retry_after_s if isinstance(error, CaRefused) else 0.0
         is_without = self._own is None and not self._refused
         self._rotation.failed(
