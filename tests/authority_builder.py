@@ -87,9 +87,11 @@ class Authority:
         temporary.write_text(text)
         temporary.replace(path)
 
-    def replica(self, name: str) -> "Authority":
-        """Another machine's configuration: the same database and passphrase, a state directory of its own."""
+    def replica(self, name: str, *, database_url: str | None = None) -> "Authority":
+        """Another machine's configuration: a state directory of its own, the same or another PostgreSQL."""
         text = self.config_file.read_text().replace(str(self.config.state_dir), str(self.config.state_dir) + name)
+        if database_url is not None:
+            text = text.replace("[registry]", f'database = "{database_url}"\n[registry]')
         config_file = self.config_file.with_name(f"ca{name}.toml")
         config_file.write_text(text)
         return replace(self, config=AuthorityConfig.load(config_file), config_file=config_file)

@@ -136,8 +136,9 @@ def record_of(
 
 
 def _open_empty(config: AuthorityConfig) -> Store:
-    _make_private(config.state_dir)
-    _make_private(config.keys_dir)
+    make_private(config.state_dir)
+    if isinstance(config.database, Path):
+        make_private(config.keys_dir)
     store = Store.open(config.database, create=True)
     try:
         if store.authorities():
@@ -151,7 +152,7 @@ def _open_empty(config: AuthorityConfig) -> Store:
     return store
 
 
-def _make_private(directory: Path) -> None:
+def make_private(directory: Path) -> None:
     """Make a directory for our eyes only; one that others can enter and that holds something is not ours to close."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -106,6 +106,9 @@ class KeyStore(Protocol):
     def remove(self, key_id: str) -> None:
         """Forget a key, if it is there."""
 
+    def names(self) -> list[str]:
+        """The identifiers of all keys that are there, sorted: what a backup holds."""
+
 
 class KeyFiles:
     """Keys as files ``<key id>.pem`` with mode 0600 in one directory."""
@@ -137,6 +140,10 @@ class KeyFiles:
         """Delete the file.  What it held is encrypted, so that its blocks need not be overwritten."""
         key_path(self._directory, key_id).unlink(missing_ok=True)
 
+    def names(self) -> list[str]:
+        """The names of the files."""
+        return sorted(path.stem for path in self._directory.glob("*.pem") if not path.name.startswith("."))
+
 
 class KeyFile:
     """One key in one file, wherever the operator keeps it: a root key on a medium that is taken away."""
@@ -165,6 +172,10 @@ class KeyFile:
 
     def remove(self, key_id: str) -> None:
         """Leave it: what the operator put somewhere, the operator takes away."""
+
+    def names(self) -> list[str]:
+        """None: its place is the operator's business, and so is its backup."""
+        return []
 
 
 def write_key(keys: KeyStore, key_id: str, key: PrivateKey, passphrase: bytes) -> None:

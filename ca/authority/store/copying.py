@@ -4,27 +4,33 @@ What is copied is one moment of the source.  Both have the same schema version.
 Signing keys are not copied: where they belong depends on the target.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Final
 
-from ca.authority.store.database import Database, Row
+from ca.authority.store.database import Database, Row, Transaction
 from ca.authority.store.sqlite import SqliteDatabase
 
 _BATCH_ROWS: Final = 1000
 _NOT_COPIED: Final = ("schema_version", "signing_keys")
 
 
-def copy_tables(source: Database, target: Database, *, layout: SqliteDatabase) -> None:
+def copy_tables(
+    source: Database, target: Database, *, layout: SqliteDatabase, before: Callable[[Transaction], None] | None = None
+) -> None:
     """Replace the rows of ``target`` by those of ``source``, in one transaction.
 
-    ``layout`` is whichever of the two is SQLite: it says what tables and columns there are.
+    ``layout`` is whichever of the two is SQLite: it says what tables and columns
+    there are.  ``before`` does more in the same transaction of ``target``; what
+    it raises leaves everything as it was.
 
     Raises:
         StoreError: one of them can not be used; nothing was changed.
     """
     tables = tables_of(layout)
     with source.snapshot() as snapshot, target.transaction() as transaction:
+        if before is not None:
+            before(transaction)
         for table, columns in tables.items():
             names = ", ".join(columns)
             insert = f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608

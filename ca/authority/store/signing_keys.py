@@ -39,3 +39,7 @@ class KeyTable:
         """Delete the row."""
         with self._database.transaction() as transaction:
             transaction.execute("DELETE FROM signing_keys WHERE key_id = ?", (key_id,))
+
+    def names(self) -> list[str]:
+        """The identifiers of all rows."""
+        return [key_id for (key_id,) in self._database.query("SELECT key_id FROM signing_keys ORDER BY key_id")]

@@ -98,6 +98,14 @@ class SqliteDatabase:
             finally:
                 copy.close()
 
+    def damage(self) -> str | None:
+        """What is wrong with the file, or None; reads all of it."""
+        try:
+            rows = self.query("PRAGMA integrity_check(1)")
+        except StoreError as exc:
+            return str(exc)
+        return None if rows == [("ok",)] else str(rows[0][0])
+
     def close(self) -> None:
         """Close the connection."""
         with self._turn:

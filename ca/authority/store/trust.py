@@ -8,9 +8,12 @@ replicas, and the agents, learn of it.  It only ever grows.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from ca.authority.store.database import Database, Transaction
 from ca.authority.store.times import from_seconds, to_seconds
+
+_LEAP: Final = 1_000_000  # more changes than can have been lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +31,15 @@ def bump(transaction: Transaction) -> int:
     if not transaction.execute("UPDATE trust_version SET version = version + 1"):
         transaction.execute("INSERT INTO trust_version (version) VALUES (2)")  # without a row it is 1
     return int(transaction.query("SELECT version FROM trust_version")[0][0])
+
+
+def leap(transaction: Transaction) -> None:
+    """Go on from a version that nobody has seen: after the database went back in time, in the same transaction.
+
+    Otherwise an agent could have a version in force that is yet to come, with other content.
+    """
+    bump(transaction)
+    transaction.execute("UPDATE trust_version SET version = version + ?", (_LEAP,))
 
 
 class TrustRecords:

@@ -8,6 +8,8 @@
     ringfence ca instances [--forget ID] [--json]
     ringfence ca federation add|list|refresh|remove|bundle
     ringfence ca revoke serial|identity|node|list
+    ringfence ca backup FILE [--force]
+    ringfence ca restore FILE
     ringfence ca status --config ca.toml [--json]
 
 One file a group of commands; each has ``add_commands(commands)``.  Secrets come
@@ -16,12 +18,12 @@ from files and go to stdout only where that is the command's purpose (``token``)
 
 import argparse
 
-from node_agent.cli.ca import federation, instances, keys, nodes, revoke, rotate, serve, status
+from node_agent.cli.ca import backup, federation, instances, keys, nodes, revoke, rotate, serve, status
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add ``ca`` and its commands; each sets ``run``, a callable from arguments to exit status."""
     parser = subparsers.add_parser("ca", help="the certificate authority", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="ca_command", required=True, metavar="COMMAND")
-    for group in (keys, rotate, serve, nodes, instances, federation, revoke, status):  # the order of --help
+    for group in (keys, rotate, serve, nodes, instances, federation, revoke, backup, status):  # the order of --help
         group.add_commands(commands)
