@@ -31,9 +31,10 @@ class UnixListener:
         self._path = path
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            if not path.parent.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.parent.chmod(0o755)  # whatever the umask says
+            missing = [each for each in path.parents if not each.exists()]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for each in missing:
+                each.chmod(0o755)  # whatever the umask says
             _remove_stale(path, setting)
             sock.bind(str(path))
             # Between bind and listen nobody can connect: no moment with the wrong mode.

@@ -34,7 +34,7 @@ class Caller:
     @property
     def name(self) -> str:
         """Of the workload, for logs."""
-        return "no pod that is served here" if self._first is None else f"pod {self._first.name}"
+        return "no pod" if self._first is None else f"pod {self._first.name}"
 
     def workload(self) -> Workload | None:
         """The workload that it is now; None if it was none, has become another or none, has moved, or has ended.

@@ -160,7 +160,9 @@ class WorkloadApi:
             self._service.forget(identity)
 
     def _denied(self, caller: Caller) -> None:
-        self._say("%s is denied: it belongs to %s (any more)", caller.process, caller.name)
+        self._say(
+            "%s is denied: it is not, or no longer, of a pod that is served here (%s)", caller.process, caller.name
+        )
 
     def _say(self, text: str, *arguments: object) -> None:
         """A line in the log, unless there are too many of them: callers must not be able to fill it."""
