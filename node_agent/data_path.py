@@ -65,10 +65,14 @@ def build_data_path(
     on_relay_crash: Callable[[BaseException], None],
     stack: ExitStack,
     accepts_a_turn: int = ACCEPTS_A_TURN,
+    run: str | None = None,
 ) -> DataPath:
-    """Wire the data path of this process; ``stack`` closes what has to be closed.  Inside trio only."""
+    """Wire the data path of this process; ``stack`` closes what has to be closed.  Inside trio only.
+
+    ``run`` is a part of the ids of access records, drawn if it is not given.
+    """
     known = cast(Identities, identities)  # the stories call nothing but what IdentitySource has
-    access_log = AccessLog(metrics=metrics, node=config.agent.node)
+    access_log = AccessLog(metrics=metrics, node=config.agent.node, run=run)
     live = LiveConnections()
     gate = TrustGate(trust=trust, live=live)
     relay = Relay(on_crash=on_relay_crash)

@@ -265,8 +265,9 @@ class Mesh:
 
     # -- life -----------------------------------------------------------------
 
-    def up(self, *, nodes: int = 2) -> None:
-        self.lab("up", "--nodes", str(nodes), "--workers", WORKERS)
+    def up(self, *more: str, nodes: int = 2) -> None:
+        """Make the lab anew; ``more`` are further arguments of ``scripts/lab up``."""
+        self.lab("up", "--nodes", str(nodes), "--workers", WORKERS, *more)
 
     def down(self) -> None:
         self.reset()
@@ -469,6 +470,11 @@ class Mesh:
         pid: int = self.ringfence(node, "status")["pid"]
         return pid
 
+    def agent_pids(self, node: int) -> list[int]:
+        """All processes of an agent: its own, and those of its workers if it has any."""
+        status = self.ringfence(node, "status")
+        return [status["pid"], *(worker["pid"] for worker in status["workers"])]
+
     def log(self, node: int) -> list[dict[str, Any]]:
         """All lines that an agent logged since the test began, access records among them."""
         path = STATE_DIR / f"agent-{node}" / "log"
@@ -527,7 +533,8 @@ class Mesh:
         if samples["ringfence_connections_open"]:
             return False
         ended = sum(value for name, value in samples.items() if name.startswith("ringfence_connections_closed_total"))
-        ids = re.findall(rb'"id":"([^"]+-)\d+","direction"', path.read_bytes())
+        # An id is NODE-RUN-NUMBER, with worker processes NODE-RUN.WORKER-NUMBER.
+        ids = re.findall(rb'"id":"([^".]+)(?:\.\d+)?-\d+","direction"', path.read_bytes())
         return ids.count(ids[-1]) == ended if ended and ids else not ended
 
     def _logs(self) -> list[tuple[int, Path]]:

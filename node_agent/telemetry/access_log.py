@@ -52,6 +52,11 @@ _BY_ERRNO: Final[Mapping[int | None, CloseReason]] = {
 }
 
 
+def new_run() -> str:
+    """What tells one start of the agent from another in the ids of records: six hexadecimal digits."""
+    return secrets.token_hex(3)
+
+
 class AccessLog:
     """Hands out one record a connection and knows the live ones.
 
@@ -64,13 +69,14 @@ class AccessLog:
         *,
         metrics: Metrics,
         node: str,
+        run: str | None = None,
         now: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._traffic = Traffic(metrics)
         self._now = now
         self._wall = wall
-        self._id_prefix = f"{node}-{secrets.token_hex(3)}-"  # the random part tells restarts of the agent apart
+        self._id_prefix = f"{node}-{run or new_run()}-"
         self._total = 0
         self._live: dict[str, ConnectionRecord] = {}
         self._closed: dict[tuple[str, ...], int] = {}

@@ -28,6 +28,7 @@ from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.identity import Credentials, Identities
 from node_agent.proxy.pod import Pod
 from node_agent.registry import Update
+from node_agent.telemetry.access_log import new_run
 from node_agent.workers import messages as say
 from node_agent.workers.figures import OPEN, RESIDENT_BYTES, Figures
 from node_agent.workers.process import NoAnswer, WorkerProcess
@@ -82,6 +83,8 @@ class Workers:
         self._identities = identities
         self._stream_locks = stream_locks
         self._log_level = config.agent.log_level
+        self._run = new_run()
+        self._starts = 0
         self._running: dict[int, WorkerProcess] = {}
         self._pods: dict[str, _Served] = {}
         self._restarts = Restarts(self._count)
@@ -138,8 +141,13 @@ class Workers:
                 self._released(served, number)
 
     def _tell_everything(self, worker: WorkerProcess) -> None:
+        self._starts += 1
         start = say.Start(
-            worker=worker.number, config=self._config_of(), log_level=self._log_level, trust=self._state.trust()
+            worker=worker.number,
+            run=f"{self._run}.{self._starts}",
+            config=self._config_of(),
+            log_level=self._log_level,
+            trust=self._state.trust(),
         )
         worker.channel.post(start, self._stream_locks)
         worker.channel.post_lazily(iter(say.registry_parts(tuple(self._state.objects()), ())))

@@ -52,6 +52,7 @@ class Start:
     """Who you are.  With two descriptors: the locks that keep lines of several processes apart (telemetry/logs.py)."""
 
     worker: int
+    run: str  # RUN.N: the agent's start, and which start of a worker this is
     config: Config
     log_level: str
     trust: bytes  # pack_trust

@@ -90,6 +90,7 @@ class Worker:
             on_relay_crash=relay_crashed,
             stack=stack,
             accepts_a_turn=ACCEPTS_A_TURN,
+            run=start.run,
         )
         self._rings = itertools.count(1)
         self._update: tuple[list[ManifestObject], list[ObjectKey]] = ([], [])
@@ -158,7 +159,8 @@ class Worker:
             case say.LogLevel(level=level):
                 set_log_level(level)
             case say.Drain():
-                services.start_soon(self._drain_all)
+                self._stop_accepting()
+                services.start_soon(self._end_when_idle)
             case say.CutAll(reason=reason, detail=detail):
                 self._data_path.live.cut_all(reason, detail)
             case say.IdentityAnswered():
@@ -274,8 +276,7 @@ class Worker:
         for _, accepting in self._pods.values():
             accepting.cancel()
 
-    async def _drain_all(self) -> None:
-        self._stop_accepting()
+    async def _end_when_idle(self) -> None:
         await self._data_path.live.wait_until_none()
         self._ended.set()
 

@@ -115,13 +115,13 @@ def test_a_deleted_pod_leaves_nothing_behind(mesh: Mesh) -> None:
 
 def _inodes(mesh: Mesh, node: int) -> list[int]:
     """What the agent's descriptors refer to."""
-    directory = Path(f"/proc/{mesh.agent_pid(node)}/fd")
     found = []
-    for name in os.listdir(directory):
-        try:
-            found.append(os.stat(directory / name).st_ino)
-        except FileNotFoundError:
-            continue  # the connection that asked for the pid
+    for directory in [Path(f"/proc/{pid}/fd") for pid in mesh.agent_pids(node)]:
+        for name in os.listdir(directory):
+            try:
+                found.append(os.stat(directory / name).st_ino)
+            except FileNotFoundError:
+                continue  # the connection that asked for the pid
     return found
 
 

@@ -1,6 +1,7 @@
 """Secrets of a running mesh: files for their owner only, and nowhere else: no log, no argv, no environment."""
 
 import stat
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ _KEY_IN_CLEAR = b"BEGIN PRIVATE KEY"
 
 
 def _processes() -> list[Path]:
-    """The agents and the CA, by their pid files."""
+    """The agents and the CA, by their pid files, and what they have started."""
     pids = [path.read_text().split()[0] for path in STATE_DIR.glob("*/pid")]
     assert len(pids) == 3
-    return [Path("/proc") / pid for pid in pids]
+    children = [Path(f"/proc/{pid}/task/{pid}/children").read_text().split() for pid in pids]
+    return [Path("/proc") / pid for pid in [*pids, *chain.from_iterable(children)]]
 
 
 def _secrets() -> list[bytes]:

@@ -9,7 +9,7 @@ second here).
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -72,8 +72,8 @@ def test_nagle_is_off_and_keepalive_on(way: Way) -> None:
     assert server.recv(1) == b"x"
     seen: dict[str, int] = {}
     for node in way.recorders:
-        with sockets_of(way.agent_pid(node)) as sockets:
-            for sock in sockets:
+        with ExitStack() as stack:
+            for sock in [each for pid in way.agent_pids(node) for each in stack.enter_context(sockets_of(pid))]:
                 if tcp_state(sock) != _ESTABLISHED:
                     continue
                 local, remote = sock.getsockname()[1], sock.getpeername()[1]
