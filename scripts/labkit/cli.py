@@ -59,8 +59,10 @@ def _up(arguments: argparse.Namespace) -> None:
             with_agents=not arguments.no_agents,
             workers=arguments.workers,
             domains=dict(arguments.trust_domain_of),
+            ca_replicas=arguments.ca_replicas,
         )
     cas = "a CA" if len(lab.trust_domains) == 1 else f"{len(lab.trust_domains)} CAs"
+    cas += f" of {lab.ca_replicas} replicas" if lab.ca_replicas > 1 else ""
     what = f"{cas}, an agent on each" if lab.agents else "no CA and no agents"
     print(f"lab: up in {time.monotonic() - begin:.1f} s: {lab.nodes} nodes, {what}; `scripts/lab status` shows it")
 
@@ -229,19 +231,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    up = command("up", _up, "make the lab: nodes, a link, a CA, an agent on each node; an earlier lab goes")
-    up.add_argument("--nodes", type=int, default=2, metavar="N", help="how many nodes (2)")
-    up.add_argument("--capture", choices=["inpod", "cgroup"], default="inpod", help="how agents capture (inpod)")
-    up.add_argument("--workers", type=int, default=1, metavar="N", help="worker processes of each agent (1)")
-    up.add_argument("--no-agents", action="store_true", help="only the network: no CA, no agents")
-    up.add_argument(
-        "--trust-domain-of",
-        type=argument_types.trust_domain_of,
-        action="append",
-        default=[],
-        metavar="K=NAME",
-        help="node K is of another trust domain, which has a CA of its own (ca-2, ...); repeatable",
-    )
+    _add_up_options(command("up", _up, "make the lab: nodes, a link, a CA, an agent on each node; an earlier lab goes"))
     command("federate", _federate, "let the lab's trust domains believe each other")
     command("down", _down, "remove the lab, whatever state it is in")
 
@@ -280,7 +270,7 @@ def _parser() -> argparse.ArgumentParser:
         ("restart", _restart, "stop and start"),
     ):
         process = command(name, run, text)
-        process.add_argument("process", metavar="ca|agent-K")
+        process.add_argument("process", metavar="ca|ca-replica-N|agent-K")
         if name in ("start", "restart"):
             process.add_argument("--no-wait", action="store_true", help="do not wait until it is ready")
     for name, run, text in (
@@ -303,3 +293,21 @@ def _parser() -> argparse.ArgumentParser:
     operator.add_argument("target", metavar="K|ca")
     operator.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
     return parser
+
+
+def _add_up_options(up: argparse.ArgumentParser) -> None:
+    up.add_argument("--nodes", type=int, default=2, metavar="N", help="how many nodes (2)")
+    up.add_argument("--capture", choices=["inpod", "cgroup"], default="inpod", help="how agents capture (inpod)")
+    up.add_argument("--workers", type=int, default=1, metavar="N", help="worker processes of each agent (1)")
+    up.add_argument(
+        "--ca-replicas", type=int, default=1, metavar="N", help="processes of the CA, on one PostgreSQL if several (1)"
+    )
+    up.add_argument("--no-agents", action="store_true", help="only the network: no CA, no agents")
+    up.add_argument(
+        "--trust-domain-of",
+        type=argument_types.trust_domain_of,
+        action="append",
+        default=[],
+        metavar="K=NAME",
+        help="node K is of another trust domain, which has a CA of its own (ca-2, ...); repeatable",
+    )

@@ -6,12 +6,13 @@ needs no record of what exists: it goes by the names of the namespaces and by wh
 runs in them, so that it also cleans up after commands that were killed.
 """
 
+import json
 import secrets
 import signal
 from types import FrameType
 from typing import Final
 
-from labkit import federation, layout, manifests, netns, pods, processes, state, topology
+from labkit import federation, layout, manifests, netns, pods, postgres, processes, state, topology
 from labkit.errors import LabError
 
 _GRACE_S: Final = 3.0
@@ -19,7 +20,13 @@ _MAX_WORKERS: Final = 64  # the agent's own bound
 
 
 def up(
-    *, nodes: int, capture: str, with_agents: bool, workers: int = 1, domains: dict[int, str] | None = None
+    *,
+    nodes: int,
+    capture: str,
+    with_agents: bool,
+    workers: int = 1,
+    domains: dict[int, str] | None = None,
+    ca_replicas: int = 1,
 ) -> state.Lab:
     """Make the lab anew; ``domains`` are the trust domains of nodes that are of another.  The caller holds the lock.
 
@@ -32,9 +39,16 @@ def up(
         raise LabError(f"--nodes {nodes}: must be 1 to {layout.MAX_NODES}")
     if not 1 <= workers <= _MAX_WORKERS:
         raise LabError(f"--workers {workers}: must be 1 to {_MAX_WORKERS}")
+    if not 1 <= ca_replicas <= layout.MAX_CA_REPLICAS:
+        raise LabError(f"--ca-replicas {ca_replicas}: must be 1 to {layout.MAX_CA_REPLICAS}")
     command = processes.ringfence_command() if with_agents else ""
     lab = state.Lab(
-        nodes=nodes, capture=capture, ringfence=command, agents=with_agents, domains=_domains(nodes, domains or {})
+        nodes=nodes,
+        capture=capture,
+        ringfence=command,
+        agents=with_agents,
+        domains=_domains(nodes, domains or {}),
+        ca_replicas=ca_replicas,
     )
     down()
     signal.signal(signal.SIGTERM, _interrupt)
@@ -44,8 +58,7 @@ def up(
         _write_nodes(lab)
         pods.sync(lab)
         if with_agents:
-            for index in range(len(lab.trust_domains)):
-                _start_ca(lab, index)
+            _start_cas(lab)
             _start_agents(lab, workers)
         state.save(lab)
     except BaseException:
@@ -73,6 +86,7 @@ def down() -> bool:
     netns.end_processes(names, grace_s=_GRACE_S)
     for name in names:
         netns.delete(name)
+    postgres.remove()
     state.unmount_state()
     return existed
 
@@ -110,27 +124,37 @@ def _write_nodes(lab: state.Lab) -> None:
         )
 
 
-def _start_ca(lab: state.Lab, index: int) -> None:
-    directory = layout.ca_dir(index)
+def _start_cas(lab: state.Lab) -> None:
+    database = f'database = "{postgres.start()}"' if lab.ca_replicas > 1 else ""
+    for index, replica in lab.cas:
+        _configure_ca(lab, index, replica, database if index == 0 else "")
+        if replica == 0:
+            config = layout.ca_dir(index) / "ca.toml"
+            processes.run_ringfence(lab, 0, ["ca", "init", "--config", str(config)])
+        processes.start(lab, processes.ca(index, replica))
+
+
+def _configure_ca(lab: state.Lab, index: int, replica: int, database: str) -> None:
+    directory = layout.ca_dir(index, replica)
     directory.mkdir(mode=0o700)
-    passphrase = directory / "passphrase"
-    state.write_atomically(passphrase, secrets.token_urlsafe(32) + "\n", mode=0o600)
+    passphrase = layout.ca_dir(index) / "passphrase"  # the replicas of a CA share it, as they share its keys
+    if replica == 0:
+        state.write_atomically(passphrase, secrets.token_urlsafe(32) + "\n", mode=0o600)
     config = directory / "ca.toml"
     state.write_atomically(
         config,
         f"""\
 [ca]
 trust_domain = "{lab.trust_domains[index]}"
-address = ":{layout.ca_port(index)}"
+address = ":{layout.ca_port(index, replica)}"
 state_dir = "{directory}/state"
 passphrase_file = "{passphrase}"
+{database}
 
 [registry]
 manifests_dir = "{layout.MANIFESTS_DIR}"
-{federation.bundle_endpoint(index) if lab.domains else ""}""",
+{federation.bundle_endpoint(index) if lab.domains and replica == 0 else ""}""",
     )
-    processes.run_ringfence(lab, 0, ["ca", "init", "--config", str(config)])
-    processes.start(lab, processes.ca(index))
 
 
 def _start_agents(lab: state.Lab, workers: int) -> None:
@@ -144,6 +168,8 @@ def _start_agents(lab: state.Lab, workers: int) -> None:
 def _configure_agent(lab: state.Lab, node: int, workers: int) -> None:
     directory, ca = layout.agent_dir(node), lab.ca_of(node)
     directory.mkdir(mode=0o700)
+    ports = [layout.ca_port(index, replica) for index, replica in lab.cas if index == ca]
+    addresses = [f"{layout.link_v4(0)}:{port}" for port in ports]
     state.write_atomically(
         directory / "agent.toml",
         f"""\
@@ -155,7 +181,7 @@ state_dir = "{directory}/state"
 workers = {workers}
 
 [ca]
-address = "{layout.link_v4(0)}:{layout.ca_port(ca)}"
+address = {json.dumps(addresses)}
 bundle_file = "{layout.ca_dir(ca)}/state/bundle.pem"
 join_token_file = "{processes.join_token(node)}"
 node_key_dir = "{directory}/node"

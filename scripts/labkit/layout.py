@@ -24,6 +24,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 TRUST_DOMAIN: Final = "cluster.local"
 CA_PORT: Final = 15012  # of the first CA; each further one has its ports 10 higher
 BUNDLE_PORT: Final = 15013
+MAX_CA_REPLICAS: Final = 8  # of the first CA; each further one listens 100 ports higher
 TUNNEL_PORT: Final = 15008
 MAX_NODES: Final = 99  # node K is .K+10 on the link and fd52:4647:0:K:: for its pods, in decimal digits
 FIRST_POD_HOST: Final = 2  # .1 is the gateway
@@ -47,6 +48,7 @@ MANIFESTS_DIR: Final = STATE_DIR / "manifests"
 PODS_DIR: Final = STATE_DIR / "pods"
 LAB_FILE: Final = STATE_DIR / "lab.json"
 WORKLOAD_API_DIR: Final = Path(f"/run/ringfence-lab{_SUFFIX}.workload")  # outside: every user of a pod may enter it
+POSTGRES_DIR: Final = Path(f"/run/ringfence-lab{_SUFFIX}.postgres")  # outside: its user may not enter the lab's
 CUTS_FILE: Final = STATE_DIR / "cuts.json"
 
 NETNS_DIR: Final = Path("/run/netns")
@@ -81,19 +83,20 @@ def node_name(node: int) -> str:
     return f"node-{node}"
 
 
-def ca_dir(index: int) -> Path:
+def ca_dir(index: int, replica: int = 0) -> Path:
     """Where the CA of the lab's trust domain ``index`` keeps its configuration, state and log."""
-    return STATE_DIR / ca_name(index)
+    return STATE_DIR / ca_name(index, replica)
 
 
-def ca_name(index: int) -> str:
-    """``ca``, and ``ca-2`` and so on for further trust domains."""
-    return "ca" if index == 0 else f"ca-{index + 1}"
+def ca_name(index: int, replica: int = 0) -> str:
+    """``ca``, and ``ca-2`` and so on for further trust domains; ``ca-replica-2`` for the second replica of one."""
+    name = "ca" if index == 0 else f"ca-{index + 1}"
+    return name if replica == 0 else f"{name}-replica-{replica + 1}"
 
 
-def ca_port(index: int) -> int:
+def ca_port(index: int, replica: int = 0) -> int:
     """Where that CA serves its agents; all CAs are on node 0."""
-    return CA_PORT + 10 * index
+    return CA_PORT + 10 * index + 100 * replica
 
 
 def bundle_port(index: int) -> int:

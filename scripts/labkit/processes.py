@@ -61,9 +61,14 @@ class Process:
             return None
 
 
-def ca(index: int = 0) -> Process:
-    """The CA of one of the lab's trust domains, on node 0."""
-    return Process(name=layout.ca_name(index), node=0, directory=layout.ca_dir(index), port=layout.ca_port(index))
+def ca(index: int = 0, replica: int = 0) -> Process:
+    """The CA of one of the lab's trust domains, or a further replica of it, on node 0."""
+    return Process(
+        name=layout.ca_name(index, replica),
+        node=0,
+        directory=layout.ca_dir(index, replica),
+        port=layout.ca_port(index, replica),
+    )
 
 
 def agent(node: int) -> Process:
@@ -72,10 +77,10 @@ def agent(node: int) -> Process:
 
 
 def named(lab: state.Lab, name: str) -> Process:
-    """``ca`` (``ca-2`` and so on for further trust domains) or ``agent-K``."""
-    cas = {layout.ca_name(index): index for index in range(len(lab.trust_domains))}
+    """``ca`` (``ca-2`` and so on for further trust domains, ``ca-replica-2`` for a replica) or ``agent-K``."""
+    cas = {layout.ca_name(index, replica): ca(index, replica) for index, replica in lab.cas}
     if name in cas:
-        return ca(cas[name])
+        return cas[name]
     prefix, _, number = name.partition("-")
     if prefix == "agent" and number.isdigit() and int(number) in lab.node_numbers:
         return agent(int(number))

@@ -35,6 +35,7 @@ class Lab:
     ringfence: str
     agents: bool
     domains: dict[str, str] = field(default_factory=dict)
+    ca_replicas: int = 1  # of the first trust domain's CA; with several they share a PostgreSQL
 
     @property
     def trust_domains(self) -> list[str]:
@@ -48,6 +49,12 @@ class Lab:
     def ca_of(self, node: int) -> int:
         """Which of the CAs an agent belongs to."""
         return self.trust_domains.index(self.domain_of(node))
+
+    @property
+    def cas(self) -> list[tuple[int, int]]:
+        """Every CA process: which trust domain, and which of its replicas."""
+        further = [(index, 0) for index in range(1, len(self.trust_domains))]
+        return [(0, replica) for replica in range(self.ca_replicas)] + further
 
     @property
     def node_numbers(self) -> range:

@@ -15,6 +15,7 @@ def collect(lab: state.Lab) -> dict[str, Any]:
         "state_dir": str(layout.STATE_DIR),
         "manifests_dir": str(layout.MANIFESTS_DIR),
         "ca": _ca(0),
+        "ca_replicas": [_ca(0, replica) for replica in range(1, lab.ca_replicas)],
         "more_cas": [_ca(index) for index in range(1, len(lab.trust_domains))],
         "nodes": [_node(lab, node) for node in lab.node_numbers],
         "agents": [_agent(node) for node in lab.node_numbers],
@@ -34,8 +35,9 @@ def _process(process: processes.Process) -> dict[str, Any]:
     }
 
 
-def _ca(index: int) -> dict[str, Any]:
-    return _process(processes.ca(index)) | {"address": f"{layout.link_v4(0)}:{layout.ca_port(index)}"}
+def _ca(index: int, replica: int = 0) -> dict[str, Any]:
+    address = f"{layout.link_v4(0)}:{layout.ca_port(index, replica)}"
+    return _process(processes.ca(index, replica)) | {"address": address}
 
 
 def _node(lab: state.Lab, node: int) -> dict[str, Any]:
@@ -78,7 +80,7 @@ def _pod(pod: pods.Pod, workloads: dict[tuple[str, str], dict[str, Any]] | None)
 def table(found: dict[str, Any]) -> str:
     """The same for a person."""
     process_rows = [["PROCESS", "PID", "STATE", "ADDRESS"]]
-    for ca in (found["ca"], *found["more_cas"]):
+    for ca in (found["ca"], *found["ca_replicas"], *found["more_cas"]):
         process_rows.append([ca["name"], str(ca["pid"] or "-"), _state(ca), ca["address"]])
     for each, node in zip(found["agents"], found["nodes"], strict=True):
         process_rows.append([each["name"], str(each["pid"] or "-"), _state(each), node["ipv4"]])
