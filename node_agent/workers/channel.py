@@ -11,6 +11,7 @@ other workers.  One that never reads again is found out by its silence (group.py
 
 import os
 import socket
+import struct
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -23,6 +24,7 @@ from node_agent.workers.messages import Message, MessageDecoder, ServePod, Start
 DESCRIPTORS: Final[Mapping[type, int]] = {Start: 2, ServePod: 4}
 """How many descriptors go with a message; none with the others."""
 
+_INT: Final = struct.Struct("i")
 _READ_BYTES: Final = 256 * 1024
 _MOST_DESCRIPTORS: Final = 64  # in one receive; the kernel closes and reports what does not fit
 _BUFFER_BYTES: Final = 1024 * 1024  # bounded by net.core.wmem_max
@@ -121,12 +123,13 @@ class Channel:
         while True:
             await trio.lowlevel.wait_readable(self._sock)
             try:
-                data, descriptors, flags, _ = socket.recv_fds(
-                    self._sock, _READ_BYTES, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+                # Not socket.recv_fds: it drops the flags, and the descriptors would be inherited by our children.
+                data, ancillary, flags, _ = self._sock.recvmsg(
+                    _READ_BYTES, socket.CMSG_SPACE(_MOST_DESCRIPTORS * _INT.size), socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
                 continue
-            self._arrived.extend(descriptors)
+            self._arrived.extend(_descriptors(ancillary))
             if flags & socket.MSG_CTRUNC:
                 raise WireError("descriptors were lost: this process may have no more of them")
             if not data:
@@ -150,6 +153,13 @@ class Channel:
             if isinstance(item, _Post):
                 _close_all(item.descriptors)
         self._queue.clear()
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> Iterator[int]:
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            for (fd,) in _INT.iter_unpack(data[: len(data) - len(data) % _INT.size]):
+                yield fd
 
 
 def _close_all(descriptors: list[int] | deque[int]) -> None:
