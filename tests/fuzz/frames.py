@@ -1,0 +1,68 @@
+"""Fuzz target: the control frames of the tunnel between two agents.
+
+Any bytes are a frame that was understood or a ``RemoteProtocolError``.
+"""
+
+import struct
+from typing import Any
+
+import atheris
+
+with atheris.instrument_imports(include=["ca", "node_agent"]):
+    from ca.wire import WireError, pack, unpack
+    from node_agent import frames
+    from node_agent.errors import CloseReason, RemoteProtocolError
+    from node_agent.model import ObjectName, OriginalDestination, PeerAddress
+
+from tests.fuzz import harness
+
+_DECODERS = (frames.decode_open, frames.decode_verdict, frames.decode_reset)
+
+
+def target(data: bytes) -> None:
+    header, payload = data[: frames.HEADER_BYTES], data[frames.HEADER_BYTES :]
+    for kind in frames.FrameType:
+        if len(header) == frames.HEADER_BYTES:
+            try:
+                assert 0 <= frames.parse_control_header(header, kind) <= frames.MAX_CONTROL_BYTES
+            except RemoteProtocolError:
+                pass
+    for decode in _DECODERS:
+        try:
+            message = decode(payload)
+        except RemoteProtocolError as error:
+            assert error.detail
+            continue
+        if isinstance(message, frames.Open):
+            assert all(0 < address.port < 65536 for address in (message.destination, message.source))
+            assert frames.decode_open(frames.encode_open(message)[frames.HEADER_BYTES :]) == message
+
+
+def seeds() -> list[bytes]:
+    opened = frames.Open(
+        destination=OriginalDestination("10.247.2.3", 8080),
+        source=PeerAddress("fd00::1", 41234),
+        workload=ObjectName("default", "cart"),
+        trace_parent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    )
+    verdicts = [frames.Verdict(reason=reason, detail="why") for reason in CloseReason]
+    resets = [frames.encode_reset(reason) for reason in (None, *CloseReason)]
+    return [frames.encode_open(opened), *map(frames.encode_verdict, verdicts), *resets, frames.EOF_FRAME]
+
+
+def _read(data: bytes) -> Any:
+    return unpack(data[frames.HEADER_BYTES :], frames.MAX_CONTROL_BYTES)
+
+
+def _write(fields: Any) -> bytes:
+    payload = pack(fields)
+    return frames.HEADER.pack(frames.FrameType.OPEN << frames.TYPE_SHIFT | len(payload)) + payload
+
+
+if __name__ == "__main__":
+    harness.main(
+        "tests.fuzz.frames",
+        target,
+        seeds(),
+        harness.message_mutator(_read, _write, errors=(WireError, ValueError, TypeError, OverflowError, struct.error)),
+    )
