@@ -104,10 +104,10 @@ class Outbound:
             accepted as downstream,
         ):
             record.note(source=pod.workload, source_address=peer, source_identity=pod.workload.identity)
-            self._gate.admit(record, pod.workload.identity)
             destination = original_destination(downstream, peer)
             record.note(original_destination=destination)
 
+            self._gate.admit(record, pod.workload.identity)
             route = await self._router.route(destination)
             record.note(service=route.service)
 

@@ -28,7 +28,11 @@ def _revoked(mesh: Mesh, *what: str | None) -> Iterator[None]:
 def _opened(client: Pod, ip: str) -> socket.socket:
     """A connection to ``serve_echo`` that carries bytes."""
     connection = client.connect(ip, 8080)
-    _echo(connection)
+    try:
+        _echo(connection)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -160,15 +164,16 @@ def test_a_revoked_node_loses_everything_and_comes_back_by_a_new_token(mesh: Mes
         # Rebuilt: the operator lets it in again, and what was stolen stays worthless.
         token = mesh.lab("ringfence", "ca", "token", "--node", "node-1")
         token_file.write_text(token)
-        wait_for(
-            "new certificates",
-            lambda: all(row["state"] == "valid" for row in mesh.ringfence(1, "certs")),
-            deadline_s=45,
-        )
+        wait_for("new certificates", lambda: _all_valid(mesh, spared), deadline_s=45)
         assert not before & {row["serial"] for row in mesh.ringfence(1, "certs")}
         _opened(lost, server.ipv4).close()
         _opened(server, lost.ipv4).close()
         _echo(spared)
+
+
+def _all_valid(mesh: Mesh, spared: socket.socket) -> bool:
+    _echo(spared)  # all the while
+    return all(row["state"] == "valid" for row in mesh.ringfence(1, "certs"))
 
 
 def _all_gone(mesh: Mesh) -> list[dict[str, Any]] | None:
