@@ -112,6 +112,7 @@ class _Agent:
             config=config,
             registry=self._registry,
             identities=self._identities,
+            trust=self._trust,
             loads=self._carrier.loads,
             pods=self._pods,
             tunnels=self._carrier.tunnels,

@@ -16,6 +16,7 @@ from node_agent.balance import EndpointLoad
 from node_agent.config import Config
 from node_agent.drain import Drain
 from node_agent.identity import Identities
+from node_agent.identity.trust import TrustStore
 from node_agent.model import Endpoint, ObjectName, ServicePort
 from node_agent.proxy.pods import Pods
 from node_agent.registry import Registry
@@ -59,6 +60,7 @@ class Report:
         config: Config,
         registry: Registry,
         identities: Identities,
+        trust: TrustStore,
         loads: Loads,
         pods: Pods,
         tunnels: TunnelCounts,
@@ -72,6 +74,7 @@ class Report:
         self._config = config
         self._registry = registry
         self._identities = identities
+        self._trust = trust
         self._loads = loads
         self._pods = pods
         self._tunnels = tunnels
@@ -155,6 +158,11 @@ class Report:
             },
             "tunnels": {"idle": self._tunnels.idle_count, "busy": self._tunnels.busy_count},
             "workers": self._workers(),
+            "trust": {
+                "version": self._trust.version,
+                "trust_domains": list(self._trust.bundles),
+                "revocations": len(self._trust.trust.revocations),
+            },
             "ca": {"reachable": self._identities.ca_error is None, "last_error": self._identities.ca_error},
         }
 

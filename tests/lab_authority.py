@@ -16,9 +16,9 @@ from tests.certificates import Signer
 from tests.mesh_builder import STATE_DIR
 
 
-def lab_signer() -> Signer:
-    """The lab's intermediate, as something that can sign every vector of ``tests.certificates``."""
-    config = AuthorityConfig.load(STATE_DIR / "ca" / "ca.toml")
+def lab_signer(ca: str = "ca") -> Signer:
+    """The intermediate of one of the lab's CAs, as something that can sign every vector of ``tests.certificates``."""
+    config = AuthorityConfig.load(STATE_DIR / ca / "ca.toml")
     store = Store.open(config.database)
     try:
         loaded = hierarchy.load(config, store, passphrase=read_passphrase(config.passphrase_file), at=datetime.now(UTC))

@@ -36,7 +36,7 @@ def status(answer: Row, paint: Paint) -> str:
         f"node          {_text(answer.get('node'))}  {ready}",
         *(f"              {paint('because', 'yellow')} {_text(reason)}" for reason in answer.get("reasons") or ()),
         *(f"              {paint('warning', 'yellow')} {_text(line)}" for line in answer.get("warnings") or ()),
-        f"trust domain  {_text(answer.get('trust_domain'))}",
+        f"trust domain  {_text(answer.get('trust_domain'))}" + _federated(answer),
         f"agent         version {_text(answer.get('version'))}, pid {_text(answer.get('pid'))}, "
         f"up {duration(answer.get('uptime_s'))}",
         f"registry      {_text(registry.get('source'))}, revision {_text(registry.get('revision'))}, "
@@ -68,6 +68,12 @@ def status(answer: Row, paint: Paint) -> str:
     lines += [f"{paint('conflict', 'yellow')}      {_text(line)}" for line in registry.get("conflicts") or ()]
     lines += [f"{paint('skipped', 'yellow')}       {_text(skipped)}" for skipped in registry.get("skipped") or ()]
     return "\n".join(lines)
+
+
+def _federated(answer: Row) -> str:
+    trust: Row = answer.get("trust") or {}
+    others = [_text(name) for name in trust.get("trust_domains") or () if name != answer.get("trust_domain")]
+    return f", federated with {', '.join(others)}" if others else ""
 
 
 def workloads(rows: Sequence[Row], paint: Paint) -> str:
