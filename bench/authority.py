@@ -114,6 +114,14 @@ class AuthorityProcess:
         svid = self._signer.sign(SpiffeId.node(TRUST_DOMAIN, node_name(number)), key.public_key(), at=datetime.now(UTC))
         return KeyAndChain(key=key, chain=load_chain(svid.chain_der))
 
+    def token(self, node: str) -> str:
+        """A join token."""
+        command = [*self._command, "token", "--config", str(self.config_file), "--node", node]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BenchError(f"ringfence ca token failed: {done.stderr.strip()}")
+        return done.stdout.strip()
+
     def roots(self) -> tuple[x509.Certificate, ...]:
         """What to trust."""
         return tuple(x509.load_pem_x509_certificates(self.config.bundle_file.read_bytes()))
@@ -149,7 +157,7 @@ class AuthorityProcess:
         for node in range(self._nodes):
             numbers = range(node * self._pods_a_node, (node + 1) * self._pods_a_node)
             (manifests / f"{node_name(node)}.yaml").write_text(_pods(numbers, node=node_name(node)))
-        config_file = self.path / "ca.toml"
+        self.config_file = config_file = self.path / "ca.toml"
         config_file.write_text(
             f'[ca]\ntrust_domain = "{TRUST_DOMAIN}"\naddress = "127.0.0.1:0"\nstate_dir = "{self.path}/state"\n'
             f'passphrase_file = "{passphrase_file}"\n'

@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from socket import AF_INET, AF_INET6
@@ -25,6 +26,7 @@ from node_agent.capture import rules
 from node_agent.capture.netns import setns_network
 
 _TIMEOUT_S: Final = 20.0
+_AT_ONCE: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,19 +69,28 @@ async def plumb(jobs: Sequence[PlumbingJob]) -> list[PlumbingError | None]:
 
 
 def _main() -> None:
-    """The child: read jobs, do them one after the other, answer one line each."""
-    for job in json.load(sys.stdin):
-        try:
-            setns_network(job["fd"])
-            _run_nft(rules.INSTALL if job["install"] else rules.REMOVE)
-            _return_route(install=job["install"])
-            if job["install"]:
-                _loosen_loopback_rp_filter()
-            answer = ""
-        except (OSError, PlumbingError) as error:
-            answer = str(error) or type(error).__name__
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+    """The child: read jobs, do several at once, answer one line each, in order.
+
+    A job is 24 ms, more than half of which the kernel waits for all its cores to have seen the new rules; each
+    thread is in the namespace of its job.
+    """
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        for answer in threads.map(_answer, json.load(sys.stdin)):
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
+
+
+def _answer(job: dict[str, Any]) -> str:
+    """Do one job; returns what went wrong, or nothing."""
+    try:
+        setns_network(job["fd"])
+        _run_nft(rules.INSTALL if job["install"] else rules.REMOVE)
+        _return_route(install=job["install"])
+        if job["install"]:
+            _loosen_loopback_rp_filter()
+    except (OSError, PlumbingError) as error:
+        return str(error) or type(error).__name__
+    return ""
 
 
 def _run_nft(text: str) -> None:
