@@ -17,7 +17,13 @@ from bench.peers import PEERS, Peer
 from bench.testbed import ROOT, BenchError, Testbed, require_tools, say
 
 _VENV: Final = ROOT / ".bench-venv"
-_ONCE: Final = ("memory", "registry")  # after the rounds; they hardly vary, and take long
+_ALONE: Final = {
+    "registry": ("bench.registry_scale", "10,000 services, 100,000 endpoints, 5,000 policies"),
+    "issuing": ("bench.issuing", "the authority's certificates a second"),
+    "storm": ("bench.storm", "1,000 agents that come back at once, and 2,048 silent connections"),
+    "start": ("bench.agent_start", "an agent with 200 identities"),
+}  # each is a process of its own that prints its figures
+_ONCE: Final = ("memory", *_ALONE)  # after the rounds; they hardly vary, and take long
 _MEASURES: Final = (*measures.MEASURES, *_ONCE)
 _FULL: Final = {"rounds": 5, "seconds": 2.0, "idle_connections": 10_000}
 _QUICK: Final = {"rounds": 1, "seconds": 1.0, "idle_connections": 1_000}
@@ -64,15 +70,16 @@ class _Run:
     def result(self) -> dict[str, Any]:
         options = self._options
         envoy = _envoy_binary() if "envoy" in options.peers else None
-        if set(options.only) - {"registry"}:
+        if set(options.only) - set(_ALONE):
             with Testbed(mesh="ringfence" in options.peers, plain=set(options.peers) != {"ringfence"}) as testbed:
                 described = machine.describe(testbed, envoy_binary=envoy)
                 self._with_network(testbed, envoy)
                 commands = testbed.commands()
         else:
             described, commands = machine.describe(None, envoy_binary=None), []
-        if "registry" in options.only:
-            self._registry()
+        for name in _ALONE:
+            if name in options.only:
+                self._alone(name)
         return {
             "machine": described,
             "options": {"rounds": options.rounds, "seconds_a_load": options.seconds, "peers": options.peers},
@@ -128,14 +135,14 @@ class _Run:
         for figure, value in figures.items():
             series.setdefault(figure, []).append(value)
 
-    def _registry(self) -> None:
-        say("registry: 10,000 services, 100,000 endpoints, 5,000 policies")
-        command = [sys.executable, "-m", "bench.registry_scale"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    def _alone(self, name: str) -> None:
+        module, what = _ALONE[name]
+        say(f"{name}: {what}")
+        done = subprocess.run([sys.executable, "-m", module], cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
-            self._failures.append(f"registry: {done.stderr.strip()[-500:]}")
+            self._failures.append(f"{name}: {done.stderr.strip()[-500:]}")
             return
-        self._take("registry", "ringfence", json.loads(done.stdout))
+        self._take(name, "ringfence", json.loads(done.stdout))
 
 
 def _write(result: dict[str, Any], directory: Path) -> None:

@@ -15,6 +15,9 @@ _TITLES: Final = {
     "fairness": "A ping-pong while four bulk connections run",
     "memory": "Memory",
     "registry": "Registry at scale",
+    "issuing": "Issuing certificates",
+    "storm": "A thousand agents come back at once",
+    "start": "Start of an agent with 200 identities",
     "workers": "Workers: 1 against 2",
 }
 

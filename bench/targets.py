@@ -88,6 +88,23 @@ TARGETS: Final = (
         stretch=0.5,
         limit=250,
     ),
+    Target(
+        name="issuing: SVIDs/s on one core >= 1,000",
+        measure="issuing",
+        figure="slowest_svids_per_s",
+        must=1.0,
+        stretch=2.0,
+        more_is_better=True,
+        limit=1000,
+    ),
+    Target(
+        name="start of an agent with 200 identities <= 5 s",
+        measure="start",
+        figure="ready_s",
+        must=1.0,
+        stretch=0.5,
+        limit=5,
+    ),
 )
 
 
