@@ -195,6 +195,8 @@ class Client:
         self.h2.initiate_connection()
         self.calls: dict[int, Call] = {}
         self.closed = trio.Event()
+        self._sending = trio.Lock()
+        self.makes_room = True  # for more, when data has come
 
     async def run(self) -> None:
         try:
@@ -221,7 +223,7 @@ class Client:
     ) -> Call:
         """Start a call; ``headers`` replace those that a client sends, or (None-less) add some."""
         number = self.h2.get_next_available_stream_id()
-        sent = dict(HEADERS) | {":path": f"/SpiffeWorkloadAPI/{method}"} | (headers or {})
+        sent = {":path": f"/SpiffeWorkloadAPI/{method}"} | dict(HEADERS) | (headers or {})
         if metadata:
             sent["workload.spiffe.io"] = "true"
         call = self.calls[number] = Call()
@@ -233,7 +235,8 @@ class Client:
         return call
 
     async def flush(self) -> None:
-        await self.stream.send_all(self.h2.data_to_send())
+        async with self._sending:
+            await self.stream.send_all(self.h2.data_to_send())
 
     def _take(self, event: h2.events.Event) -> None:
         match event:
@@ -241,7 +244,8 @@ class Client:
                 self.calls[event.stream_id].headers |= {str(k): str(v) for k, v in event.headers}
             case h2.events.DataReceived():
                 self.calls[event.stream_id].take(event.data)
-                self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                if self.makes_room:
+                    self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             case h2.events.StreamEnded() | h2.events.StreamReset():
                 self.calls[event.stream_id].end()
             case _:
@@ -251,15 +255,15 @@ class Client:
 @asynccontextmanager
 async def client(path: Path) -> AsyncIterator[Client]:
     stream = await trio.open_unix_socket(os.fspath(path))
-    async with trio.open_nursery() as nursery:
-        made = Client(stream)
-        await made.flush()
-        nursery.start_soon(made.run)
-        try:
+    try:
+        async with trio.open_nursery() as nursery:
+            made = Client(stream)
+            await made.flush()
+            nursery.start_soon(made.run)
             yield made
-        finally:
             nursery.cancel_scope.cancel()
-            await trio.aclose_forcefully(stream)
+    finally:
+        stream.socket.close()
 
 
 def jwt_request(*audience: str, spiffe_id: str = "") -> bytes:
