@@ -77,6 +77,7 @@ class FrontDesk:
         visit.waited_s = 0.0
         try:
             self._require_within_limits(request, requester, visit)
+            self._require_trusted_root(requester)
         except Refusal as exc:
             reply: Reply = exc.reply()
         else:
@@ -109,6 +110,15 @@ class FrontDesk:
         over = self._admission.ask(visit, certificates=certificates, now=trio.current_time())
         if over is not None:
             raise self.over_limit(over[0], requester, wait_s=over[1])
+
+    def _require_trusted_root(self, requester: Requester) -> None:
+        """A connection outlives the moment at which its certificate was judged; the root may be gone since.
+
+        That is so after the root was replaced in an emergency: whoever stole its key may be connected.
+        """
+        if requester.root_der and requester.root_der not in self._trust.trust.own.x509_der:
+            text = "the root that vouched for this certificate is not trusted any more: the node has to join again"
+            raise Refusal(RefusalCode.UNAUTHENTICATED, text)
 
     async def _dispatch(self, request: Request, requester: Requester, visit: Visit, *, since: float) -> Reply:
         if isinstance(request, WatchTrust):

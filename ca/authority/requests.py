@@ -52,6 +52,7 @@ class Requester:
     address: str
     identity: SpiffeId | None
     serial: int = 0  # of the certificate that proved it
+    root_der: bytes = b""  # that vouched for that certificate, when the connection was opened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

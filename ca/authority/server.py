@@ -209,14 +209,15 @@ class Server:
         try:
             leaf = load_certificate(der)
             identity = identity_of(leaf)
-            for each in verified_chain(tls._ssl_object):  # noqa: SLF001 - trio hands out everything but the chain
+            chain = verified_chain(tls._ssl_object)  # noqa: SLF001 - trio hands out everything but the chain
+            for each in chain:
                 check_dates(load_certificate(each), at=datetime.now(UTC))
         except SvidError as exc:
             raise Refusal(RefusalCode.UNAUTHENTICATED, f"the client certificate is refused: {exc}") from exc
         if identity.trust_domain != self._trust_domain:
             text = f"the client certificate is of trust domain {identity.trust_domain!r} (X509-SVID 5.1)"
             raise Refusal(RefusalCode.UNAUTHENTICATED, text)
-        return Requester(address=address, identity=identity, serial=leaf.serial_number)
+        return Requester(address=address, identity=identity, serial=leaf.serial_number, root_der=chain[-1])
 
     async def _refuse(self, tls: TlsStream, refusal: Refusal) -> None:
         """Answer the first request, whatever it is: an agent whose clock is wrong deserves to know."""
