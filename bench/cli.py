@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
-from bench import certificates, machine, measures, memory, peers, report, targets, wire
+from bench import certificates, machine, measures, memory, peers, report, targets, wire, workers
 from bench.peers import PEERS, Peer
 from bench.testbed import ROOT, BenchError, Testbed, require_tools, say
 
@@ -23,11 +23,10 @@ _ALONE: Final = {
     "storm": ("bench.storm", "1,000 agents that come back at once, and 2,048 silent connections"),
     "start": ("bench.agent_start", "an agent with 200 identities"),
 }  # each is a process of its own that prints its figures
-_ONCE: Final = ("memory", *_ALONE)  # after the rounds; they hardly vary, and take long
+_ONCE: Final = ("memory", "workers", *_ALONE)  # after the rounds; they hardly vary, or take long
 _MEASURES: Final = (*measures.MEASURES, *_ONCE)
 _FULL: Final = {"rounds": 5, "seconds": 2.0, "idle_connections": 10_000}
 _QUICK: Final = {"rounds": 1, "seconds": 1.0, "idle_connections": 1_000}
-_NOT_AVAILABLE: Final = {"workers": "Not available: Ringfence has no worker processes yet."}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -86,7 +85,6 @@ class _Run:
             "targets": targets.judge(self._samples),
             "measures": report.summary(self._samples),
             "handshakes": self._handshakes,
-            "not_available": _NOT_AVAILABLE,
             "failures": self._failures,
             "commands": commands,
         }
@@ -109,6 +107,12 @@ class _Run:
                 if peer.processes():
                     say(f"memory: {connections} idle connections through {peer.name}")
                     self._measure("memory", peer, partial(memory.memory, testbed, peer, connections))
+
+        ours = [peer for peer in running if peer.name == "ringfence"]
+        if "workers" in self._options.only and ours:
+            for number in range(self._options.rounds):
+                say(f"workers: 1 against 2, turn {number + 1} of {self._options.rounds}")
+                self._measure("workers", ours[0], partial(workers.workers, testbed, ours[0], self._options.seconds))
 
     def _warm_up(self, testbed: Testbed, peer: Peer) -> None:
         if peer.tls_port is None:

@@ -51,8 +51,6 @@ def markdown(result: Mapping[str, Any]) -> str:
     parts += _targets_table(result["targets"])
     for measure, peers in result["measures"].items():
         parts += ["", f"## {_TITLES.get(measure, measure)}", "", *_figures_table(peers)]
-    for name, text in result["not_available"].items():
-        parts += ["", f"## {_TITLES.get(name, name)}", "", text]
     if result["failures"]:
         parts += ["", "## Failures", "", *(f"- {each}" for each in result["failures"])]
     if result["handshakes"]:
