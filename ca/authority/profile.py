@@ -12,7 +12,7 @@ Every certificate is built by a ``build_*`` function and then judged by the
 knows nothing of how it was built.  Sources: RFC 5280, SPIFFE X509-SVID.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
@@ -47,10 +47,13 @@ class Issuer:
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
+    # What all leaves of this issuer have in common, put together once.
+    leaf: x509.CertificateBuilder = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if public_bytes(self.key.public_key()) != public_bytes(self.certificate.public_key()):
             raise ProfileError("the signing key does not belong to the signing certificate")
+        object.__setattr__(self, "leaf", _leaf_builder(self.certificate))
 
 
 def svid_not_after(*, at: datetime, ttl: timedelta, issuer_not_after: datetime) -> datetime:
@@ -111,20 +114,25 @@ def build_svid(
     # X509-SVID 2: an SVID has exactly one URI SAN.  RFC 5280 4.2.1.6: with an empty subject the
     # subjectAltName "MUST be marked as critical".
     builder = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([]))
-        .issuer_name(issuer.certificate.subject)
-        .public_key(public_key)
+        issuer.leaf.public_key(public_key)
         .serial_number(serial)
         .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(identity))]), critical=True)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage(_SERVER_AND_CLIENT), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .add_extension(_issued_by(issuer.certificate), critical=False)
     )
     not_before = max(at - CLOCK_SKEW, issuer.certificate.not_valid_before_utc)
     return _valid(builder, not_before, not_after).sign(issuer.key, hashes.SHA256())
+
+
+def _leaf_builder(issuer: x509.Certificate) -> x509.CertificateBuilder:
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(issuer.subject)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(_SERVER_AND_CLIENT), critical=False)
+    )
+    return builder.add_extension(_issued_by(issuer), critical=False)
 
 
 def require_root(certificate: x509.Certificate, *, trust_domain: str) -> None:

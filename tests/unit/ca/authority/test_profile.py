@@ -195,6 +195,7 @@ def _with_another_key(issuer: profile.Issuer) -> profile.Issuer:
     broken = object.__new__(profile.Issuer)
     object.__setattr__(broken, "certificate", issuer.certificate)
     object.__setattr__(broken, "key", new_key())
+    object.__setattr__(broken, "leaf", issuer.leaf)
     return broken
 
 
