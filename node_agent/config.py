@@ -222,6 +222,11 @@ def _value(kind: object, value: object, bounds: Mapping[str, float]) -> object:
         if not 1 <= len(several) <= _MAX_ADDRESSES:
             raise ValueError(f"expected one address, or a list of 1 to {_MAX_ADDRESSES}")
         return tuple(_value(HostPort, each, bounds) for each in several)
+    return _of_text(kind, value)
+
+
+def _of_text(kind: object, value: object) -> object:
+    """What is written in quotes; raises ValueError."""
     if not isinstance(value, str) or not value:
         raise ValueError("expected a text that is not empty")
     if "\0" in value:

@@ -17,6 +17,7 @@ from cryptography import x509
 from ca.client import CaClient
 from ca.errors import CaError, CaRefused, CaUnreachable
 from ca.messages import (
+    Attest,
     AttestWithToken,
     GetBundle,
     Issued,
@@ -26,7 +27,9 @@ from ca.messages import (
     RenewNode,
     Reply,
     Request,
+    SignJwt,
     SignWorkloads,
+    WatchTrust,
 )
 from ca.spiffe import SpiffeId
 from ca.tls import KeyAndChain
@@ -75,8 +78,8 @@ class ScriptedCa(CaClient):
             case SignWorkloads():
                 assert own is not None
                 return self._issued([self._item(item.identity, item.csr_der, self.ttl_s) for item in request.requests])
-            case GetBundle():
-                raise AssertionError("an agent does not ask for the bundle alone")
+            case Attest() | GetBundle() | SignJwt() | WatchTrust():
+                raise AssertionError("an agent with a join token asks for certificates, and nothing else")
 
     def _item(self, identity: SpiffeId, csr_der: bytes, ttl_s: float) -> IssuedCertificate:
         if identity in self.refusals:
