@@ -151,6 +151,7 @@ class Worker:
                 self._take_state(message)
             case say.StateComplete():
                 process.tidy_up()
+                _log.debug("the first state is complete")
                 self._channel.post(say.Ready())
             case say.ServePod() | say.PodChanged() | say.EndPod():
                 self._do_pod(message, descriptors, services, pods)
