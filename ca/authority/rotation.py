@@ -31,6 +31,7 @@ _CLOCK_SKEW: Final = timedelta(seconds=60)  # how long after its end a verifier 
 # A replica that has not heard yet of the new key may sign with the old one; it asks the database every second.
 _RELOAD_GRACE: Final = timedelta(seconds=60)
 _LONGEST_PAUSE_S: Final = 60.0
+_FINISH_WITHIN: Final = timedelta(hours=1)  # a root that is published and not activated for longer was forgotten
 
 
 def longest_uncut_lifetime(lifetime: timedelta) -> timedelta:
@@ -232,7 +233,7 @@ def upcoming(keys: Iterable[SigningKey], *, at: datetime, root_key_at_hand: bool
         if next_root is None:
             found.append((Duty.ROTATE_ROOT, root.prepare_at, root, True))
         else:
-            found.append((Duty.FINISH_ROOT, next_root.since, next_root, True))
+            found.append((Duty.FINISH_ROOT, next_root.since + _FINISH_WITHIN, next_root, True))
         found.append((Duty.ROOT_ENDS, root.not_after, root, False))
     for key in keys:
         if key.state is AuthorityState.RETIRING:
