@@ -118,6 +118,8 @@ def documented_keys(heading: str) -> dict[tuple[str, str], list[str]]:
 
 def shown(value: Any) -> str:
     """A default as the page writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float | int):
         return f"{value:g}" if isinstance(value, float) else str(value)
     return f'`"{value}"`'
