@@ -107,6 +107,7 @@ class _Agent:
         self._carrier: Carrier = (
             self._in_process(metrics, rng, stack) if stream_locks is None else self._in_workers(metrics, stream_locks)
         )
+        self._trust_watch.settled = self._carrier.settled
         self._pods = Pods(netns_path=self._netns_path, server=self._carrier.server, drain=self._drain)
         self._report = Report(
             config=config,

@@ -56,6 +56,9 @@ class Carrier(Protocol):
     def updated(self, update: Update, changes: Changes) -> None:
         """The registry has taken ``update``, with these ``changes``."""
 
+    async def settled(self) -> None:
+        """Return when everything told so far is in force wherever connections are judged."""
+
     def drain(self) -> None:
         """Accept nothing more."""
 
@@ -100,6 +103,9 @@ class InProcess:
     def updated(self, _update: Update, changes: Changes) -> None:
         """The stories look at the registry themselves."""
         self._data_path.live.cut_removed(changes.workloads_gone())
+
+    async def settled(self) -> None:
+        """At once: there is one process."""
 
     def drain(self) -> None:
         """Whoever has something to end waits for ``Drain`` itself."""
@@ -169,6 +175,10 @@ class InWorkers:
     def updated(self, update: Update, _changes: Changes) -> None:
         """Pass it on."""
         self._workers.update(update)
+
+    async def settled(self) -> None:
+        """Return when every worker has taken in what was told so far."""
+        await self._workers.settled()
 
     def drain(self) -> None:
         """Accept nothing more."""

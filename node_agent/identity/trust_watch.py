@@ -14,7 +14,7 @@ come back to a restarted CA in the same moment.
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -58,6 +58,8 @@ class TrustWatch:
         self._save = save
         self._rng = rng
         self._in_force = trust.trust if trust.version else None
+        self.settled: Callable[[], Awaitable[None]] | None = None
+        """Awaited before an acknowledgement: returns when other processes of the agent have what this one has."""
         self.error: str | None = None
 
     @property
@@ -108,6 +110,8 @@ class TrustWatch:
             return
         if trust.digest != self._trust.trust.digest:
             await self._put_in_force(trust)
+        if self.settled is not None:
+            await self.settled()
         try:
             await trio.to_thread.run_sync(self._save, trust)
         except OSError as error:

@@ -257,6 +257,20 @@ class Workers:
         for worker in self._running.values():
             worker.channel.post_frame(frame)
 
+    async def settled(self) -> None:
+        """Return when every worker has taken in what was told so far.
+
+        Answers are in order: one that has come says so.  A worker that gives none
+        is ended before long, and the next one begins with the state of that moment.
+        """
+        for worker in list(self._running.values()):
+            while not worker.ended.is_set():
+                try:
+                    await worker.ask(say.Topic.COUNTS, deadline_s=_SILENCE_S)
+                    break
+                except NoAnswer:
+                    await trio.lowlevel.checkpoint()
+
     # -- PodServer ----------------------------------------------------------------
 
     async def serve(self, pod: Pod, accepting: trio.CancelScope) -> None:

@@ -60,6 +60,7 @@ class WorkerProcess:
         self.started_at = now
         self.ready = False
         self.channel = Channel(ours, receives=ToParent)
+        self.ended = trio.Event()  # nothing that is asked or told from now on reaches it
         self._asked: dict[int, _Asked] = {}
         self._questions = 0
 
@@ -80,6 +81,7 @@ class WorkerProcess:
                 nursery.cancel_scope.cancel()
         finally:
             self.ready = False
+            self.ended.set()
             self.channel.close()  # for the worker this is the end
             for asked in self._asked.values():
                 asked.done.set()
@@ -91,8 +93,10 @@ class WorkerProcess:
         """Return the worker's complete answer.
 
         Raises:
-            NoAnswer: not within ``deadline_s``.
+            NoAnswer: not within ``deadline_s``, or it has ended.
         """
+        if self.ended.is_set():
+            raise NoAnswer(f"worker {self.number} has ended")
         self._questions += 1
         number, asked = self._questions, _Asked()
         self._asked[number] = asked
