@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 ROOT: Final = Path(__file__).parents[2]
-TARGETS: Final = ("csr", "decoder", "evidence", "frames")
+TARGETS: Final = ("bundles", "certificates", "csr", "decoder", "evidence", "frames", "jwts")
 _SECONDS: Final = 10
 # CI goes the same way every time, as the properties do: a find belongs in a session at work.
 _SEED: Final = ["-seed=1"] if "CI" in os.environ else []
