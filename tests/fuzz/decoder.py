@@ -28,7 +28,6 @@ def target(data: bytes) -> None:
                 message = parse(fields)
             except WireError:
                 continue
-            assert "evidence" not in repr(message)
             assert parse(FrameDecoder().feed(encode_frame(message.to_wire()))[0]) == message
 
 
