@@ -114,9 +114,18 @@ class Authority:
 
 
 def make_authority(
-    directory: Path, *, port: int = 0, at: datetime | None = None, database_url: str | None = None
+    directory: Path,
+    *,
+    port: int = 0,
+    at: datetime | None = None,
+    database_url: str | None = None,
+    trust_domain: str = TRUST_DOMAIN,
+    more: str = "",
 ) -> Authority:
-    """``ringfence ca init`` in ``directory``, with SQLite or with the PostgreSQL at ``database_url``."""
+    """``ringfence ca init`` in ``directory``, with SQLite or with the PostgreSQL at ``database_url``.
+
+    ``more`` are further sections of ca.toml.
+    """
     passphrase_file = directory / "passphrase"
     passphrase_file.touch(mode=0o600)
     passphrase_file.write_bytes(PASSPHRASE)
@@ -125,9 +134,9 @@ def make_authority(
     config_file = directory / "ca.toml"
     database = "" if database_url is None else f'database = "{database_url}"\n'
     config_file.write_text(
-        f'[ca]\ntrust_domain = "{TRUST_DOMAIN}"\naddress = "127.0.0.1:{port}"\n'
+        f'[ca]\ntrust_domain = "{trust_domain}"\naddress = "127.0.0.1:{port}"\n'
         f'state_dir = "{directory}/state"\npassphrase_file = "{passphrase_file}"\n{database}'
-        f'[registry]\nmanifests_dir = "{manifests}"\n'
+        f'[registry]\nmanifests_dir = "{manifests}"\n{more}'
     )
     config = AuthorityConfig.load(config_file)
     made = founding.create(config, passphrase=PASSPHRASE, at=at or datetime.now(UTC))

@@ -37,8 +37,13 @@ def _shown(name: str, section: str, says: str, *tests: str) -> Rule:
     return Rule(name=name, section=section, says=says, tests=tests)
 
 
-_FEDERATION: Final = "tests/unit/ca/authority/test_federation.py"
-_FEDERATION_LIVE: Final = "tests/stream/ca/test_federation.py"
+_INTAKE: Final = "tests/unit/ca/authority/test_federation.py"
+_POLLING: Final = "tests/stream/ca/test_federation.py"
+_ENDPOINT: Final = "tests/stream/ca/test_bundle_endpoint.py"
+_FETCHING: Final = "tests/stream/ca/test_bundle_fetching.py"
+_ANCHORS: Final = "tests/unit/ca/test_anchors.py"
+_HANDSHAKES: Final = "tests/stream/identity/test_handshakes.py"
+_MESH: Final = "tests/mesh/test_federation.py"
 
 RULES: Final = (
     # -- ID ---------------------------------------------------------------------------------------------
@@ -99,6 +104,69 @@ RULES: Final = (
     _rejects("bundle-authorities", "X509-SVID 6", "every x509-svid certificate is a signing certificate of the domain"),
     _both("bundle-map", "TDB 5.1", "a map of trust domains, each once, by valid names"),
     _accepts("bundle-map-hint", "TDB 5.1", "refresh hints inside a map are ignored"),
+    # -- federation -------------------------------------------------------------------------------------
+    _shown(
+        "federation-never-merged",
+        "SPIFFE Federation 4.2",
+        "bundles of different trust domains are never merged",
+        f"{_HANDSHAKES}::test_a_root_moved_to_another_trust_domain_no_longer_vouches_for_its_old_one",
+        f"{_HANDSHAKES}::test_a_federated_root_that_passes_for_one_of_ours_ends_no_handshake_of_ours",
+        f"{_ANCHORS}::test_a_root_with_the_name_and_key_identifier_of_ours_is_left_out",
+        f"{_INTAKE}::test_what_is_added_is_trusted_after_our_own_and_what_is_removed_is_not",
+        f"{_MESH}::test_the_other_ca_can_not_speak_for_our_workloads",
+    ),
+    _shown(
+        "federation-failed-poll",
+        "SPIFFE Federation 6.2",
+        "a poll that failed is tried at the next interval; what was in force stays",
+        f"{_INTAKE}::test_a_failed_poll_waits_for_the_next_interval",
+        f"{_POLLING}::test_a_failed_poll_keeps_the_bundle_and_is_tried_at_the_next_interval",
+        f"{_MESH}::test_an_endpoint_that_is_down_changes_nothing_and_is_told",
+    ),
+    _shown(
+        "federation-refresh",
+        "SPIFFE Federation 4.1",
+        "endpoints are polled at the refresh hint, with jitter",
+        f"{_INTAKE}::test_the_hint_is_followed_up_to_a_tenth_early_within_bounds",
+        f"{_POLLING}::test_what_changes_at_the_endpoint_is_in_force_after_the_next_poll",
+    ),
+    _shown(
+        "federation-https-web",
+        "SPIFFE Federation 5.2.1",
+        "endpoint profile https_web, served and consumed",
+        f"{_ENDPOINT}::test_https_web_proves_a_host_name_to_the_machines_own_list",
+        f"{_ENDPOINT}::test_https_web_believes_no_private_ca",
+    ),
+    _shown(
+        "federation-https-spiffe",
+        "SPIFFE Federation 5.2.2",
+        "endpoint profile https_spiffe, served and consumed, judged by the latest bundle",
+        f"{_ENDPOINT}::test_a_bundle_is_fetched_from_who_proves_the_spiffe_id",
+        f"{_ENDPOINT}::test_who_does_not_prove_the_spiffe_id_is_not_believed",
+        f"{_POLLING}::test_the_root_that_replaces_the_one_that_was_configured_judges_the_next_poll",
+        f"{_POLLING}::test_an_endpoint_of_a_third_trust_domain_is_judged_by_that_ones_bundle",
+    ),
+    _shown(
+        "federation-no-client-certificate",
+        "SPIFFE Federation 5.2.2.3",
+        "an endpoint asks for no client certificate",
+        f"{_ENDPOINT}::test_no_client_certificate_is_asked_for",
+    ),
+    _shown(
+        "federation-redirects",
+        "SPIFFE Federation 5.2.2.4",
+        "a redirect is followed only to where the same is proved",
+        f"{_FETCHING}::test_a_redirect_is_followed_to_where_the_same_is_proved",
+        f"{_FETCHING}::test_a_redirect_to_another_server_has_to_be_proved_again",
+    ),
+    _shown(
+        "federation-ended",
+        "SPIFFE Federation 6.3",
+        "without a bundle no SVID of the trust domain is valid, for new connections and for those that live",
+        f"{_HANDSHAKES}::test_a_trust_domain_that_went_away_meanwhile_is_called_that",
+        f"{_MESH}::test_the_side_that_ends_the_trust_cuts_and_refuses_with_the_reason",
+        f"{_MESH}::test_a_destination_that_ends_the_trust_cuts_and_refuses_too",
+    ),
     # -- decided where the standards leave it open ------------------------------------------------------
     _rejects("decided-lower-case", "SPIFFE-ID 2.1", "an upper-case trust domain or scheme"),
     _rejects("decided-serial", "RFC 5280 4.1.2.2", "a serial number that is not positive"),

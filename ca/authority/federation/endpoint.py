@@ -11,7 +11,7 @@ for a handshake and a request, size of a request.
 
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -42,7 +42,7 @@ class BundleEndpoint:
         self._context: ssl.SSLContext | None = None
         self._made_of: object = None
 
-    async def run(self, listeners: list[trio.SocketListener]) -> None:
+    async def run(self, listeners: Sequence[trio.abc.Listener[trio.abc.HalfCloseableStream]]) -> None:
         """Serve on ``listeners`` (closed at the end) until cancelled."""
         routes: Routes = {PATH: {"GET": self._answer}}
         await HttpServer(routes, secure=self._secure).run(listeners)
