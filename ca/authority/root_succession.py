@@ -20,6 +20,7 @@ from ca.authority.records import AuthorityKind, AuthorityRecord, AuthorityState
 from ca.authority.rotation import SigningKey
 from ca.authority.store import authorities as table
 from ca.authority.store.database import Transaction
+from ca.authority.store.jwt_keys import distrust_all
 from ca.authority.succession import Overtaken, Succession
 
 
@@ -101,13 +102,14 @@ class RootSuccession:
         """Distrust the whole hierarchy at once: for a root key that somebody has stolen.
 
         A root of somebody else's that is prepared takes its place, or a new one
-        of ours; one of ours that was prepared may be stolen as well.  Returns
-        the new root's key identifier.
+        of ours; one of ours that was prepared may be stolen as well, and so may
+        the keys that sign JWTs.  Returns the new root's key identifier.
         """
         keys = self._succession.signing_keys()
         prepared = rotation.prepared_root(keys)
         foreign = prepared is not None and not self._succession.store.keys.has(prepared.key_id)
         records = [] if foreign else self._make(AuthorityState.ACTIVE, at=at)
+        gone: list[str] = []
 
         def change(transaction: Transaction, keys: Sequence[SigningKey]) -> None:
             successors = _prepared(keys) if foreign else ()
@@ -118,9 +120,12 @@ class RootSuccession:
             for key in successors:
                 table.set_state(transaction, key.key_id, AuthorityState.ACTIVE, at=at)
             table.add(transaction, records)
+            gone.extend(distrust_all(transaction))
 
         self._succession.change(change)
         self._succession.sweep()
+        for key_id in gone:
+            self._succession.store.keys.remove(key_id)
         found = rotation.active_root(self._succession.signing_keys())
         assert found is not None
         return found.key_id

@@ -131,6 +131,13 @@ class JwtKeys:
             return transaction.execute("DELETE FROM jwt_svids WHERE not_after < ?", (to_seconds(at - KEEP),))
 
 
+def distrust_all(transaction: Transaction) -> list[str]:
+    """Take every key out of the trust bundle at once, whatever it still signs; returns which (their private halves)."""
+    rows = transaction.query("SELECT key_id FROM jwt_keys WHERE state != 'retired'")
+    transaction.execute("UPDATE jwt_keys SET state = 'retired' WHERE state != 'retired'")
+    return [str(row[0]) for row in rows]
+
+
 def journal_jwts(transaction: Transaction, records: Sequence[JwtRecord]) -> None:
     """Write tokens to the journal, in the transaction of the group that they were asked for in."""
     if records:

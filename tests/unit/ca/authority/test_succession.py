@@ -13,6 +13,7 @@ from cryptography import x509
 from ca.authority import hierarchy, rotation
 from ca.authority.caretaker import catch_up
 from ca.authority.errors import AuthorityError
+from ca.authority.jwt import JwtSigner
 from ca.authority.keys import KeyFile
 from ca.authority.records import AuthorityKind, AuthorityState, CertificateRecord
 from ca.authority.root_succession import RootSuccession
@@ -263,7 +264,10 @@ def test_a_prepared_root_can_be_withdrawn_with_all_that_is_under_it(desk: Desk) 
 def test_in_an_emergency_nothing_of_the_old_hierarchy_is_left(desk: Desk) -> None:
     desk.succession.prepare_intermediate(at=AT)
     desk.roots.prepare(at=AT)
-    old = {record.key_id for record in desk.succession.records()}
+    jwt = JwtSigner(store=desk.store, passphrase=PASSPHRASE, ttl=5 * MINUTE, lifetime=timedelta(days=7))
+    jwt.tend(at=AT)
+    old = {record.key_id for record in desk.succession.records()} | {key.key_id for key in desk.store.jwt_keys.read()}
+    assert old == desk.key_files()
     key_id = desk.roots.replace_everything(at=AT)
 
     assert key_id not in old
@@ -271,6 +275,7 @@ def test_in_an_emergency_nothing_of_the_old_hierarchy_is_left(desk: Desk) -> Non
     assert desk.bundle() == list(loaded.roots)
     assert len(loaded.roots) == 1
     assert not desk.key_files() & old
+    assert desk.store.jwt_keys.published() == ()
     assert {record.state for record in desk.succession.records() if record.key_id in old} == {AuthorityState.RETIRED}
 
 
