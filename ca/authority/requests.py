@@ -242,9 +242,6 @@ class RequestHandler:
         try:
             written = self._store.journal_all([each.entry for each in unwritten], at=at)
             changed = self._guard.current() is not revoked
-            for each, good in zip(unwritten, written, strict=True):
-                if changed and good and each.entry.instance is not None:
-                    self._store.instances.release(each.entry.instance, serial_hex=each.entry.records[0].serial_hex)
         except StoreError:
             log("journal_failed", level=logging.ERROR, exc_info=True, requests=len(unwritten))
             return [_store_failed()] * len(unwritten)

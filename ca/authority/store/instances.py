@@ -24,14 +24,6 @@ class Instances:
         with self._database.transaction() as transaction:
             return transaction.execute("DELETE FROM instances WHERE id = ?", (id,)) > 0
 
-    def release(self, instance: Instance, *, serial_hex: str) -> None:
-        """Give a machine its one attestation back: what it bought did not leave."""
-        with self._database.transaction() as transaction:
-            transaction.execute(
-                "DELETE FROM instances WHERE method = ? AND id = ? AND serial = ?",
-                (instance.method, instance.id, serial_hex),
-            )
-
 
 def take_up(transaction: Transaction, instance: Instance, *, record: CertificateRecord) -> bool:
     """Use up the one attestation of a machine, in the transaction that journals what it buys; False: it is used."""

@@ -77,12 +77,3 @@ def test_a_machine_that_is_forgotten_may_attest_once_more(stores: list[Store]) -
     assert second.instances.forget("1/i-1")
     assert not second.instances.forget("1/i-1")
     assert first.journal_all([entry(2)], at=AT) == [True]
-
-
-def test_a_machine_gets_back_only_what_its_own_certificate_took(stores: list[Store]) -> None:
-    first, second, *_ = stores
-    first.journal_all([entry(1)], at=AT)
-    second.instances.release(MACHINE, serial_hex=f"{2:040x}")
-    assert second.journal_all([entry(2)], at=AT) == [False]
-    second.instances.release(MACHINE, serial_hex=f"{1:040x}")
-    assert second.journal_all([entry(3)], at=AT) == [True]
