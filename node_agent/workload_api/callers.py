@@ -1,11 +1,13 @@
 """Who has how much of the Workload API: bounds for each workload, so that none takes what is another's.
 
-Sans-I/O; ``now`` is monotonic seconds.  A group is the connections of one
+``now`` is monotonic seconds.  A group is the connections of one
 workload, or of all processes that belong to none: they get an answer (no), but
 few of them at a time.
 """
 
 from typing import Final
+
+import trio
 
 from node_agent.workload_api.budget import CONNECTION_COST, Budget
 
@@ -18,15 +20,19 @@ _MAX_IDLE_GROUPS: Final = 1024
 
 
 class Group:
-    """The connections of one workload (``key`` is its uid), or of unknown processes."""
+    """The connections of one workload (``key`` is its uid), or of unknown processes.
 
-    __slots__ = ("budget", "calls", "connections", "key")
+    Who reads holds ``turn`` meanwhile, so that the budget is that of all of them together.
+    """
+
+    __slots__ = ("budget", "calls", "connections", "key", "turn")
 
     def __init__(self, key: str, *, now: float) -> None:
         self.key = key
         self.budget = Budget(now=now)
         self.connections = 0
         self.calls = 0
+        self.turn = trio.Lock()
 
     @property
     def may_call(self) -> bool:

@@ -21,7 +21,7 @@ from node_agent.workload_api.answers import Answers, CallFailed, require_empty
 from node_agent.workload_api.caller import Caller
 from node_agent.workload_api.callers import UNKNOWN, Group
 from node_agent.workload_api.changes import Changes
-from node_agent.workload_api.grpc import Called, Cancelled, GrpcConnection, GrpcConnectionError, GrpcStatus
+from node_agent.workload_api.grpc import Called, Cancelled, Event, GrpcConnection, GrpcConnectionError, GrpcStatus
 from node_agent.workload_api.statistics import Statistics
 
 _log = logging.getLogger("ringfence.workload_api")
@@ -90,15 +90,14 @@ class Conversation:
 
     async def _read(self, nursery: trio.Nursery) -> None:
         while not self._grpc.is_over:
-            data = await self._stream.receive_some(_RECEIVE_BYTES)
-            if not data:
-                return
-            try:
-                events, frames = self._grpc.receive(bytes(data))
-            except GrpcConnectionError as error:
-                _log.info("%s: %s", self._caller.process, error)
-                await self._flush()
-                return
+            await trio.lowlevel.wait_readable(self._stream.socket)
+            # One connection of a workload after the other: else each would find the budget as the others left it.
+            async with self._group.turn:
+                await trio.sleep(self._group.budget.spend(0.0, now=trio.current_time()))
+                data = await self._stream.receive_some(_RECEIVE_BYTES)
+                if not data:
+                    return
+                events = self._receive(bytes(data))
             for event in events:
                 match event:
                     case Called():
@@ -109,8 +108,17 @@ class Conversation:
             self._window.set()
             self._window = trio.Event()
             await self._flush()
-            cost = frames + len(data) / _FRAME_BYTES
-            await trio.sleep(self._group.budget.spend(cost, now=trio.current_time()))
+
+    def _receive(self, data: bytes) -> list[Event]:
+        """What the bytes complete, paid for; what is broken ends the connection after its last words."""
+        events: list[Event] = []
+        frames = 0
+        try:
+            events, frames = self._grpc.receive(data)
+        except GrpcConnectionError as error:
+            _log.debug("%s: %s", self._caller.process, error)
+        self._group.budget.spend(frames + len(data) / _FRAME_BYTES, now=trio.current_time())
+        return events
 
     def _begin(self, nursery: trio.Nursery, called: Called) -> None:
         if not self._group.may_call:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("ringfence.workload_api")
 
-_ACCEPT_RATE: Final = 500.0  # connections a second, of all pods together: about 5 % of a core
+_ACCEPT_RATE: Final = 200.0  # connections a second, of all pods together: about 4 % of a core
 _ACCEPT_BURST: Final = 1000.0
 _LOG_RATE: Final = 1.0  # lines a second about callers that were turned away
 _LOG_BURST: Final = 20.0

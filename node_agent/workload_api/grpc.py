@@ -124,7 +124,7 @@ class GrpcConnection:
 
     @property
     def is_over(self) -> bool:
-        """Whether the peer has said that it will not use this connection any more."""
+        """Whether the peer will not, or may not, use this connection any more."""
         return self._is_over
 
     def receive(self, data: bytes) -> tuple[list[Event], int]:
@@ -140,7 +140,10 @@ class GrpcConnection:
                 self._take(event, happened)
             for call in list(self._streams):
                 self._flush(call)
-        except H2Error as error:
+        except (H2Error, GrpcConnectionError) as error:
+            self._is_over = True
+            if isinstance(error, GrpcConnectionError):
+                raise
             raise GrpcConnectionError(f"{type(error).__name__}: HTTP/2 was broken") from error
         return happened, len(received)
 
