@@ -12,7 +12,6 @@ get ``drain_grace_s``, then are cut with the reason ``drained``.
 import logging
 import random
 import signal
-import ssl
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -36,8 +35,6 @@ from node_agent.identity import (
     Identities,
     NodeCredentials,
     NodeKeyStore,
-    PeerCertificate,
-    peer_identity,
     prefer_aes128,
     proof_from,
 )
@@ -141,7 +138,6 @@ class _Agent:
             registry=self._registry,
             identities=self._identities,
             trust=self._trust,
-            verify=self._verify,
             drain=self._drain,
             metrics=metrics,
             rng=rng,
@@ -256,9 +252,6 @@ class _Agent:
     def _netns_path(self, workload: Workload) -> Path:
         namespace, name = workload.name
         return Path(self._config.capture.netns_path.format(namespace=namespace, name=name, uid=workload.uid))
-
-    def _verify(self, tls: ssl.SSLSocket, at: datetime) -> PeerCertificate:
-        return peer_identity(tls, bundles=self._trust.anchors, at=at)
 
     def _register_gauges(self, metrics: Metrics) -> None:
         metrics.gauge(

@@ -17,7 +17,7 @@ from ca.spiffe import SpiffeId
 from node_agent.balance import Balancer
 from node_agent.config import Config
 from node_agent.drain import Drain
-from node_agent.identity import Credentials, Identities, PeerCertificate, handshake_failure
+from node_agent.identity import Credentials, Identities, PeerCertificate, handshake_failure, peer_identity
 from node_agent.identity.trust import TrustStore
 from node_agent.proxy.inbound import Inbound
 from node_agent.proxy.live import LiveConnections
@@ -58,7 +58,6 @@ def build_data_path(
     registry: Registry,
     identities: IdentitySource,
     trust: TrustStore,
-    verify: Callable[[ssl.SSLSocket, datetime], PeerCertificate],
     drain: Drain,
     metrics: Metrics,
     rng: random.Random,
@@ -71,6 +70,10 @@ def build_data_path(
 
     ``run`` is a part of the ids of access records, drawn if it is not given.
     """
+
+    def verify(tls: ssl.SSLSocket, at: datetime) -> PeerCertificate:
+        return peer_identity(tls, bundles=trust.anchors, at=at)
+
     known = cast(Identities, identities)  # the stories call nothing but what IdentitySource has
     access_log = AccessLog(metrics=metrics, node=config.agent.node, run=run)
     live = LiveConnections()

@@ -17,9 +17,7 @@ import itertools
 import logging
 import random
 import socket
-import ssl
 from contextlib import ExitStack
-from datetime import datetime
 from typing import Final
 
 import trio
@@ -32,7 +30,6 @@ from node_agent.capture import Listeners, PodNetwork
 from node_agent.data_path import build_data_path
 from node_agent.drain import Drain
 from node_agent.errors import CloseReason, ConnectionFailure
-from node_agent.identity import PeerCertificate, peer_identity
 from node_agent.identity.credentials import assemble
 from node_agent.identity.identities import utc_now
 from node_agent.identity.trust import TrustStore
@@ -83,7 +80,6 @@ class Worker:
             registry=self._registry,
             identities=self._identities,
             trust=self._trust,
-            verify=self._verify,
             drain=self._drain,
             metrics=self._metrics,
             rng=random.SystemRandom(),
@@ -135,7 +131,7 @@ class Worker:
             while True:
                 for message, descriptors in received:
                     self._do(message, descriptors, services, pods)
-                    # Contexts take OpenSSL 3.0 milliseconds: connections are not to wait for those of a whole node.
+                    # The keys of a whole node, and a big registry, take longer than a connection should wait.
                     await trio.lowlevel.checkpoint()
                 received = await self._channel.receive()
                 if not received:
@@ -213,14 +209,11 @@ class Worker:
                 roots=self._trust.every_root,
                 ring=next(self._rings),
             )
-        except (CaError, ssl.SSLError) as error:
+        except CaError as error:
             _log.error("the SVID of %s can not be used: %s", message.identity, error)
             self._identities.drop(message.identity)
         else:
             self._identities.put(credentials)
-
-    def _verify(self, tls: ssl.SSLSocket, at: datetime) -> PeerCertificate:
-        return peer_identity(tls, bundles=self._trust.anchors, at=at)
 
     def _hear_identity(self, answer: say.IdentityAnswered) -> None:
         waiting = self._waiting.pop(answer.number, None)
