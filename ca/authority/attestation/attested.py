@@ -33,6 +33,7 @@ class Claim:
 class Attested:
     """A node that proved itself.
 
+    ``detail`` says in the log what vouched for it: a pod, a machine; never a secret.
     ``token_hash`` is the join token, ``instance`` the machine, that has to be
     used up in the same transaction that journals the certificate; until then
     nothing has been granted.
@@ -41,6 +42,7 @@ class Attested:
     identity: SpiffeId
     node: str
     method: str
+    detail: str = ""
     token_hash: bytes | None = None
     instance: Instance | None = None
 

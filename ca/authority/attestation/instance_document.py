@@ -68,11 +68,13 @@ class InstanceDocuments:
     async def attest(self, claim: Claim, *, at: datetime) -> Attested:
         """See ``Plugin.attest``."""
         identity = node_identity(self._trust_domain, claim.node)
+        instance = judge(claim, rules=self._rules, at=at)
         return Attested(
             identity=identity,
             node=claim.node,
             method=INSTANCE_DOCUMENT,
-            instance=judge(claim, rules=self._rules, at=at),
+            detail=f"machine {instance.id}",
+            instance=instance,
         )
 
 

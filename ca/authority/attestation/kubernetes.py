@@ -51,7 +51,8 @@ class KubernetesTokens:
             text = "the authority can not ask its API server at the moment; its log says why"
             raise Refusal(RefusalCode.UNAVAILABLE, text) from None
         token_review.require_node(node, claimed=claim.node, bound=pod)
-        return Attested(identity=identity, node=claim.node, method=KUBERNETES)
+        detail = f"pod {pod.namespace}/{pod.name} ({pod.uid}), service account {pod.service_account}"
+        return Attested(identity=identity, node=claim.node, method=KUBERNETES, detail=detail)
 
     async def _pod(self, bound: BoundPod) -> Any:
         path = f"/api/v1/namespaces/{quote(bound.namespace, safe='')}/pods/{quote(bound.name, safe='')}"

@@ -109,6 +109,7 @@ class _Runner:
         if attested.node != claim.node or attested.identity.node_name != claim.node:
             log("attestation_plugin_failed", level=logging.ERROR, plugin=self._plugin.name, error="another node")
             raise Refusal(RefusalCode.INTERNAL, "the authority failed; its log says why")
+        log("attested", plugin=self._plugin.name, node=attested.node, by=attested.detail)
         return attested
 
 

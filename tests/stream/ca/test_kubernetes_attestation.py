@@ -263,6 +263,18 @@ async def test_of_many_who_attest_at_once_a_bounded_number_is_asked_for_and_some
     assert len({each.retry_after_s for each in turned_away}) == 4  # so that they do not come back together
 
 
+async def test_the_log_says_which_pod_vouched_for_a_node(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "ringfence.ca")
+    async with kube_api_server(tmp_path) as kube:
+        pod = kube.pod("agent-x", node="node-1")
+        claim = request(kube.token(pod))
+        judged = await Attestors(enabled=("kubernetes",), plugins=(plugin(kube),)).judge(claim, at=datetime.now(UTC))
+    assert isinstance(judged, Attested)
+    (event,) = [each.fields for each in caplog.records if each.message == "attested"]  # type: ignore[attr-defined]
+    by = f"pod ringfence/agent-x ({pod.uid}), service account ringfence-agent"
+    assert event == {"plugin": "kubernetes", "node": "node-1", "by": by}
+
+
 async def test_a_method_that_is_not_enabled_is_refused_with_those_that_are() -> None:
     attestors = Attestors(enabled=("join_token", "kubernetes"))
     judged = await attestors.judge(request(b"x", method="x\n\x1b[31m" + "y" * 40), at=datetime.now(UTC))
