@@ -43,6 +43,7 @@ _ENDPOINT: Final = "tests/stream/ca/test_bundle_endpoint.py"
 _FETCHING: Final = "tests/stream/ca/test_bundle_fetching.py"
 _ANCHORS: Final = "tests/unit/ca/test_anchors.py"
 _HANDSHAKES: Final = "tests/stream/identity/test_handshakes.py"
+_WORKLOAD_API: Final = "tests/stream/workload_api/test_x509.py"
 _MESH: Final = "tests/mesh/test_federation.py"
 
 RULES: Final = (
@@ -124,6 +125,21 @@ RULES: Final = (
         f"{_MESH}::test_an_endpoint_that_is_down_changes_nothing_and_is_told",
     ),
     _shown(
+        "federation-publish-ahead",
+        "SPIFFE Federation 4.1",
+        "a new key is published for five refresh hints before it is used",
+        "tests/unit/cli/test_ca_wait.py::test_a_root_is_published_for_five_refresh_hints",
+        "tests/unit/ca/authority/test_jwt_rotation.py::test_a_key_that_was_prepared_late_is_published_for_several_refresh_hints_first",
+        f"{_POLLING}::test_a_new_root_is_fetched_by_others_before_it_is_used",
+    ),
+    _shown(
+        "federation-remove-last",
+        "SPIFFE Federation 4.1",
+        "a key is removed when no valid SVID of it is left",
+        "tests/unit/ca/authority/test_rotation.py::test_an_old_root_stays_until_everything_below_it_has_retired",
+        "tests/unit/ca/authority/test_jwt_rotation.py::test_a_key_is_forgotten_when_its_last_token_can_not_be_accepted_any_more",
+    ),
+    _shown(
         "federation-refresh",
         "SPIFFE Federation 4.1",
         "endpoints are polled at the refresh hint, with jitter",
@@ -166,6 +182,27 @@ RULES: Final = (
         f"{_HANDSHAKES}::test_a_trust_domain_that_went_away_meanwhile_is_called_that",
         f"{_MESH}::test_the_side_that_ends_the_trust_cuts_and_refuses_with_the_reason",
         f"{_MESH}::test_a_destination_that_ends_the_trust_cuts_and_refuses_too",
+    ),
+    # -- Workload API -----------------------------------------------------------------------------------
+    _shown(
+        "workload-metadata",
+        "SPIFFE Workload Endpoint 3",
+        "a call without the metadata workload.spiffe.io: true is an invalid argument",
+        f"{_WORKLOAD_API}::test_a_call_without_the_metadata_is_an_invalid_argument",
+    ),
+    _shown(
+        "workload-full-state",
+        "SPIFFE Workload API 5",
+        "each message is the full state; what is absent was withdrawn",
+        f"{_WORKLOAD_API}::test_a_program_gets_the_svid_of_its_pod_and_every_rotation_is_pushed",
+        f"{_WORKLOAD_API}::test_bundles_of_federated_trust_domains_come_and_go",
+    ),
+    _shown(
+        "workload-denied",
+        "SPIFFE Workload API 5",
+        "who has no identity (any more) is told to stop: permission denied",
+        f"{_WORKLOAD_API}::test_a_process_of_no_pod_is_denied_everything",
+        f"{_WORKLOAD_API}::test_a_revoked_identity_is_told_to_stop",
     ),
     # -- decided where the standards leave it open ------------------------------------------------------
     _rejects("decided-lower-case", "SPIFFE-ID 2.1", "an upper-case trust domain or scheme"),

@@ -15,10 +15,16 @@ from typing import Final
 
 from ca.bundle import DEFAULT_REFRESH_HINT_S
 
+PUBLISH_AHEAD_HINTS: Final = 5  # 4.1: "the recommended advance time is 3-5 times the bundle's `spiffe_refresh_hint`"
 _SHORTEST_S: Final = 1.0  # for drills; a publisher that wants more often than once a second is not obeyed
 _LONGEST_S: Final = 86_400.0  # nor one that wants to be asked once a month: removed keys would stay for as long
 _FIRST_RETRY_S: Final = 5.0
 _JITTER: Final = 0.1
+
+
+def usable_at(published_at: datetime, *, refresh_hint_s: float) -> datetime:
+    """From when on a new root of ours may vouch for certificates, if others fetch our bundle this often."""
+    return published_at + timedelta(seconds=PUBLISH_AHEAD_HINTS * refresh_hint_s)
 
 
 def interval_s(refresh_hint_s: float) -> float:

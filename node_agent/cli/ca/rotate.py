@@ -28,7 +28,7 @@ from ca.authority.succession import RootAccess, Succession
 from node_agent.cli.ca.command import Commands, add_command, add_passphrase, add_root_key
 from node_agent.cli.ca.keys import require_new
 from node_agent.cli.ca.status import due_table
-from node_agent.cli.ca.wait import wait_for_agents
+from node_agent.cli.ca.wait import wait_for_agents, wait_for_federation
 from node_agent.cli.terminal import Paint
 
 _DEFAULT_TIMEOUT_S: Final = 900
@@ -179,6 +179,12 @@ def _rotate_root(succession: Succession, arguments: argparse.Namespace) -> int:
         succession.store,
         trust_domain=succession.config.trust_domain,
         skipped=arguments.skip_node,
+        timeout_s=arguments.timeout_s,
+    )
+    published = rotation.prepared_root(succession.signing_keys())
+    wait_for_federation(
+        succession.config.bundle_endpoint,
+        published_at=_now() if published is None else published.since,
         timeout_s=arguments.timeout_s,
     )
     RootSuccession(succession).activate(at=_now())

@@ -7,6 +7,8 @@ from typing import Final
 
 from ca.authority.acknowledgement import Waiting, waiting_for
 from ca.authority.errors import AuthorityError, StoreError
+from ca.authority.federation.schedule import usable_at
+from ca.authority.federation.settings import BundleEndpointSettings
 from ca.authority.rotation import Missing
 from ca.authority.store import Store
 from node_agent.cli.terminal import duration, printable
@@ -45,6 +47,29 @@ def wait_for_agents(store: Store, *, trust_domain: str, skipped: Collection[str]
                 "and nothing else has changed. Bring them back and run this again; those that never come back: "
                 "--skip-node NAME"
             )
+        time.sleep(_POLL_S)
+
+
+def wait_for_federation(settings: BundleEndpointSettings | None, *, published_at: datetime, timeout_s: float) -> None:
+    """Return when other trust domains have had the time to fetch the new root; at once if our bundle is not served.
+
+    Raises:
+        AuthorityError: that takes longer; nothing was changed, and it can be run again.
+    """
+    if settings is None:
+        return
+    until = usable_at(published_at, refresh_hint_s=settings.refresh_hint_s)
+    remaining_s = (until - datetime.now(UTC)).total_seconds()
+    if remaining_s <= 0:
+        return
+    what = f"other trust domains, which fetch our bundle every {settings.refresh_hint_s} s"
+    if remaining_s > timeout_s:
+        raise AuthorityError(
+            f"the new root is to be published for {what}, until {until:%H:%M:%S} UTC, before it is used; it stays "
+            "published, and nothing else has changed: run this again then, or with a longer --timeout-s"
+        )
+    print(f"waiting until {until:%H:%M:%S} UTC for {what}", flush=True)
+    while datetime.now(UTC) < until:
         time.sleep(_POLL_S)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -21,7 +22,7 @@ from ca.bundle import write_bundle
 from ca.spiffe import SpiffeId
 from ca.trust import TrustBundle
 from tests.authority_builder import Authority, make_authority
-from tests.authority_process import Process, ringfence, running
+from tests.authority_process import RINGFENCE, Process, ringfence, running
 from tests.bundle_server import ENDPOINT_ID, THEIRS, ServedBundle, make_bundle, now, serving_bundle
 from tests.certificates import make_root
 
@@ -190,6 +191,34 @@ async def test_two_authorities_exchange_bundles_and_their_operators_see_it(tmp_p
         assert "1 to be fetched now" in _run(ours, "refresh")
         assert "no longer trusted" in _run(ours, "remove", THEIRS)
         assert json.loads(_run(ours, "list", "--json")) == []
+
+
+async def test_a_new_root_is_fetched_by_others_before_it_is_used(tmp_path: Path) -> None:
+    ours, theirs = _second(tmp_path / "ours", "cluster.local"), _second(tmp_path / "theirs", THEIRS)
+    first = tmp_path / "theirs.json"
+    first.write_text(_run(theirs, "bundle"))
+    async with running(ours), running(theirs) as (their_server, _):
+        url = f"https://127.0.0.1:{await _bundle_port(their_server)}/"
+        _run(ours, "add", THEIRS, "--endpoint", url, "--bundle", first)
+        command = [*RINGFENCE, "ca", "rotate", "root", "--config", str(theirs.config_file)]
+        rotating = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
+        assert rotating.stdout is not None
+        said = b""
+        while b"waiting until" not in said:
+            said += (data := await rotating.stdout.receive_some())
+            assert data, said
+        with trio.fail_after(20):
+            while json.loads(_run(ours, "list", "--json"))[0]["roots"] != 2:
+                await trio.sleep(0.05)
+        assert rotating.poll() is None, "the new root came here before it was used there"
+        assert await rotating.wait() == 0
+        await rotating.stdout.aclose()
+        # The endpoint proves itself under the new root now: the next polls succeed all the same.
+        before = json.loads(_run(ours, "list", "--json"))[0]["polled_at"]
+        with trio.fail_after(20):
+            while (domain := json.loads(_run(ours, "list", "--json"))[0])["polled_at"] == before:
+                await trio.sleep(0.05)
+        assert domain["problem"] == ""
 
 
 @pytest.mark.parametrize(
