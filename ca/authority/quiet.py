@@ -15,9 +15,10 @@ _LINES_A_MINUTE: Final = 600
 class LogGate:
     """Decides which lines are written, by event and peer, and remembers how many were not."""
 
-    def __init__(self) -> None:
-        self._of_peers = Buckets(a_minute=_LINES_A_MINUTE_OF_A_PEER)
-        self._of_all = Buckets(a_minute=_LINES_A_MINUTE)
+    def __init__(self, *, of_a_peer: int = _LINES_A_MINUTE_OF_A_PEER, of_all: int = _LINES_A_MINUTE) -> None:
+        """So many lines a minute, a quarter of them at once."""
+        self._of_peers = Buckets(a_minute=of_a_peer)
+        self._of_all = Buckets(a_minute=of_all)
         self._left_out: Counter[str] = Counter()
 
     def admits(self, event: str, peer: str, *, now: float) -> bool:

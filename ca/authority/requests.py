@@ -15,6 +15,7 @@ from functools import cache
 from ca.authority import attestation
 from ca.authority.attestation import Attested
 from ca.authority.errors import Refusal, StoreError
+from ca.authority.issue_log import RefusalLog, log_issued, log_issued_jwt
 from ca.authority.jwt import JwtSigner
 from ca.authority.logs import log
 from ca.authority.placement import PlacementDirectory, Placements
@@ -93,6 +94,7 @@ class RequestHandler:
         self._placement = placement
         self._guard = guard or RevocationGuard(store)
         self._jwt = jwt
+        self._refusals = RefusalLog()
 
     def handle(
         self, request: Request, requester: Requester, *, at: datetime, judged: Attested | Refusal | None = None
@@ -120,7 +122,7 @@ class RequestHandler:
         return [answer for answer in answers if not isinstance(answer, _Unwritten)]
 
     def _judge(self, asked: Asked, placements: Callable[[], Placements], at: datetime) -> "Reply | _Unwritten":
-        request, requester = asked.request, asked.requester
+        request = asked.request
         try:
             match request:
                 case AttestWithToken():
@@ -142,7 +144,7 @@ class RequestHandler:
                 case WatchTrust():
                     raise AssertionError("held by the trust feed, never queued")
         except Refusal as exc:
-            _log_refused(exc, requester, request=request.TYPE)
+            self._log_refused(exc, asked)
             return exc.reply()
         except StoreError:
             log("journal_failed", level=logging.ERROR, exc_info=True, request=request.TYPE)
@@ -183,7 +185,7 @@ class RequestHandler:
                 revoked.require_identity(item.identity)
                 results.append(self._signer.sign(item.identity, requested_key(item.csr_der, item.identity), at=at))
             except Refusal as exc:
-                _log_refused(exc, asked.requester, request=request.TYPE, identity=item.identity)
+                self._log_refused(exc, asked, identity=item.identity)
                 results.append(IssuedCertificate(identity=item.identity, error=exc.reply()))
         unwritten = self._unwritten(asked, attested, results, at)
         return unwritten if unwritten.entry.records else unwritten.reply
@@ -249,7 +251,7 @@ class RequestHandler:
             log("internal_error", level=logging.ERROR, exc_info=True, requests=len(unwritten))
             return [_failed()] * len(unwritten)
         return [
-            _changed_meanwhile(each) if changed and self._is_revoked(each) else _after_writing(each, good)
+            self._changed_meanwhile(each) if changed and self._is_revoked(each) else self._after_writing(each, good)
             for each, good in zip(unwritten, written, strict=True)
         ]
 
@@ -269,6 +271,44 @@ class RequestHandler:
             return True
         return False
 
+    def _after_writing(self, unwritten: "_Unwritten", written: bool) -> Reply:
+        if written:
+            for record in unwritten.entry.records:
+                log_issued(record)
+            for jwt in unwritten.entry.jwts:
+                log_issued_jwt(jwt)
+            return unwritten.reply
+        if (instance := unwritten.entry.instance) is not None:
+            text = (
+                f"machine {instance.id} has attested before, and each does so once: if it has lost its certificate, "
+                f"run: ringfence ca instances --forget {instance.id}"
+            )
+            refusal = Refusal(RefusalCode.ATTESTATION_REFUSED, text)
+        else:
+            text = "the join token was used already, by a request that came a moment earlier"
+            refusal = Refusal(RefusalCode.TOKEN_INVALID, text)
+        self._log_refused(refusal, unwritten.asked)
+        return refusal.reply()
+
+    def _changed_meanwhile(self, unwritten: "_Unwritten") -> Reply:
+        refusal = Refusal(
+            RefusalCode.UNAVAILABLE,
+            "the trust changed while this was answered: ask again",
+            retry_after_s=_CHANGED_RETRY_S,
+        )
+        self._log_refused(refusal, unwritten.asked)
+        return refusal.reply()
+
+    def _log_refused(self, refusal: Refusal, asked: Asked, *, identity: SpiffeId | None = None) -> None:
+        requester = asked.requester
+        self._refusals.refused(
+            refusal,
+            address=requester.address,
+            requester=requester.identity,
+            request=asked.request.TYPE,
+            identity=identity,
+        )
+
     def _bundle(self) -> Bundle:
         return Bundle(
             trust_domain=self._trust_domain,
@@ -276,34 +316,6 @@ class RequestHandler:
             sequence=self._signer.bundle_sequence,
             refresh_hint_s=_REFRESH_HINT_S,
         )
-
-
-def _after_writing(unwritten: _Unwritten, written: bool) -> Reply:
-    if written:
-        for record in unwritten.entry.records:
-            log_issued(record)
-        for jwt in unwritten.entry.jwts:
-            _log_issued_jwt(jwt)
-        return unwritten.reply
-    if (instance := unwritten.entry.instance) is not None:
-        text = (
-            f"machine {instance.id} has attested before, and each does so once: if it has lost its certificate, "
-            f"run: ringfence ca instances --forget {instance.id}"
-        )
-        refusal = Refusal(RefusalCode.ATTESTATION_REFUSED, text)
-    else:
-        text = "the join token was used already, by a request that came a moment earlier"
-        refusal = Refusal(RefusalCode.TOKEN_INVALID, text)
-    _log_refused(refusal, unwritten.asked.requester, request=unwritten.asked.request.TYPE)
-    return refusal.reply()
-
-
-def _changed_meanwhile(unwritten: _Unwritten) -> Reply:
-    refusal = Refusal(
-        RefusalCode.UNAVAILABLE, "the trust changed while this was answered: ask again", retry_after_s=_CHANGED_RETRY_S
-    )
-    _log_refused(refusal, unwritten.asked.requester, request=unwritten.asked.request.TYPE)
-    return refusal.reply()
 
 
 def _store_failed() -> Reply:
@@ -335,43 +347,4 @@ def journal_record(svid: Svid, *, node: str, method: str, requester: str, at: da
         attestation=method,
         requester=requester,
         issuer_key_id=svid.issuer_key_id,
-    )
-
-
-def log_issued(record: CertificateRecord) -> None:
-    """Say that a certificate was issued; only after it is in the journal."""
-    log(
-        "issued",
-        identity=record.identity,
-        serial=record.serial_hex,
-        node=record.node,
-        not_after=record.not_after.isoformat(),
-        attestation=record.attestation,
-        requester=record.requester,
-    )
-
-
-def _log_issued_jwt(record: JwtRecord) -> None:
-    log(
-        "issued_jwt",
-        identity=record.identity,
-        token_id=record.token_id,
-        audience=record.audience,
-        node=record.node,
-        not_after=record.not_after.isoformat(),
-        attestation=record.attestation,
-        requester=record.requester,
-    )
-
-
-def _log_refused(refusal: Refusal, requester: Requester, *, request: str, identity: SpiffeId | None = None) -> None:
-    log(
-        "refused",
-        level=logging.WARNING,
-        code=str(refusal.code),
-        why=refusal.text,
-        requester=requester.address,
-        requester_identity=None if requester.identity is None else str(requester.identity),
-        request=request,
-        identity=None if identity is None else str(identity),
     )

@@ -13,8 +13,9 @@ import trio
 from cryptography import x509
 
 from ca.authority.hierarchy import Hierarchy
+from ca.authority.issue_log import log_issued
 from ca.authority.logs import log
-from ca.authority.requests import journal_record, log_issued
+from ca.authority.requests import journal_record
 from ca.authority.signer import Signer, requested_key
 from ca.authority.store import Store
 from ca.csr import build_csr, new_key
