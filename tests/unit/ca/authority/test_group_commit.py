@@ -1,5 +1,6 @@
 """Requests that come together: one transaction, and each its own answer."""
 
+import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,3 +100,13 @@ def test_of_two_in_one_group_who_use_one_token_one_gets_a_certificate(
     assert isinstance(replies[2], Refused)
     assert replies[2].code is RefusalCode.TOKEN_INVALID
     assert store.certificate_count() == 2
+
+
+def test_a_node_that_is_refused_all_the_time_does_not_fill_the_log(
+    handler: RequestHandler, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="ringfence.ca"):
+        for _ in range(3):
+            handler.handle_all([asked("nobody", count=500)], at=AT)
+    refused = [record for record in caplog.records if record.getMessage() == "refused"]
+    assert 100 <= len(refused) < 400
