@@ -5,7 +5,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tests.mesh_builder import Mesh, Pod, in_namespace, read_all
 
@@ -36,11 +36,21 @@ def is_reset(pod: Pod, ip: str, port: int) -> bool:
 
 def readyz(mesh: Mesh, node: int) -> tuple[int, list[str]]:
     """The status code of an agent's readiness probe, and its reasons."""
+    code, body = _readiness(mesh, node)
+    return code, body["reasons"]
 
+
+def warnings(mesh: Mesh, node: int) -> list[str]:
+    """What the readiness probe of an agent says that does not make it unready."""
+    found: list[str] = _readiness(mesh, node)[1]["warnings"]
+    return found
+
+
+def _readiness(mesh: Mesh, node: int) -> tuple[int, dict[str, Any]]:
     def ask() -> bytes:
         with socket.create_connection(("127.0.0.1", _READINESS_PORT), 5) as connection:
             connection.sendall(b"GET /readyz HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")
             return read_all(connection)
 
     head, _, body = in_namespace(mesh.node_netns(node), ask).partition(b"\r\n\r\n")
-    return int(head.split()[1]), json.loads(body)["reasons"]
+    return int(head.split()[1]), json.loads(body)

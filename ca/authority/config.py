@@ -28,6 +28,7 @@ _DEFAULT_BUNDLE_PORT: Final = 15013
 _MAX_HINT_S: Final = DEFAULT_REFRESH_HINT_S  # keys are published five times this long before they sign
 _MIN_TTL_S: Final = 10  # for drills: renewal at half-life still leaves five seconds for one that fails
 _MAX_TTL_S: Final = 7 * 86_400  # SPIRE's cap
+_MAX_NODE_GRACE_S: Final = 90 * 86_400
 _MIN_LIFETIME_S: Final = 60
 _MAX_INTERMEDIATE_S: Final = 5 * 365 * 86_400
 _MAX_ROOT_S: Final = 30 * 365 * 86_400
@@ -42,6 +43,7 @@ _KEYS: Final[Mapping[str, frozenset[str]]] = {
             "state_dir",
             "passphrase_file",
             "svid_ttl_s",
+            "node_grace_s",
             "metrics_address",
             "intermediate_lifetime_s",
             "root_lifetime_s",
@@ -67,6 +69,7 @@ class AuthorityConfig:
     state_dir: Path
     passphrase_file: Path | None
     svid_ttl_s: int
+    node_grace_s: int
     intermediate_lifetime_s: int
     root_lifetime_s: int
     manifests_dir: Path
@@ -112,6 +115,7 @@ class AuthorityConfig:
             state_dir=state_dir,
             passphrase_file=reader.optional_path("ca", "passphrase_file"),
             svid_ttl_s=svid_ttl_s,
+            node_grace_s=reader.integer("ca", "node_grace_s", 7 * 86_400, at_least=0, at_most=_MAX_NODE_GRACE_S),
             intermediate_lifetime_s=intermediate_lifetime_s,
             root_lifetime_s=root_lifetime_s,
             jwt_ttl_s=reader.integer("jwt", "ttl_s", 300, at_least=_JWT_TTLS_S[0], at_most=_JWT_TTLS_S[1]),

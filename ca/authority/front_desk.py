@@ -136,6 +136,7 @@ class FrontDesk:
     async def _watch(self, request: WatchTrust, requester: Requester) -> Reply:
         try:
             attested = attestation.by_certificate(trust_domain=self._trust_domain, presented=requester.identity)
+            requester.require_unexpired(datetime.now(UTC))
             host = requester.address.rpartition(":")[0]
             with self._drain.given_up_at_the_end():  # when we go down the agent is answered, and asks the next one
                 await self._trust.watch(request, attested.identity, requester.serial, address=host)

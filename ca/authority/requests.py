@@ -8,7 +8,7 @@ write to the journal, and only then answer.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache
 
@@ -40,6 +40,7 @@ from ca.messages import (
     WatchTrust,
 )
 from ca.spiffe import SpiffeId
+from ca.svid import CLOCK_SKEW
 
 _REFRESH_HINT_S = 300.0  # SPIFFE Trust Domain and Bundle 4.1.3: the default is five minutes
 _STORE_RETRY_S = 5.0
@@ -54,6 +55,21 @@ class Requester:
     identity: SpiffeId | None
     serial: int = 0  # of the certificate that proved it
     root_der: bytes = b""  # that vouched for that certificate, when the connection was opened
+    not_after: datetime | None = None  # of that certificate: a connection may outlive it
+
+    def expired_at(self, at: datetime) -> datetime | None:
+        """When the certificate ended, if it did: then it can only be renewed."""
+        return self.not_after if self.not_after is not None and at > self.not_after + CLOCK_SKEW else None
+
+    def require_unexpired(self, at: datetime) -> None:
+        """Raise Refusal if the certificate has ended."""
+        ended = self.expired_at(at)
+        if ended is not None:
+            raise Refusal(
+                RefusalCode.UNAUTHENTICATED,
+                f"the client certificate is refused: expired at {ended:%Y-%m-%dT%H:%M:%SZ}, and it is "
+                f"{at:%Y-%m-%dT%H:%M:%SZ} here (RFC 5280 section 4.1.2.5): it can only be renewed",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +101,7 @@ class RequestHandler:
         store: Store,
         placement: PlacementDirectory,
         guard: RevocationGuard | None = None,
+        node_grace: timedelta = timedelta(0),
         jwt: JwtSigner | None = None,
     ) -> None:
         """``jwt`` None: no JWT-SVIDs are signed."""
@@ -93,6 +110,7 @@ class RequestHandler:
         self._store = store
         self._placement = placement
         self._guard = guard or RevocationGuard(store)
+        self._node_grace = node_grace
         self._jwt = jwt
         self._refusals = RefusalLog()
 
@@ -161,10 +179,32 @@ class RequestHandler:
         return self._issue_node(asked, attested, request.csr_der, at)
 
     def _renew(self, asked: Asked, request: RenewNode, at: datetime) -> "_Unwritten":
-        attested = self._by_certificate(asked.requester)
+        ended = asked.requester.expired_at(at)
+        if ended is None:
+            attested = self._by_certificate(asked.requester, at)
+        else:
+            attested = self._by_expired_certificate(asked.requester, ended, at)
         return self._issue_node(asked, attested, request.csr_der, at)
 
-    def _by_certificate(self, requester: Requester) -> Attested:
+    def _by_expired_certificate(self, requester: Requester, ended: datetime, at: datetime) -> Attested:
+        """A node that comes back after an outage renews the certificate that it had, once more.
+
+        Not if the node has shown a newer one since: then this is an old copy; nor if the node is shut out, because
+        revocations of certificates are forgotten when those have expired.
+        """
+        attested = attestation.by_certificate(trust_domain=self._trust_domain, presented=requester.identity)
+        self._guard.current().require_admitted(attested.node)
+        if at > ended + self._node_grace:
+            reason = f"expired at {ended:%Y-%m-%dT%H:%M:%SZ}, longer ago than node_grace_s"
+        elif self._store.trust.has_shown_newer(attested.node, requester.serial):
+            reason = f"expired at {ended:%Y-%m-%dT%H:%M:%SZ}, and the node has shown a newer one since"
+        else:
+            return replace(attested, method="expired_node_certificate")
+        text = f"the client certificate is refused: {reason}, and it is {at:%Y-%m-%dT%H:%M:%SZ} here"
+        raise Refusal(RefusalCode.UNAUTHENTICATED, f"{text}: the node has to join again")
+
+    def _by_certificate(self, requester: Requester, at: datetime) -> Attested:
+        requester.require_unexpired(at)
         attested = attestation.by_certificate(trust_domain=self._trust_domain, presented=requester.identity)
         self._guard.require_certificate(attested.identity, requester.serial)
         return attested
@@ -176,7 +216,7 @@ class RequestHandler:
     def _sign(
         self, asked: Asked, request: SignWorkloads, placements: Callable[[], Placements], at: datetime
     ) -> "Reply | _Unwritten":
-        attested = self._by_certificate(asked.requester)
+        attested = self._by_certificate(asked.requester, at)
         revoked, placed = self._guard.current(), placements()
         results: list[Svid | IssuedCertificate] = []
         for item in request.requests:
@@ -194,7 +234,7 @@ class RequestHandler:
         self, asked: Asked, request: SignJwt, placements: Callable[[], Placements], at: datetime
     ) -> "_Unwritten":
         """A token for an identity follows the rules of a certificate for it."""
-        attested = self._by_certificate(asked.requester)
+        attested = self._by_certificate(asked.requester, at)
         placements().require_placed(request.identity, node=attested.node)
         self._guard.current().require_identity(request.identity)
         if self._jwt is None:

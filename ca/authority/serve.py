@@ -63,7 +63,13 @@ async def serve(
             lifetime=timedelta(seconds=config.jwt_key_lifetime_s),
         )
         handler = RequestHandler(
-            trust_domain=config.trust_domain, signer=signer, store=store, placement=placement, guard=guard, jwt=jwt
+            trust_domain=config.trust_domain,
+            signer=signer,
+            store=store,
+            placement=placement,
+            guard=guard,
+            jwt=jwt,
+            node_grace=timedelta(seconds=config.node_grace_s),
         )
         trust = TrustFeed(
             version=store.trust.version,

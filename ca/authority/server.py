@@ -32,7 +32,7 @@ from ca.authority.server_certificate import ServerCertificate
 from ca.authority.statistics import Statistics
 from ca.authority.turnstile import Turnstile
 from ca.messages import ALPN, RefusalCode, Reply
-from ca.svid import SvidError, check_dates, identity_of, load_certificate
+from ca.svid import CLOCK_SKEW, SvidError, check_dates, identity_of, load_certificate
 from ca.tls import verified_chain
 from ca.wire import MAX_FRAME_BYTES, FrameDecoder, WireError, encode_frame
 
@@ -210,14 +210,24 @@ class Server:
             leaf = load_certificate(der)
             identity = identity_of(leaf)
             chain = verified_chain(tls._ssl_object)  # noqa: SLF001 - trio hands out everything but the chain
-            for each in chain:
-                check_dates(load_certificate(each), at=datetime.now(UTC))
+            at = datetime.now(UTC)
+            for each in chain[1:]:
+                check_dates(load_certificate(each), at=at)
+            # That of a node which has expired may be renewed once more (requests.py), and is good for nothing else.
+            if identity.node_name is None or at <= leaf.not_valid_after_utc + CLOCK_SKEW:
+                check_dates(leaf, at=at)
         except SvidError as exc:
             raise Refusal(RefusalCode.UNAUTHENTICATED, f"the client certificate is refused: {exc}") from exc
         if identity.trust_domain != self._trust_domain:
             text = f"the client certificate is of trust domain {identity.trust_domain!r} (X509-SVID 5.1)"
             raise Refusal(RefusalCode.UNAUTHENTICATED, text)
-        return Requester(address=address, identity=identity, serial=leaf.serial_number, root_der=chain[-1])
+        return Requester(
+            address=address,
+            identity=identity,
+            serial=leaf.serial_number,
+            root_der=chain[-1],
+            not_after=leaf.not_valid_after_utc,
+        )
 
     async def _refuse(self, tls: TlsStream, refusal: Refusal) -> None:
         """Answer the first request, whatever it is: an agent whose clock is wrong deserves to know."""

@@ -119,7 +119,9 @@ class TrustFeed:
         if self._revoked is not None:
             self._revoked.require_certificate(node, serial)
         assert node.node_name is not None
-        self._heard(AgentRecord(node=node.node_name, version=request.version, seen_at=_now(), address=address))
+        self._heard(
+            AgentRecord(node=node.node_name, version=request.version, seen_at=_now(), address=address, serial=serial)
+        )
         with trio.move_on_after(HOLD_S):
             while self._is_in_force(request):
                 await self._changed.wait()
@@ -147,7 +149,7 @@ class TrustFeed:
         saved = self._saved.get(agent.node)
         if (
             saved is None
-            or (saved.version, saved.address) != (agent.version, agent.address)
+            or (saved.version, saved.address, saved.serial) != (agent.version, agent.address, agent.serial)
             or (agent.seen_at - saved.seen_at).total_seconds() >= _SEEN_AGAIN_S
         ):
             self._unsaved[agent.node] = agent

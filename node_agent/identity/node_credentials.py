@@ -59,6 +59,7 @@ class NodeCredentials:
         self._rotation = Rotation()
         self._own: KeyAndChain | None = None
         self._issued_at: datetime | None = None
+        self._ended: KeyAndChain | None = None  # has expired; the CA may renew it once more
         self._refused = False
         self.last_error = ""
         self._take_up(key_store.load())
@@ -75,7 +76,7 @@ class NodeCredentials:
         wanted = wanted and self._own is None and not self._refused
         step = self._rotation.next_step(at=at, now=now, wanted=wanted)
         if isinstance(step, Expired):
-            self._own = None
+            self._ended, self._own = self._own, None
             self._rotation.dropped()
             step = self._rotation.next_step(at=at, now=now, wanted=wanted)
         return step
@@ -110,6 +111,8 @@ class NodeCredentials:
 
         That is so after the root was replaced in an emergency: the node has to prove itself anew.
         """
+        if self._ended is not None and not leads_to(self._ended, roots):
+            self._ended = None
         if self._own is not None and not leads_to(self._own, roots):
             _log.error("the root of the node certificate of %s is not trusted any more", self._identity)
             self.last_error = "the root of its certificate was replaced: the node has to prove itself again"
@@ -146,7 +149,9 @@ class NodeCredentials:
         key = new_key()
         csr_der = build_csr(key, self._identity)
         own = self.own
-        if own is None:
+        if own is None and self._ended is not None:
+            issued = await self._renew_ended(self._ended, csr_der)
+        elif own is None:
             proof = self._proof()
             issued = await self._ca.attest_with(proof.plugin, proof.evidence, self._node, csr_der)
         else:
@@ -154,7 +159,7 @@ class NodeCredentials:
         renewed = KeyAndChain(key=key, chain=_only_chain(issued))
         roots, at = load_chain(issued.bundle_der), self._utc_now()
         require_issued_to(identity=self._identity, own=renewed, roots=roots, at=at)
-        self._own = renewed
+        self._own, self._ended = renewed, None
         self._issued_at = at
         self._rotation.issued(at=at, not_after=_end(renewed), draw=self._rng.random())
         _log.info("node certificate of %s valid until %s", self._identity, _end(renewed).isoformat())
@@ -164,6 +169,15 @@ class NodeCredentials:
             # It works until the agent is restarted; then it takes a new join token.
             _log.error("the node's key could not be stored: %s", error)
         return roots
+
+    async def _renew_ended(self, ended: KeyAndChain, csr_der: bytes) -> Issued:
+        """After an outage that was longer than our certificate lives: no new proof is needed, if the CA agrees."""
+        try:
+            return await self._ca.renew_node(csr_der, ended)
+        except CaRefused as error:
+            if error.code not in (RefusalCode.UNAVAILABLE, RefusalCode.RATE_LIMITED, RefusalCode.INTERNAL):
+                self._ended = None  # from now on by the proof
+            raise
 
     def _failed(self, error: CaError) -> None:
         # Unavailable is not a verdict: the CA, or whoever it asks about us, may answer the next time.
@@ -189,12 +203,13 @@ class NodeCredentials:
         if stored is None:
             return
         at = self._utc_now()
+        if at >= _end(stored):
+            self._ended = stored if leads_to(stored, self._ca.roots) else None
+            return
         try:
             require_issued_to(identity=self._identity, own=stored, roots=self._ca.roots, at=at)
         except CaProtocolError as error:
             _log.warning("the stored node certificate is of no use, the join token is needed: %s", error)
-            return
-        if at >= _end(stored):
             return
         self._own = stored
         self._issued_at = stored.chain[0].not_valid_before_utc

@@ -135,6 +135,10 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         problem TEXT NOT NULL                -- why the last one did
     ) STRICT;
     """,
+    # 7: which certificate a node has shown last: what it had before is worth nothing once it has expired
+    """
+    ALTER TABLE trust_agents ADD COLUMN serial TEXT;
+    """,
 )
 _COMMENT: Final = re.compile(r"--[^\n]*")
 _POSTGRESQL_WORDS: Final = {

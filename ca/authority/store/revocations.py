@@ -21,6 +21,7 @@ from ca.authority.errors import AuthorityError
 from ca.authority.store.database import Database, Transaction
 from ca.authority.store.times import from_seconds, to_seconds
 from ca.authority.store.trust import bump
+from ca.spiffe import SpiffeId
 from ca.svid import CLOCK_SKEW
 from ca.trust import MAX_REVOCATIONS, Revocation, RevocationKind, serial_hex
 
@@ -62,12 +63,15 @@ class Revocations:
         """
         value = serial_hex(serial)
         with self._database.transaction() as transaction:
-            rows = transaction.query("SELECT not_after FROM certificates WHERE serial = ?", (value,))
+            rows = transaction.query("SELECT not_after, identity FROM certificates WHERE serial = ?", (value,))
             if not rows:
                 raise AuthorityError(
                     f"serial {value}: this authority has not issued it, or its record was lost with a restored backup; "
                     "to be safe revoke its identity. A root or intermediate is replaced with: ringfence ca rotate"
                 )
+            node = SpiffeId.parse(rows[0][1]).node_name
+            if node is not None:  # with it, it could renew it as long as it is shut out by nothing else
+                raise AuthorityError(f"serial {value}: is node {node}'s own; run: ringfence ca revoke node {node}")
             until = from_seconds(rows[0][0]) + CLOCK_SKEW
             if until <= at:
                 raise AuthorityError(f"serial {value}: it expired at {from_seconds(rows[0][0]):%Y-%m-%dT%H:%M:%SZ}")

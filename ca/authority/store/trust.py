@@ -12,18 +12,23 @@ from typing import Final
 
 from ca.authority.store.database import Database, Transaction
 from ca.authority.store.times import from_seconds, to_seconds
+from ca.trust import serial_hex
 
 _LEAP: Final = 1_000_000  # more changes than can have been lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentRecord:
-    """The last that was heard of an agent: the version that it has in force (0: none), when, and from where."""
+    """The last that was heard of an agent: the version that it has in force (0: none), when, from where.
+
+    ``serial`` is that of the certificate that it has shown; 0 if that is not known.
+    """
 
     node: str
     version: int
     seen_at: datetime
     address: str
+    serial: int = 0
 
 
 def bump(transaction: Transaction) -> int:
@@ -53,28 +58,49 @@ class TrustRecords:
         rows = self._database.query("SELECT version FROM trust_version")
         return int(rows[0][0]) if rows else 1
 
-    def acknowledge(self, node: str, version: int, *, at: datetime, address: str = "") -> None:
+    def acknowledge(self, node: str, version: int, *, at: datetime, address: str = "", serial: int = 0) -> None:
         """Remember that an agent has ``version`` in force."""
-        self.acknowledge_all([AgentRecord(node=node, version=version, seen_at=at, address=address)])
+        self.acknowledge_all([AgentRecord(node=node, version=version, seen_at=at, address=address, serial=serial)])
 
     def acknowledge_all(self, agents: Iterable[AgentRecord]) -> None:
         """The same for many, in one transaction."""
         with self._database.transaction(alone=False) as transaction:
             transaction.executemany(
-                "INSERT INTO trust_agents (node, version, seen_at, address) VALUES (?, ?, ?, ?)"
-                " ON CONFLICT (node) DO UPDATE SET"
-                " version = excluded.version, seen_at = excluded.seen_at, address = excluded.address",
+                "INSERT INTO trust_agents (node, version, seen_at, address, serial) VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT (node) DO UPDATE SET version = excluded.version, seen_at = excluded.seen_at,"
+                " address = excluded.address, serial = excluded.serial",
                 # In one order everywhere: two replicas that write the same two rows do not wait for each other.
                 [
-                    (agent.node, agent.version, to_seconds(agent.seen_at), agent.address)
+                    (agent.node, agent.version, to_seconds(agent.seen_at), agent.address, serial_hex(agent.serial))
                     for agent in sorted(agents, key=lambda agent: agent.node)
                 ],
             )
 
     def agents(self) -> list[AgentRecord]:
         """Every agent that ever said which version it has, by name."""
-        rows = self._database.query("SELECT node, version, seen_at, address FROM trust_agents ORDER BY node")
+        rows = self._database.query("SELECT node, version, seen_at, address, serial FROM trust_agents ORDER BY node")
         return [
-            AgentRecord(node=node, version=version, seen_at=from_seconds(seen_at), address=address)
-            for node, version, seen_at, address in rows
+            AgentRecord(
+                node=row[0],
+                version=row[1],
+                seen_at=from_seconds(row[2]),
+                address=row[3],
+                serial=int(row[4] or "0", 16),
+            )
+            for row in rows
         ]
+
+    def has_shown_newer(self, node: str, serial: int) -> bool:
+        """Whether a node has shown a certificate that was issued after ``serial``; also if that is not in the journal.
+
+        One that was issued and never arrived does not count: its node could not know of it.
+        """
+        rows = self._database.query("SELECT rowid FROM certificates WHERE serial = ?", (serial_hex(serial),))
+        if not rows:
+            return True
+        newer = self._database.query(
+            "SELECT 1 FROM trust_agents JOIN certificates ON certificates.serial = trust_agents.serial"
+            " WHERE trust_agents.node = ? AND certificates.rowid > ?",
+            (node, rows[0][0]),
+        )
+        return bool(newer)

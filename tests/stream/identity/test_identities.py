@@ -359,14 +359,40 @@ async def test_the_node_certificate_is_renewed_without_the_token_and_survives_a_
         assert not ca.times(AttestWithToken)
 
 
-async def test_a_stored_node_certificate_that_has_expired_needs_the_token_again(tmp_path: Path) -> None:
+async def test_a_node_certificate_that_has_expired_is_renewed_once_more(tmp_path: Path) -> None:
+    """After an outage, or a night in which the agent was off: no token is needed if the CA agrees."""
     ca = ScriptedCa(make_root())
+    async with agent(tmp_path, ca=ca) as made:
+        await joined(made, WEB)
+        made.ca.trouble = CaUnreachable("connection refused")
+        await trio.sleep(30 * HOUR_S)
+        assert made.identities.current(WEB) is None
+        made.ca.trouble = None
+        await joined(made, WEB)
+    await trio.sleep(30 * HOUR_S)
+    ca.asked.clear()
+    async with agent(tmp_path, ca=ca, token="used up") as made:
+        await joined(made, WEB)
+        assert not ca.times(AttestWithToken)
+        assert len(ca.times(RenewNode)) == 1
+
+
+async def test_if_the_ca_does_not_renew_it_the_node_proves_itself_again(tmp_path: Path) -> None:
+    class StrictCa(ScriptedCa):
+        async def _ask(self, request: Request, own: KeyAndChain | None) -> Reply:
+            reply = await super()._ask(request, own)
+            if isinstance(request, RenewNode):
+                raise CaRefused(RefusalCode.UNAUTHENTICATED, "expired, longer ago than node_grace_s")
+            return reply
+
+    ca = StrictCa(make_root())
     async with agent(tmp_path, ca=ca) as made:
         await joined(made, WEB)
     await trio.sleep(30 * HOUR_S)
     ca.asked.clear()
     async with agent(tmp_path, ca=ca) as made:
         await joined(made, WEB)
+        assert len(ca.times(RenewNode)) == 1
         assert len(ca.times(AttestWithToken)) == 1
 
 
