@@ -11,6 +11,7 @@ Blocking: called in the authority's one worker thread.
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, assert_never
@@ -20,12 +21,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from ca.authority.errors import AuthorityError, Refusal, StoreConflict
+from ca.authority.errors import AuthorityError, Refusal
 from ca.authority.jwt_rotation import (
     LONGEST_TTL,
     SHORTEST_TTL,
     ActivateJwtKey,
     ForgetJwtKey,
+    JwtKeyRecord,
     JwtStep,
     PrepareJwtKey,
     next_step,
@@ -117,16 +119,17 @@ class JwtSigner:
             StoreError: the database can not be used.
         """
         for _ in range(_MAX_STEPS):
-            step = next_step(self._store.jwt_keys.read(), lifetime=self._lifetime, at=at)
+            keys = self._store.jwt_keys.read()
+            step = next_step(keys, lifetime=self._lifetime, at=at)
             if step is None:
                 break
-            self._do(step, at)
+            self._do(step, keys, at)
         self._store.jwt_keys.prune(at=at)
 
-    def _do(self, step: JwtStep, at: datetime) -> None:
+    def _do(self, step: JwtStep, seen: Sequence[JwtKeyRecord], at: datetime) -> None:
         match step:
             case PrepareJwtKey():
-                self._prepare(at)
+                self._prepare(seen, at)
             case ActivateJwtKey(key_id):
                 self._store.jwt_keys.activate(key_id, at=at)
                 log("jwt_key_activated", key_id=key_id)
@@ -137,17 +140,16 @@ class JwtSigner:
             case _:
                 assert_never(step)
 
-    def _prepare(self, at: datetime) -> None:
+    def _prepare(self, seen: Sequence[JwtKeyRecord], at: datetime) -> None:
         key = new_key()
         public = _public_der(key)
         key_id = hashlib.sha256(public).hexdigest()[:40]
         # The key first: one that was published and can not be read would make every token wait for an operator.
         write_key(self._store.keys, key_id, key, self._passphrase)
-        try:
-            self._store.jwt_keys.add(key_id, public, at=at)
-        except StoreConflict:
-            return  # another replica was faster
-        log("jwt_key_prepared", key_id=key_id)
+        if self._store.jwt_keys.add(key_id, public, seen=seen, at=at):
+            log("jwt_key_prepared", key_id=key_id)
+        else:  # another replica was faster
+            self._store.keys.remove(key_id)
 
     def _active(self) -> tuple[str, PrivateKey]:
         key_id = self._store.jwt_keys.active_key_id()

@@ -67,18 +67,18 @@ class JwtKeys:
         rows = self._database.query("SELECT key_id FROM jwt_keys WHERE state = 'active'")
         return None if not rows else str(rows[0][0])
 
-    def add(self, key_id: str, public_key_der: bytes, *, at: datetime) -> None:
-        """Publish a prepared key.
-
-        Raises:
-            StoreConflict: another replica has prepared one meanwhile; nothing was written.
-        """
+    def add(self, key_id: str, public_key_der: bytes, *, seen: Sequence[JwtKeyRecord], at: datetime) -> bool:
+        """Publish a prepared key; does nothing and returns False if the keys are others than were ``seen``."""
         with self._database.transaction() as transaction:
+            now = transaction.query("SELECT key_id, state FROM jwt_keys WHERE state != 'retired' ORDER BY rowid")
+            if [(key.key_id, str(key.state)) for key in seen] != [(name, state) for name, state in now]:
+                return False
             transaction.execute(
                 "INSERT INTO jwt_keys (key_id, state, public_key, since) VALUES (?, 'prepared', ?, ?)",
                 (key_id, public_key_der, to_seconds(at)),
             )
             bump(transaction)
+        return True
 
     def activate(self, key_id: str, *, at: datetime) -> None:
         """Let a prepared key sign instead of the active one; does nothing if it is not prepared (any more)."""
