@@ -25,6 +25,15 @@ def test_what_must_be_set_is_little(tmp_path: Path) -> None:
     assert config.proxy.identity_wait_s == 5
 
 
+def test_the_workload_api_is_off_unless_it_is_wanted_and_has_a_directory_of_its_own(tmp_path: Path) -> None:
+    config = load(_write(tmp_path, _LEAST))
+    assert not config.workload_api.enabled
+    assert config.workload_api_socket == Path("/run/ringfence/workload/api.sock")
+    elsewhere = load(_write(tmp_path, _LEAST + '[workload_api]\nenabled = true\nsocket = "/x/y.sock"\n'))
+    assert elsewhere.workload_api.enabled
+    assert elsewhere.workload_api_socket == Path("/x/y.sock")
+
+
 def test_the_ca_may_have_several_addresses(tmp_path: Path) -> None:
     text = _LEAST.replace('"10.0.0.1:15012"', '["10.0.0.1:15012", "[fd00::1]:1", "ca.example:15012"]')
     assert [str(each) for each in load(_write(tmp_path, text)).ca.address] == [
@@ -55,6 +64,9 @@ def test_the_ca_may_have_several_addresses(tmp_path: Path) -> None:
         (_LEAST.replace("[ca]", "drain_grace_s = -1\n[ca]"), "[agent] drain_grace_s = -1: expected a value between 0"),
         (_LEAST.replace("[ca]", "drain_grace_s = nan\n[ca]"), "[agent] drain_grace_s = nan: expected a value between"),
         (_LEAST.replace("[ca]", "drain_grace_s = true\n[ca]"), "[agent] drain_grace_s = True: expected a number"),
+        (_LEAST + "[workload_api]\nenabled = 1\n", "[workload_api] enabled = 1: expected true or false"),
+        (_LEAST + '[workload_api]\nenabled = "yes"\n', "[workload_api] enabled = 'yes': expected true or false"),
+        (_LEAST + '[workload_api]\nsocket = "api.sock"\n', "[workload_api] socket = 'api.sock': expected an absolute"),
         (
             _LEAST + "[proxy]\nmax_connect_attempts = 1.5\n",
             "[proxy] max_connect_attempts = 1.5: expected a whole number",
