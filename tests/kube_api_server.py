@@ -8,6 +8,7 @@ authenticated.  ``misbehave`` makes it answer something else, or nothing.
 
 import base64
 import json
+import socket
 import ssl
 import time
 import uuid
@@ -218,17 +219,21 @@ async def _request(
 
 
 @asynccontextmanager
-async def kube_api_server(directory: Path, *, name: str = "127.0.0.1") -> AsyncIterator[KubeApiServer]:
-    """Serve on loopback, with a certificate for ``name``."""
+async def kube_api_server(
+    directory: Path, *, name: str = "127.0.0.1", listening: socket.socket | None = None
+) -> AsyncIterator[KubeApiServer]:
+    """Serve on loopback, with a certificate for ``name``; on ``listening`` where that is given (closed here)."""
     server = KubeApiServer(directory)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     server.authority.issue_cert(name).configure_cert(context)
     async with trio.open_nursery() as nursery:
-        listeners = await trio.open_ssl_over_tcp_listeners(0, context, host="127.0.0.1", https_compatible=True)
-        transport = listeners[0].transport_listener
-        assert isinstance(transport, trio.SocketListener)
+        if listening is None:
+            (transport,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        else:
+            transport = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
         server.port = transport.socket.getsockname()[1]
-        nursery.start_soon(trio.serve_listeners, server.serve, listeners)
+        listener = trio.SSLListener(transport, context, https_compatible=True)
+        nursery.start_soon(trio.serve_listeners, server.serve, [listener])
         yield server
         nursery.cancel_scope.cancel()
 
