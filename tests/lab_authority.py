@@ -25,10 +25,11 @@ def lab_signer(ca: str = "ca") -> Signer:
     finally:
         store.close()
     intermediate: x509.Certificate = loaded.issuer.certificate
-    key = loaded.issuer.key
+    # Of several roots, in the middle of a rotation, the one that signed it.
+    root = next(root for root in loaded.roots if root.subject == intermediate.issuer)
     return Signer(
         certificate=intermediate,
-        key=key,
+        key=loaded.issuer.key,
         trust_domain=config.trust_domain,
-        signers=(intermediate, *loaded.roots),
+        signers=(intermediate, root),
     )
