@@ -147,13 +147,14 @@ class InWorkers:
         on_crash: Callable[[AgentError], None],
     ) -> None:
         """``objects`` is what is in the registry; ``on_crash`` is told when the workers keep ending."""
-        self.server = self._workers = Workers(
+        self._workers = Workers(
             config=config,
             state=State(objects=objects, trust=lambda: pack_trust(trust.trust), credentials=identities.held),
             identities=identities,
             stream_locks=stream_locks,
             on_hopeless=lambda text: on_crash(AgentError(text)),
         )
+        self.server = self._workers.pods
         identities.on_rotated.append(self._workers.rotated)
         trust.on_changed.append(self._workers.trust_changed)
         self._view = WorkersView(self._workers, metrics=metrics, revision=lambda: registry.revision)

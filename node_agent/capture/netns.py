@@ -24,6 +24,11 @@ def setns_network(fd: int) -> None:
         raise OSError(number, f"setns: {os.strerror(number)}")
 
 
+def open_home() -> int:
+    """Open the network namespace that this thread is in; the caller closes it.  Raises OSError."""
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
 class NetworkNamespace:
     """An open network namespace; owns its file descriptor until ``close``.
 
@@ -31,13 +36,17 @@ class NetworkNamespace:
     namespace alive: close both when the pod goes.
     """
 
-    __slots__ = ("_home", "_thread", "fd", "inode")
+    __slots__ = ("_home", "_own_home", "_thread", "fd", "inode")
 
-    def __init__(self, fd: int) -> None:
-        """Take over ``fd``, an open namespace; raises OSError."""
+    def __init__(self, fd: int, *, home: int | None = None) -> None:
+        """Take over ``fd``, an open namespace; raises OSError.
+
+        ``home`` is the namespace that this thread is in, if the caller has it open already, and stays the caller's.
+        """
         self.fd = fd
         self.inode = os.fstat(fd).st_ino
-        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._own_home = home is None
+        self._home = open_home() if home is None else home
         self._thread = threading.get_ident()
 
     @classmethod
@@ -52,7 +61,8 @@ class NetworkNamespace:
 
     def close(self) -> None:
         os.close(self.fd)
-        os.close(self._home)
+        if self._own_home:
+            os.close(self._home)
 
     def tcp_socket(self, family: int) -> socket.socket:
         """Return a new non-blocking TCP socket of this namespace; the caller closes it.

@@ -78,9 +78,9 @@ class PodNetwork:
         return cls(NetworkNamespace.open(path))
 
     @classmethod
-    def of_descriptor(cls, fd: int) -> Self:
-        """Take over ``fd``, the pod's namespace; raises OSError."""
-        return cls(NetworkNamespace(fd))
+    def of_descriptor(cls, fd: int, *, home: int) -> Self:
+        """Take over ``fd``, the pod's namespace; ``home`` is ours, and stays the caller's.  Opens nothing."""
+        return cls(NetworkNamespace(fd, home=home))
 
     def close(self) -> None:
         for spare in self._spare.values():

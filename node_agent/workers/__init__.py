@@ -7,6 +7,7 @@ the metrics; workers own connections, from accept to access record.
     channel     one end of the socket pair between them
     group       the parent's side: keep N running, tell them everything
     process     one worker as the parent sees it        restarts   when to start it again
+    pods        the pods that all of them serve
     figures     the answers of all, added up            view       the whole as one agent, for people and Prometheus
     worker      the other side: the data path, fed      answers    what it says when asked
     received    its copy of the identities              __main__   where its process begins

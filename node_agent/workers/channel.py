@@ -43,14 +43,21 @@ class Received(NamedTuple):
 
 
 class Channel:
-    """Owns ``sock`` until ``close``.  ``receives`` is the union of the messages that the other end may send."""
+    """Owns ``sock`` until ``close``.  ``receives`` is the union of the messages that the other end may send.
 
-    def __init__(self, sock: socket.socket, *, receives: Any) -> None:
+    ``spare_descriptors`` are kept open on nothing, and let go of when something
+    arrives: a process that has no descriptor left, because of its connections,
+    must still be able to take in a pod.
+    """
+
+    def __init__(self, sock: socket.socket, *, receives: Any, spare_descriptors: int = 0) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
         self._sock = sock
         self._decoder = MessageDecoder(receives)
         self._arrived: deque[int] = deque()
+        self._spare_count = spare_descriptors
+        self._spare: list[int] = []
         self._queue: deque[_Post | Iterator[Message]] = deque()
         self._something = trio.Event()
         self._nothing = trio.Event()
@@ -121,7 +128,9 @@ class Channel:
             WireError: it does not keep to the protocol.
         """
         while True:
+            self._fill_spare()
             await trio.lowlevel.wait_readable(self._sock)
+            _close_all(self._spare)
             try:
                 # Not socket.recv_fds: it drops the flags, and the descriptors would be inherited by our children.
                 data, ancillary, flags, _ = self._sock.recvmsg(
@@ -138,6 +147,13 @@ class Channel:
             if received:
                 return received
 
+    def _fill_spare(self) -> None:
+        try:
+            while len(self._spare) < self._spare_count:
+                self._spare.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError:
+            pass  # there are none left now; when some come free, they are taken
+
     def _take(self, message: Message) -> list[int]:
         count = DESCRIPTORS.get(type(message), 0)
         if len(self._arrived) < count:
@@ -149,6 +165,7 @@ class Channel:
         self._closed = True
         self._sock.close()
         _close_all(self._arrived)
+        _close_all(self._spare)
         for item in self._queue:
             if isinstance(item, _Post):
                 _close_all(item.descriptors)

@@ -1,8 +1,8 @@
 """The parent's side: keep N workers running, and give each of them all that it needs.
 
 What feeds the data path is told here once and goes to every worker: ``update``,
-``trust_changed``, ``rotated``, pods (``Workers`` is the ``PodServer`` of
-``Pods``), ``set_log_level``, ``drain``.  A worker that is started later gets the
+``trust_changed``, ``rotated``, ``set_log_level``, ``drain``, and the pods
+(pods.py).  A worker that is started later gets the
 whole state of that moment first, and then the same steps as the others.
 
 A worker that ends by itself is started again after a pause (restarts.py); its
@@ -14,9 +14,8 @@ connections would wait for ever.
 """
 
 import logging
-import socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import trio
@@ -26,11 +25,11 @@ from ca.spiffe import SpiffeId
 from node_agent.config import Config
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.identity import Credentials, Identities
-from node_agent.proxy.pod import Pod
 from node_agent.registry import Update
 from node_agent.telemetry.access_log import new_run
 from node_agent.workers import messages as say
 from node_agent.workers.figures import OPEN, RESIDENT_BYTES, Figures
+from node_agent.workers.pods import SharedPods
 from node_agent.workers.process import NoAnswer, WorkerProcess
 from node_agent.workers.received import svid_message
 from node_agent.workers.restarts import Restarts
@@ -51,16 +50,6 @@ class State:
     objects: Callable[[], Iterable[ManifestObject]]
     trust: Callable[[], bytes]
     credentials: Callable[[], Iterable[Credentials]]
-
-
-@dataclass(slots=True, eq=False)
-class _Served:
-    """One pod, and the workers that have its descriptors; those in ``accepting`` have said so."""
-
-    pod: Pod
-    held_by: set[int] = field(default_factory=set)
-    accepting: set[int] = field(default_factory=set)
-    released: trio.Event = field(default_factory=trio.Event)
 
 
 class Workers:
@@ -86,12 +75,12 @@ class Workers:
         self._run = new_run()
         self._starts = 0
         self._running: dict[int, WorkerProcess] = {}
-        self._pods: dict[str, _Served] = {}
         self._restarts = Restarts(self._count)
         self._pending = set(range(1, self._count + 1))  # have not been ready yet, ever
         self._draining = trio.Event()
         self._none = trio.Event()
         self._nursery: trio.Nursery | None = None
+        self.pods = SharedPods(running=self._running, none=self._none)
         self.figures = Figures()
 
     # -- life -----------------------------------------------------------------
@@ -137,8 +126,7 @@ class Workers:
         finally:
             del self._running[number]
             self.figures.ended(number)
-            for served in list(self._pods.values()):
-                self._released(served, number)
+            self.pods.worker_ended(number)
 
     def _tell_everything(self, worker: WorkerProcess) -> None:
         self._starts += 1
@@ -153,9 +141,7 @@ class Workers:
         worker.channel.post_lazily(iter(say.registry_parts(tuple(self._state.objects()), ())))
         for credentials in self._state.credentials():
             worker.channel.post(svid_message(credentials))
-        for served in self._pods.values():
-            if not served.pod.gone.is_set():
-                self._hand_over(served, worker)
+        self.pods.hand_over_all(worker)
         worker.channel.post(say.StateComplete())
 
     def _config_of(self) -> Config:
@@ -190,11 +176,9 @@ class Workers:
                 self._pending.discard(worker.number)
                 _log.info("worker %d is ready", worker.number)
             case say.PodServed(uid=uid):
-                if uid in self._pods:
-                    self._pods[uid].accepting.add(worker.number)
+                self.pods.served_by(uid, worker.number)
             case say.PodClosed(uid=uid):
-                if uid in self._pods:
-                    self._released(self._pods[uid], worker.number)
+                self.pods.closed_by(uid, worker.number)
             case say.IdentityAsked(number=number, identity=identity):
                 assert self._nursery is not None
                 self._nursery.start_soon(self._answer_identity, worker, number, identity)
@@ -243,8 +227,8 @@ class Workers:
     def cut_all(self, reason: CloseReason, detail: str) -> None:
         """Cut what is left."""
         self._tell_all(say.CutAll(reason=reason, detail=detail))
-        assert self._nursery is not None
-        self._nursery.start_soon(self._kill_late)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._kill_late)
 
     async def _kill_late(self) -> None:
         await trio.sleep(_AFTER_CUT_S)
@@ -270,62 +254,6 @@ class Workers:
                     break
                 except NoAnswer:
                     await trio.lowlevel.checkpoint()
-
-    # -- PodServer ----------------------------------------------------------------
-
-    async def serve(self, pod: Pod, accepting: trio.CancelScope) -> None:
-        """Let the workers accept for ``pod`` until draining or its end."""
-        served = self._pods[pod.workload.uid] = _Served(pod)
-        try:
-            for worker in self._running.values():
-                self._hand_over(served, worker)
-            with accepting:
-                await pod.gone.wait()
-            pod.listeners.close()  # the workers close theirs: from now on a connect is refused
-            await pod.gone.wait()
-            while served.held_by:
-                await served.released.wait()
-        finally:
-            if self._pods.get(pod.workload.uid) is served:
-                del self._pods[pod.workload.uid]
-            pod.close()
-            pod.closed.set()
-
-    def pending(self, pod: Pod) -> str | None:
-        """Accepted for as soon as every worker that is ready does."""
-        ready = {worker.number for worker in self._running.values() if worker.ready}
-        if not ready:
-            return "no worker process is ready"
-        served = self._pods.get(pod.workload.uid)
-        missing = ready - served.accepting if served is not None else ready
-        return f"worker {min(missing)} does not accept for it yet" if missing else None
-
-    def changed(self, pod: Pod) -> None:
-        """``pod.workload`` was replaced."""
-        self._tell_all(say.PodChanged(workload=pod.workload))
-
-    def cut(self, pod: Pod, reason: CloseReason, detail: str) -> None:
-        """Cut every connection of a pod, which is gone."""
-        self._tell_all(say.EndPod(uid=pod.workload.uid, reason=reason, detail=detail))
-
-    async def wait_until_none(self) -> None:
-        """Return when every worker has drained and ended."""
-        await self._none.wait()
-
-    def _hand_over(self, served: _Served, worker: WorkerProcess) -> None:
-        pod = served.pod
-        served.held_by.add(worker.number)
-        served.released = trio.Event()
-        worker.channel.post(
-            say.ServePod(workload=pod.workload),
-            [pod.network.namespace.fd, *(_fd(each) for each in pod.listeners.in_order)],
-        )
-
-    def _released(self, served: _Served, number: int) -> None:
-        served.held_by.discard(number)
-        served.accepting.discard(number)
-        if not served.held_by:
-            served.released.set()
 
     # -- for people ---------------------------------------------------------------
 
@@ -374,10 +302,6 @@ class Workers:
     def crashes(self) -> int:
         """Workers that ended by themselves since the agent started."""
         return self._restarts.total
-
-
-def _fd(listener: socket.socket) -> int:
-    return listener.fileno()
 
 
 def _exit_text(code: int) -> str:

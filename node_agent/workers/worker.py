@@ -15,6 +15,7 @@ refused from then on.
 
 import itertools
 import logging
+import os
 import random
 import socket
 from contextlib import ExitStack
@@ -26,7 +27,7 @@ from ca.errors import CaError
 from ca.manifests import ManifestObject, ObjectKey
 from ca.spiffe import SpiffeId
 from node_agent import process
-from node_agent.capture import Listeners, PodNetwork
+from node_agent.capture import Listeners, PodNetwork, open_home
 from node_agent.data_path import build_data_path
 from node_agent.drain import Drain
 from node_agent.errors import CloseReason, ConnectionFailure
@@ -88,6 +89,8 @@ class Worker:
             accepts_a_turn=ACCEPTS_A_TURN,
             run=start.run,
         )
+        self._home = open_home()
+        stack.callback(os.close, self._home)
         self._rings = itertools.count(1)
         self._update: tuple[list[ManifestObject], list[ObjectKey]] = ([], [])
         self._pods: dict[str, tuple[Pod, trio.CancelScope]] = {}
@@ -127,17 +130,16 @@ class Worker:
 
     async def _obey(self, first: list[Received], services: trio.Nursery, pods: trio.Nursery) -> None:
         received = first
-        try:
-            while True:
-                for message, descriptors in received:
-                    self._do(message, descriptors, services, pods)
-                    # The keys of a whole node, and a big registry, take longer than a connection should wait.
-                    await trio.lowlevel.checkpoint()
+        while received:
+            for message, descriptors in received:
+                self._do(message, descriptors, services, pods)
+                # The keys of a whole node, and a big registry, take longer than a connection should wait.
+                await trio.lowlevel.checkpoint()
+            try:
                 received = await self._channel.receive()
-                if not received:
-                    break
-        except OSError as error:
-            _log.debug("the channel broke: %s", error)
+            except OSError as error:
+                _log.debug("the channel broke: %s", error)
+                break
         self._parent_gone = True
         self._ended.set()
 
@@ -243,7 +245,7 @@ class Worker:
         outbound, inbound_plaintext, tunnel = (socket.socket(fileno=fd) for fd in listeners)
         pod = Pod(
             workload=workload,
-            network=PodNetwork.of_descriptor(namespace),
+            network=PodNetwork.of_descriptor(namespace, home=self._home),
             listeners=Listeners(outbound=outbound, inbound_plaintext=inbound_plaintext, tunnel=tunnel),
         )
         accepting = trio.CancelScope()

@@ -3,12 +3,14 @@
 import contextlib
 import itertools
 import os
+import resource
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
 import trio
+import trio.testing
 
 from ca.errors import WireError
 from node_agent.workers import messages as say
@@ -134,3 +136,40 @@ async def test_a_message_without_its_descriptors_is_refused() -> None:
         with pytest.raises(WireError, match="descriptors"):
             await worker.receive()
     worker.close()
+
+
+async def test_descriptors_arrive_at_a_process_that_has_none_left() -> None:
+    """A worker with as many connections as it may have must still be able to take in a pod, and the next one."""
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    parent, worker = Channel(one, receives=say.ToParent), Channel(other, receives=say.ToWorker, spare_descriptors=2)
+    start = say.Start(worker=1, run="r", config=CONFIG, log_level="info", trust=b"")
+    lock = os.memfd_create("lock")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    arrived: list[Received] = []
+
+    async def receive() -> None:
+        arrived.extend(await worker.receive())
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(parent.write)
+            for turn in range(2):
+                with trio.fail_after(5):
+                    async with trio.open_nursery() as receiving:
+                        receiving.start_soon(receive)
+                        await trio.testing.wait_all_tasks_blocked()  # it has its spare ones
+                        parent.post(start, [lock, lock])
+                        resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+                        with contextlib.suppress(OSError):
+                            while True:
+                                taken.append(os.dup(lock))
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+                assert [len(each.descriptors) for each in arrived] == [2] * (turn + 1)
+            nursery.cancel_scope.cancel()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in [lock, *taken, *(fd for each in arrived for fd in each.descriptors)]:
+            os.close(fd)
+        parent.close()
+        worker.close()
