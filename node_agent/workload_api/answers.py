@@ -77,15 +77,14 @@ class Answers:
             bundle_der=_x509(self._trust.bundles[self._trust.trust_domain]),
             hint=workload.labels.get(HINT_LABEL, ""),
         )
-        federated = {
-            _id(name): _x509(bundle) for name, bundle in self._trust.bundles.items() if name != self._trust.trust_domain
-        }
-        return messages.x509_svid_response([svid], federated)
+        bundles = self._x509_bundles()
+        del bundles[_id(self._trust.trust_domain)]
+        return messages.x509_svid_response([svid], bundles)
 
     def x509_bundles(self, workload: Workload) -> bytes:
         """FetchX509Bundles: every trust domain that we trust, each with its own roots."""
         self._require_good(workload.identity)
-        return messages.x509_bundles_response({_id(name): _x509(each) for name, each in self._trust.bundles.items()})
+        return messages.x509_bundles_response(self._x509_bundles())
 
     def jwt_bundles(self, workload: Workload) -> bytes:
         """FetchJWTBundles: "a standard JWK Set ... containing the JWT-SVID signing keys" of each (6.2.2)."""
@@ -130,6 +129,10 @@ class Answers:
         if self._trust.revocation_of(found.identity) is not None:
             raise CallFailed(GrpcStatus.INVALID_ARGUMENT, "not a valid JWT-SVID: its identity is revoked")
         return messages.validate_jwt_svid_response(str(found.identity), found.claims)
+
+    def _x509_bundles(self) -> dict[str, bytes]:
+        """By trust domain; one without roots is left out, which says the same (4.4): libraries take "nothing" for damage."""
+        return {_id(name): _x509(bundle) for name, bundle in self._trust.bundles.items() if bundle.x509_der}
 
     def _credentials(self, workload: Workload) -> Credentials:
         self._require_good(workload.identity)

@@ -1,5 +1,6 @@
 """X.509-SVIDs and bundles: the full state at once, and again whenever it is another one; nothing for strangers."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -81,7 +82,7 @@ async def test_bundles_of_federated_trust_domains_come_and_go(tmp_path: Path, au
             "spiffe://other.example": root,
         }
 
-        api.take()
+        api.take(federated=(replace(bundle, sequence=2, x509_der=()),))  # "trust nothing"
         assert not real.X509SVIDResponse.FromString(await svids.message()).federated_bundles
         assert list(real.X509BundlesResponse.FromString(await bundles.message()).bundles) == ["spiffe://cluster.local"]
 
