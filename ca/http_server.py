@@ -58,6 +58,7 @@ class Response(NamedTuple):
 Handler = Callable[[Request], Response]
 Routes = Mapping[str, Mapping[str, Handler]]
 Secure = Callable[[trio.abc.HalfCloseableStream], Awaitable[trio.abc.Stream]]
+Prepare = Callable[[str], Awaitable[None]]
 
 
 def json_response(status: int, value: object) -> Response:
@@ -79,11 +80,15 @@ class HttpServer:
     ``secure`` turns an accepted connection into the one that HTTP is spoken
     on: a TLS handshake, which the same bounds hold for.  It may raise what
     trio raises for a broken connection.
+
+    ``prepare`` is awaited before each answer, with the request's path: it
+    fetches what the handler, which can not wait, is going to show.
     """
 
-    def __init__(self, routes: Routes, *, secure: Secure | None = None) -> None:
+    def __init__(self, routes: Routes, *, secure: Secure | None = None, prepare: Prepare | None = None) -> None:
         self._routes = routes
         self._secure = secure
+        self._prepare = prepare
         self._connections: dict[int, trio.CancelScope] = {}  # in order of age
         self._accepted = 0
 
@@ -109,7 +114,7 @@ class HttpServer:
                 if self._secure is not None:
                     with trio.fail_after(_DEADLINE_S):
                         conversation = await self._secure(stream)
-                await _Conversation(conversation, self._routes).run()
+                await _Conversation(conversation, self._routes, self._prepare).run()
             except (OSError, trio.BrokenResourceError, trio.TooSlowError):
                 pass  # the client went away or stopped reading: nobody is left to tell
             except Exception:
@@ -121,9 +126,10 @@ class HttpServer:
 class _Conversation:
     """One connection: requests and answers in turn."""
 
-    def __init__(self, stream: trio.abc.Stream, routes: Routes) -> None:
+    def __init__(self, stream: trio.abc.Stream, routes: Routes, prepare: Prepare | None) -> None:
         self._stream = stream
         self._routes = routes
+        self._prepare = prepare
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD_BYTES)
 
     async def run(self) -> None:
@@ -135,6 +141,8 @@ class _Conversation:
                 if request is None:
                     return
                 method = request.method
+                if self._prepare is not None:
+                    await self._prepare(request.path)
                 response = self._answer(request)
                 last = False
             except (_Refused, h11.RemoteProtocolError) as error:
