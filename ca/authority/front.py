@@ -67,7 +67,11 @@ class Front:
         self._metrics = Metrics(
             statistics=statistics,
             gauges=gauges,
-            read=lambda: Stored(authorities=store.authorities(), agents=store.trust.agents()),
+            read=lambda: Stored(
+                authorities=store.authorities(),
+                agents=store.trust.agents(),
+                federated=store.federation.domains(),
+            ),
             limiter=limiter,
         )
         self._metrics_listeners: list[trio.SocketListener] = []

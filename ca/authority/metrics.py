@@ -19,6 +19,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from ca.authority.errors import AuthorityError, StoreError
+from ca.authority.federation.relation import FederatedDomain
 from ca.authority.logs import log
 from ca.authority.records import AuthorityRecord, AuthorityState
 from ca.authority.statistics import Latencies, Statistics
@@ -36,6 +37,7 @@ class Stored:
 
     authorities: Sequence[AuthorityRecord] = ()
     agents: Sequence[AgentRecord] = ()
+    federated: Sequence[FederatedDomain] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +123,7 @@ class _AuthorityCollector(Collector):
         yield from self._now()
         yield from self._signing()
         yield from self._agents()
+        yield from self._federation()
 
     def _counters(self) -> Iterator[Metric]:
         counted = self._statistics
@@ -178,6 +181,16 @@ class _AuthorityCollector(Collector):
         behind = sum(1 for agent in live if agent.version < version)
         yield _gauge("agents", "agents heard of in the last two minutes", len(live))
         yield _gauge("agents_behind", "of them, those that have an older trust version in force", behind)
+
+    def _federation(self) -> Iterator[Metric]:
+        failed = GaugeMetricFamily(
+            f"{_PREFIX}_federation_failed_polls",
+            "polls of a trust domain's bundle that failed in a row",
+            labels=["trust_domain"],
+        )
+        for domain in self.stored.federated:
+            failed.add_metric([domain.trust_domain], domain.failures)
+        yield failed
 
 
 def _counter(name: str, text: str, labels: Sequence[str]) -> CounterMetricFamily:

@@ -4,15 +4,19 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import h11
 import pytest
+import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from ca.authority import metrics as metrics_module
 from ca.authority.errors import AuthorityError
+from ca.authority.federation.relation import EndpointUrl, Profile, Relation
 from ca.authority.limits import LimitSettings
+from ca.authority.store import Store
 from ca.errors import CaRefused
 from tests.authority_builder import Authority, connected, make_authority, serving, sign, tcp, workload
 
@@ -114,3 +118,25 @@ async def test_there_is_none_unless_it_is_wanted() -> None:
 def test_the_agent_does_not_load_the_metrics_library() -> None:
     code = "import sys, node_agent.agent, node_agent.cli.main; sys.exit('prometheus_client' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+async def test_polls_of_federated_trust_domains_that_fail_are_told(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics_module, "_LOOK_S", 0.05)
+    nobody = Relation(
+        trust_domain="other.example",
+        url=EndpointUrl("127.0.0.1", 9, "/"),
+        profile=Profile.HTTPS_WEB,
+        endpoint_id=None,
+        added_at=datetime.now(UTC),
+    )
+    store = Store.open(authority.config.database)
+    store.federation.add(nobody, None, check=lambda _: None)
+    store.close()
+    async with serving(authority):
+        with trio.fail_after(20):
+            while not (await scraped(authority)).get(
+                "ringfence_ca_federation_failed_polls{trust_domain=other.example}"
+            ):
+                await trio.sleep(0.05)
