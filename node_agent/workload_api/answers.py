@@ -22,7 +22,7 @@ from node_agent.identity import Credentials, Identities
 from node_agent.identity.trust import TrustStore
 from node_agent.model import Workload
 from node_agent.workload_api import messages
-from node_agent.workload_api.grpc import GrpcStatus
+from node_agent.workload_api.grpc_status import GrpcStatus
 from node_agent.workload_api.jwt_svids import JwtDenied, JwtSvids, JwtUnavailable, TooManyTokens
 from node_agent.workload_api.protobuf import ProtobufError
 
@@ -131,7 +131,7 @@ class Answers:
         return messages.validate_jwt_svid_response(str(found.identity), found.claims)
 
     def _x509_bundles(self) -> dict[str, bytes]:
-        """By trust domain; one without roots is left out, which says the same (4.4): libraries take "nothing" for damage."""
+        """By trust domain; one without roots is left out, which says the same (4.4): libraries take "" for damage."""
         return {_id(name): _x509(bundle) for name, bundle in self._trust.bundles.items() if bundle.x509_der}
 
     def _credentials(self, workload: Workload) -> Credentials:

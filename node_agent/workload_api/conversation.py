@@ -21,7 +21,8 @@ from node_agent.workload_api.answers import Answers, CallFailed, require_empty
 from node_agent.workload_api.caller import Caller
 from node_agent.workload_api.callers import UNKNOWN, Group
 from node_agent.workload_api.changes import Changes
-from node_agent.workload_api.grpc import Called, Cancelled, Event, GrpcConnection, GrpcConnectionError, GrpcStatus
+from node_agent.workload_api.grpc import Called, Cancelled, Event, GrpcConnection, GrpcConnectionError
+from node_agent.workload_api.grpc_status import GrpcStatus
 from node_agent.workload_api.statistics import Statistics
 
 _log = logging.getLogger("ringfence.workload_api")

@@ -18,9 +18,7 @@ Why h2 and not grpcio: importing grpcio costs 12 MB and it brings threads of its
 Protocol: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
 """
 
-import re
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Final
 
 from h2 import events as h2_events
@@ -30,30 +28,15 @@ from h2.errors import ErrorCodes
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
 
+from node_agent.workload_api.grpc_request import PREFIX_BYTES, RequestHead, percent_encoded, read_head, refuse_framing
+from node_agent.workload_api.grpc_status import GrpcStatus
+
 MAX_CALLS: Final = 16  # at a time on one connection
 MAX_REQUEST_BYTES: Final = 24 * 1024  # a JWT-SVID of the longest ID and many audiences has ~16 KiB
 _MAX_UNFINISHED_BYTES: Final = 48 * 1024  # of all requests of a connection together
 _MAX_HEADER_LIST_BYTES: Final = 8 * 1024  # RFC 9113 6.5.2; grpcio sends ~400
 _MAX_TABLE_BYTES: Final = 4096  # RFC 7541: the default
-_PREFIX_BYTES: Final = 5  # compressed flag and length, in front of each message
-_METADATA_KEY: Final = b"workload.spiffe.io"
-_TIMEOUT: Final = re.compile(rb"([0-9]{1,8})([HMSmun])", re.ASCII)
-_TIMEOUT_UNITS_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _CONTENT_TYPE: Final = ("content-type", "application/grpc")
-
-
-class GrpcStatus(IntEnum):
-    """The status codes that we use; numbers and meaning are gRPC's."""
-
-    OK = 0
-    CANCELLED = 1
-    INVALID_ARGUMENT = 3
-    DEADLINE_EXCEEDED = 4
-    PERMISSION_DENIED = 7
-    RESOURCE_EXHAUSTED = 8
-    UNIMPLEMENTED = 12
-    INTERNAL = 13
-    UNAVAILABLE = 14
 
 
 class GrpcConnectionError(Exception):
@@ -86,11 +69,7 @@ Event = Called | Cancelled
 
 @dataclass(slots=True)
 class _Stream:
-    path: str = ""
-    has_metadata: bool = False
-    timeout_s: float | None = None
-    refused: tuple[GrpcStatus, str] | None = None
-    http_status: int = 200
+    head: RequestHead
     request: bytearray = field(default_factory=bytearray)
     unacknowledged_bytes: int = 0
     is_complete: bool = False
@@ -175,7 +154,7 @@ class GrpcConnection:
             return
         stream.trailers = [("grpc-status", str(int(status)))]
         if text:
-            stream.trailers.append(("grpc-message", _percent_encoded(text)))
+            stream.trailers.append(("grpc-message", percent_encoded(text)))
         self._try_flush(call)
 
     def close(self) -> None:
@@ -188,7 +167,7 @@ class GrpcConnection:
     def _take(self, event: h2_events.Event, happened: list[Event]) -> None:
         match event:
             case h2_events.RequestReceived(stream_id=int(call), headers=headers):
-                self._streams[call] = _read_headers(dict(headers or ()))
+                self._streams[call] = _Stream(head=read_head(dict(headers or ())))
             case h2_events.DataReceived(stream_id=int(call), data=data, flow_controlled_length=length):
                 self._take_data(call, data or b"", length or 0)
             case h2_events.StreamEnded(stream_id=int(call)):
@@ -216,7 +195,7 @@ class GrpcConnection:
         if sum(each.unacknowledged_bytes for each in self._streams.values()) > _MAX_UNFINISHED_BYTES:
             self._h2.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
             raise GrpcConnectionError("too many bytes of requests that have not arrived in full")
-        if len(stream.request) > _PREFIX_BYTES + MAX_REQUEST_BYTES:
+        if len(stream.request) > PREFIX_BYTES + MAX_REQUEST_BYTES:
             del self._streams[call]
             self._acknowledge(call, stream)
             self._h2.reset_stream(call, ErrorCodes.ENHANCE_YOUR_CALM)
@@ -228,17 +207,17 @@ class GrpcConnection:
         self._acknowledge(call, stream)
         stream.is_complete = True
         request, stream.request = bytes(stream.request), bytearray()
-        refused = stream.refused or _refuse_framing(request)
+        refused = stream.head.refused or refuse_framing(request)
         if refused is not None:
             self.end(call, *refused)
             return
         happened.append(
             Called(
                 call=call,
-                path=stream.path,
-                has_metadata=stream.has_metadata,
-                timeout_s=stream.timeout_s,
-                message=request[_PREFIX_BYTES:],
+                path=stream.head.path,
+                has_metadata=stream.head.has_metadata,
+                timeout_s=stream.head.timeout_s,
+                message=request[PREFIX_BYTES:],
             )
         )
 
@@ -273,43 +252,5 @@ class GrpcConnection:
         if stream.has_headers:
             self._h2.send_headers(call, stream.trailers, end_stream=True)
         else:  # "Trailers-Only": one header block says it all
-            head = [(":status", str(stream.http_status)), _CONTENT_TYPE]
+            head = [(":status", str(stream.head.http_status)), _CONTENT_TYPE]
             self._h2.send_headers(call, [*head, *stream.trailers], end_stream=True)
-
-
-def _read_headers(headers: dict[bytes, bytes]) -> _Stream:
-    """The start of a call; what is wrong with it is said when the request has arrived in full."""
-    stream = _Stream(
-        path=headers.get(b":path", b"").decode("ascii", "replace"), has_metadata=headers.get(_METADATA_KEY) == b"true"
-    )
-    content_type = headers.get(b"content-type", b"")
-    if headers.get(b":method") != b"POST":
-        stream.http_status = 405
-        stream.refused = (GrpcStatus.UNIMPLEMENTED, "gRPC uses the method POST")
-    elif not re.fullmatch(rb"application/grpc(\+proto)?(;.*)?", content_type):
-        # "If Content-Type does not begin with "application/grpc", gRPC servers SHOULD respond with HTTP status of 415"
-        stream.http_status = 415
-        stream.refused = (GrpcStatus.INVALID_ARGUMENT, "content-type has to be application/grpc")
-    elif headers.get(b"grpc-encoding", b"identity") != b"identity":
-        stream.refused = (GrpcStatus.UNIMPLEMENTED, "compressed requests are not supported: use grpc-encoding identity")
-    elif (wish := headers.get(b"grpc-timeout")) is not None:
-        found = _TIMEOUT.fullmatch(wish)
-        if found is None:
-            stream.refused = (GrpcStatus.INVALID_ARGUMENT, "grpc-timeout is malformed")
-        else:
-            stream.timeout_s = int(found[1]) * _TIMEOUT_UNITS_S[found[2]]
-    return stream
-
-
-def _refuse_framing(request: bytes) -> tuple[GrpcStatus, str] | None:
-    """Why the body is not exactly one uncompressed message, or None."""
-    if len(request) < _PREFIX_BYTES or int.from_bytes(request[1:_PREFIX_BYTES], "big") != len(request) - _PREFIX_BYTES:
-        return GrpcStatus.INVALID_ARGUMENT, "the request has to be exactly one message"
-    if request[0] != 0:
-        return GrpcStatus.UNIMPLEMENTED, "compressed requests are not supported"
-    return None
-
-
-def _percent_encoded(text: str) -> str:
-    """PROTOCOL-HTTP2 "Responses": printable ASCII but the percent sign stands for itself."""
-    return "".join(chr(byte) if 0x20 <= byte <= 0x7E and byte != 0x25 else f"%{byte:02X}" for byte in text.encode())

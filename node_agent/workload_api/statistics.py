@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Final
 
-from node_agent.workload_api.grpc import GrpcStatus
+from node_agent.workload_api.grpc_status import GrpcStatus
 
 METHODS: Final = ("FetchX509SVID", "FetchX509Bundles", "FetchJWTSVID", "FetchJWTBundles", "ValidateJWTSVID")
 

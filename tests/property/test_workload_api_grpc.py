@@ -27,8 +27,8 @@ from node_agent.workload_api.grpc import (
     Cancelled,
     GrpcConnection,
     GrpcConnectionError,
-    GrpcStatus,
 )
+from node_agent.workload_api.grpc_status import GrpcStatus
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEADERS = {
