@@ -4,7 +4,7 @@ A request walks through the files in this order::
 
     server.py       TLS 1.3, frames, deadlines          (edge: trio)
     requests.py     one message in, one reply out        (edge: worker thread)
-    attestation.py  is it that node?                     (core)
+    attestation/    is it that node?                     (cores, and plugins that ask the network)
     placement.py    does that workload run there?        (edge: reads the manifests)
     signer.py       CSR checks, sign, validate           (core but for the random serial)
     profile.py      what each certificate must look like (core)
