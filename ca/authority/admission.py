@@ -8,16 +8,17 @@ Sans-I/O: callers pass ``now``, monotonic seconds.
 
 A connection is billed to its address until it has proved a node; then the
 address gets it back and the node is billed, so that a thousand nodes behind one
-address are not taken for a flood.  Those that have proved nothing never get all
-connections: the nodes' renewals go on while somebody floods the port.
+address are not taken for a flood.  The last quarter of all connections is for
+those that have proved a node, and for addresses from which one was proved
+lately: the renewals of nodes go on while somebody else floods the port.
 """
 
 import ipaddress
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Hashable
 from typing import Final
 
-from ca.authority.limits import Buckets, LimitSettings
+from ca.authority.limits import MOST_PEERS, Buckets, LimitSettings
 from ca.messages import MAX_REQUESTS
 from ca.spiffe import SpiffeId
 
@@ -47,6 +48,8 @@ class Admission:
     def __init__(self, settings: LimitSettings) -> None:
         self._settings = settings
         self._unproved: Counter[str] = Counter()
+        self._unproved_total = 0
+        self._known: OrderedDict[str, None] = OrderedDict()  # addresses from which a node was proved, the latest last
         self._of_nodes: Counter[SpiffeId] = Counter()
         self._connections = 0
         self._arrivals = Buckets(a_minute=settings.address_connections_a_minute)
@@ -64,7 +67,7 @@ class Admission:
         address, settings = network_of(host), self._settings
         if self._connections >= settings.connections:
             return "connections"
-        if self._unproved.total() >= settings.connections * _UNPROVED_SHARE:
+        if address not in self._known and self._unproved_total >= settings.connections * _UNPROVED_SHARE:
             return "unproved_connections"
         if self._unproved[address] >= settings.address_connections:
             return "address_connections"
@@ -72,12 +75,14 @@ class Admission:
             return "address_connections_a_minute"
         self._connections += 1
         self._unproved[address] += 1
+        self._unproved_total += 1
         return Visit(address)
 
     def prove(self, visit: Visit, node: SpiffeId, *, now: float) -> str | None:
         """TLS has proved that a connection is a node's; returns the limit that this is over, if any."""
         self._leave_address(visit.address)
         visit.node = node
+        self._remember(visit.address)
         self._of_nodes[node] += 1
         if self._of_nodes[node] > self._settings.node_connections:
             return "node_connections"  # its address stays billed: it pays for handshakes that lead to nothing
@@ -109,7 +114,14 @@ class Admission:
         """An attempt to become a node was refused: the next ones are worth waiting for."""
         self._joins.charge(visit.address, cost=_REFUSED_JOIN_COST - 1.0, now=now)
 
+    def _remember(self, address: str) -> None:
+        self._known[address] = None
+        self._known.move_to_end(address)
+        if len(self._known) > MOST_PEERS:
+            self._known.popitem(last=False)
+
     def _leave_address(self, address: str) -> None:
+        self._unproved_total -= 1
         self._unproved[address] -= 1
         if not self._unproved[address]:
             del self._unproved[address]

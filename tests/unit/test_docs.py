@@ -11,6 +11,7 @@ import pytest
 from ca.authority.attestation.settings import KEYS as ATTESTATION_KEYS
 from ca.authority.config import _KEYS as CA_KEYS
 from ca.authority.config import _MAX_TTL_S, _MIN_TTL_S, AuthorityConfig
+from ca.authority.limits import LIMITS
 from node_agent import config as agent_config
 from node_agent.errors import CloseReason
 from node_agent.frames import (
@@ -170,6 +171,15 @@ def test_the_cas_defaults_are_those_of_the_code(tmp_path: Path) -> None:
     assert rows["ca", "intermediate_lifetime_s"][0] == shown(config.intermediate_lifetime_s)
     assert rows["ca", "root_lifetime_s"][0] == shown(config.root_lifetime_s)
     assert rows["registry", "manifests_dir"][0] == shown(config.manifests_dir)
+
+
+@pytest.mark.parametrize("key", LIMITS)
+def test_default_and_bounds_of_a_limit_of_the_ca_are_right(key: str) -> None:
+    limit = LIMITS[key]
+    assert documented_keys("ca.toml")["limits", key][:2] == [
+        shown(limit.default),
+        f"{limit.at_least} to {limit.at_most}; whole",
+    ]
 
 
 def test_the_example_configurations_are_accepted(tmp_path: Path) -> None:

@@ -73,6 +73,16 @@ def test_those_who_prove_nothing_never_get_all_connections() -> None:
     admitted(admission, "10.0.1.1")
 
 
+def test_a_flood_leaves_room_for_the_next_connection_of_a_node_that_was_here() -> None:
+    admission = Admission(LimitSettings(connections=100))
+    visit = admitted(admission, "10.9.0.1")
+    admission.prove(visit, NODE, now=0.0)
+    admission.close(visit)
+    strangers = [admission.open(f"10.0.0.{number}", now=0.0) for number in range(100)]
+    assert strangers[-1] == "unproved_connections"
+    assert admission.prove(admitted(admission, "10.9.0.1"), NODE, now=0.0) is None
+
+
 def test_all_connections_are_bounded() -> None:
     admission = Admission(LimitSettings(connections=10))
     for number in range(10):
