@@ -129,8 +129,8 @@ class Worker:
             pass  # ``_obey`` hears of it too
 
     async def _obey(self, first: list[Received], services: trio.Nursery, pods: trio.Nursery) -> None:
-        received = first
-        while received:
+        received = first  # may be none
+        while True:
             for message, descriptors in received:
                 self._do(message, descriptors, services, pods)
                 # The keys of a whole node, and a big registry, take longer than a connection should wait.
@@ -139,6 +139,8 @@ class Worker:
                 received = await self._channel.receive()
             except OSError as error:
                 _log.debug("the channel broke: %s", error)
+                break
+            if not received:
                 break
         self._parent_gone = True
         self._ended.set()
