@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
         case ["ca", "token", *_]:
             print("token-of-" + arguments[arguments.index("--node") + 1])
         case ["ca", "serve", *_]:
-            serve_ca()
+            serve_ca(config_file)
         case ["agent", *_] if config_file is not None:
             serve_agent(config_file)
         case _:
@@ -44,9 +44,11 @@ def end(_number: int, _frame: object) -> NoReturn:
     sys.exit(0)
 
 
-def serve_ca() -> None:
+def serve_ca(config_file: Path | None) -> None:
     signal.signal(signal.SIGTERM, end)
-    with socket.create_server(("", 15012)) as listener:
+    assert config_file is not None
+    port = int(tomllib.loads(config_file.read_text())["ca"]["address"].rpartition(":")[2])
+    with socket.create_server(("", port)) as listener:
         while True:
             listener.accept()[0].close()
 

@@ -178,3 +178,33 @@ def test_only_root_may(lab: LabUnderTest) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=lab.environment)
     assert done.returncode == 1
     assert "run it as root" in done.stderr
+
+
+def test_nodes_of_another_trust_domain_have_a_ca_of_their_own(lab: LabUnderTest) -> None:
+    lab("up", "--nodes", "3", "--trust-domain-of", "2=other.example", "--trust-domain-of", "3=other.example")
+
+    status = lab.status()
+    assert status["trust_domains"] == ["cluster.local", "other.example"]
+    assert [node["trust_domain"] for node in status["nodes"]] == ["cluster.local", "other.example", "other.example"]
+    assert [ca["name"] for ca in status["more_cas"]] == ["ca-2"]
+    assert status["more_cas"][0]["running"]
+    assert "ca-2" in lab("status")
+    assert lab.pod("web", node=2)["identity"] == "spiffe://other.example/ns/default/sa/default"
+    assert lab.pod("cart", node=1)["identity"] == "spiffe://cluster.local/ns/default/sa/default"
+    assert lab("kill", "ca-2") == "ca-2 ended with exit code 137\n"
+    lab("start", "ca-2")
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [("3=other.example", "there are nodes 1 to 2"), ("2=Other.Example", "must be 1 to 255 of a-z")],
+)
+def test_a_trust_domain_that_can_not_be_is_refused_before_anything_is_made(
+    lab: LabUnderTest, value: str, says: str
+) -> None:
+    assert says in lab.fails("up", "--trust-domain-of", value)
+    lab.assert_nothing_left(processes=set())
+
+
+def test_a_lab_of_one_trust_domain_has_nobody_to_federate_with(cluster: LabUnderTest) -> None:
+    assert "one trust domain" in cluster.fails("federate")
