@@ -1,6 +1,7 @@
 """Programs that already speak SPIFFE get their pod's identity from the agent: the ``spiffe`` package as the client."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,6 +81,29 @@ def test_a_user_without_privileges_may_ask_as_well(mesh: Mesh) -> None:
     assert spiffe(web, "svid", user="65534")["spiffe_id"] == web.identity
 
 
+def test_a_container_with_pids_of_its_own_is_still_its_pods(mesh: Mesh) -> None:
+    """As in Kubernetes: the container's pids mean nothing on the node, the kernel translates."""
+    web = mesh.pod("web", node=1, service_account="web")
+    done = web.run("unshare", "--pid", "--fork", "--mount-proc", sys.executable, PROGRAM, "svid")
+    assert json.loads(done.stdout)["spiffe_id"] == web.identity
+
+
+def test_a_program_that_left_its_pods_network_is_nobody(mesh: Mesh) -> None:
+    web = mesh.pod("web", node=1, service_account="web")
+    done = web.run("unshare", "--net", sys.executable, PROGRAM, "svid", check=False)
+    assert denied(json.loads(done.stdout))
+
+
+def test_the_example_of_the_documentation_works(mesh: Mesh) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "workload-api.md").read_text()
+    (program,) = re.findall(r"-- \.venv/bin/python -c '\n(.*?)'\n", page, re.DOTALL)
+    web = mesh.pod("web", node=1, service_account="web")
+    identity, token = web.run(sys.executable, "-c", program).stdout.decode().split()
+    assert identity == web.identity
+    assert token.count(".") == 2
+    assert web.run("sh", "-c", "echo $SPIFFE_ENDPOINT_SOCKET").stdout.decode() == f"unix://{socket_of(1)}\n"
+
+
 def test_two_programs_prove_themselves_to_each_other_with_what_they_got(mesh: Mesh) -> None:
     """Their own TLS, through our tunnel, with the SVIDs of the Workload API at both ends."""
     web, db = mesh.pod("web", node=1, service_account="web"), mesh.pod("db", node=2, service_account="db")
@@ -149,6 +173,26 @@ def test_the_stream_of_a_pod_ends_with_the_pod(mesh: Mesh) -> None:
     (STATE_DIR / "manifests" / "pod.default.web.yaml").unlink()
     answer = line_of(watching)
     assert denied(answer)
+
+
+def test_a_revoked_identity_is_told_to_stop_and_gets_nothing_more(mesh: Mesh) -> None:
+    thief, other = (
+        mesh.pod("thief", node=1, service_account="thief"),
+        mesh.pod("other", node=1, service_account="other"),
+    )
+    token = spiffe(thief, "jwt", "db")["token"]
+    watching = started(thief, "watch", "2")
+    assert line_of(watching)["spiffe_id"] == thief.identity
+    revocation = ("ringfence", "ca", "revoke", "identity", str(thief.identity))
+    mesh.lab(*revocation, "--reason", "test")
+    try:
+        assert denied(line_of(watching))
+        assert denied(spiffe(thief, "svid"))
+        assert denied(spiffe(thief, "jwt", "db"))
+        assert "revoked" in spiffe(other, "validate", "db", token)["error"]
+        assert spiffe(other, "svid")["spiffe_id"] == other.identity
+    finally:
+        mesh.lab(*revocation, "--undo")
 
 
 def test_programs_find_the_api_again_after_a_restart_of_the_agent(mesh: Mesh) -> None:
