@@ -30,6 +30,7 @@ from ca.svid import load_certificate
 from ca.trust import TrustBundle
 
 _LOOK_S: Final = 1.0
+_AFTER_BUG_S: Final = 60.0  # it is still due, and would fill the log
 
 
 def _utc_now() -> datetime:
@@ -88,6 +89,9 @@ class FederationPoller:
             await self._poll_once(domain, domains)
         except StoreError as exc:  # it is still due, and looked at again in a second
             log("federation_not_stored", level=logging.ERROR, trust_domain=domain.trust_domain, why=str(exc))
+        except Exception:  # a bug costs this poll, not the authority
+            log("internal_error", level=logging.ERROR, exc_info=True, trust_domain=domain.trust_domain)
+            await trio.sleep(_AFTER_BUG_S)
         finally:
             self._asked.discard(domain.trust_domain)
 

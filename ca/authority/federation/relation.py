@@ -59,6 +59,12 @@ class EndpointUrl(NamedTuple):
             raise RelationError("the endpoint must not name a user (SPIFFE Federation 5.2)")
         if not parts.hostname or port == 0:
             raise RelationError("the endpoint names no host, or port 0")
+        try:
+            parts.hostname.encode("idna")  # as the resolver will: empty labels and long ones are no names
+        except UnicodeError as error:
+            raise RelationError("the endpoint's host is not a host name") from error
+        if parts.hostname.startswith("."):
+            raise RelationError("the endpoint's host is not a host name")
         target = parts.path or "/"
         return cls(parts.hostname, port or _HTTPS_PORT, f"{target}?{parts.query}" if parts.query else target)
 

@@ -13,8 +13,9 @@ import pytest
 import trio
 import trio.testing
 
+from ca.authority.federation import fetching, polling
 from ca.authority.federation.polling import FederationPoller
-from ca.authority.federation.relation import EndpointUrl, FederatedDomain
+from ca.authority.federation.relation import EndpointUrl, FederatedDomain, Relation
 from ca.authority.federation.settings import BundleEndpointSettings
 from ca.authority.store import Store
 from ca.authority.trust_assembly import own_bundle
@@ -120,6 +121,32 @@ async def test_the_root_that_replaces_the_one_that_was_configured_judges_the_nex
         served.bundle = make_bundle(new, sequence=3)
         domain = await polled.until(lambda domain: domain.bundle and domain.bundle.sequence == 3)
         assert domain.failures == 0
+
+
+async def test_a_bug_in_one_poll_ends_neither_the_poller_nor_the_authority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fetching.fetch
+    broken = []
+
+    async def fetch(relation: Relation, **arguments: Any) -> bytes:
+        if relation.trust_domain == THEIRS:
+            broken.append(relation)
+            raise ZeroDivisionError("a bug")
+        return await real(relation, **arguments)
+
+    monkeypatch.setattr(polling, "fetch", fetch)
+    third = make_root("third.example")
+    served = ServedBundle(third, third.leaf(str(SpiffeId.authority("third.example"))))
+    served.bundle = make_bundle(third, trust_domain="third.example")
+    async with serving_bundle(served, _QUICK), _polling(tmp_path, served) as polled:
+        polled.add(make_bundle(make_root(THEIRS)))
+        good = served.relation(trust_domain="third.example", endpoint_id=SpiffeId.authority("third.example"))
+        polled.store.federation.add(good, served.bundle, check=lambda _: None)
+        with trio.fail_after(20):
+            while not (broken and polled.store.federation.domains()[1].polled_at):
+                await trio.sleep(0.02)
+        assert len(broken) == 1, "a bug does not fill the log"
 
 
 async def test_a_relation_that_is_removed_is_asked_no_more(tmp_path: Path) -> None:
