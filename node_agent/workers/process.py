@@ -68,6 +68,11 @@ class WorkerProcess:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        """As ``subprocess`` has it: negative for a signal, None while it runs."""
+        return self._process.returncode
+
     async def run(self, handle: Callable[["WorkerProcess", Message], None]) -> int:
         """Talk to the worker until it ends; ``handle`` gets every message that is not an answer to a question.
 
