@@ -22,6 +22,7 @@ import psycopg
 _BINARIES: Final = max(Path("/usr/lib/postgresql").glob("*/bin"))
 _USER: Final = "postgres"  # PostgreSQL refuses to run as root
 _START_DEADLINE_S: Final = 30.0
+_ENOUGH_BYTES: Final = 2 * 1024**3
 _HBA: Final = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
 
 
@@ -57,7 +58,13 @@ class PostgresServer:
 
     def start(self, *options: str) -> None:
         """Start with more ``name=value`` settings; returns when it accepts connections."""
-        settings = ["listen_addresses=127.0.0.1", f"unix_socket_directories={self._directory}", "max_connections=60"]
+        settings = [
+            "listen_addresses=127.0.0.1",
+            f"unix_socket_directories={self._directory}",
+            "max_connections=60",
+            "dynamic_shared_memory_type=mmap",  # a file of the data directory: nothing is left when it is killed
+            "recovery_init_sync_method=syncfs",  # after a crash it else syncs each of thousands of files
+        ]
         arguments = [part for each in [*settings, *options] for part in ("-c", each)]
         change = ("--reuid", _USER, "--regid", _USER, "--init-groups") if os.geteuid() == 0 else ()
         with (self._directory / "log").open("ab") as log:
@@ -86,6 +93,20 @@ class PostgresServer:
             self._process.wait(timeout=_START_DEADLINE_S)
             self._process = None
 
+    @contextmanager
+    def stuck(self) -> Iterator[None]:
+        """Every process of the server is stopped: connections stay, and nobody answers."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        everybody = [self._process.pid, *map(int, children)]
+        for pid in everybody:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in everybody:
+                os.kill(pid, signal.SIGCONT)
+
     def url(self, database: str) -> str:
         """Through the unix socket, as the superuser."""
         return f"postgresql://{_USER}@/{database}?host={self._directory}&port={self.port}"
@@ -110,12 +131,12 @@ class PostgresServer:
 @contextmanager
 def postgres_server() -> Iterator[PostgresServer]:
     """A running server; removed afterwards, as are those that killed test runs left behind."""
-    for stale in Path(tempfile.gettempdir()).glob("ringfence-pg-*"):
-        if not Path("/proc", stale.name.rpartition("-")[2]).exists():
+    scratch = _scratch()
+    for stale in scratch.glob("ringfence-pg-*"):
+        if not Path("/proc", stale.name.split("-")[2]).exists():
             shutil.rmtree(stale, ignore_errors=True)
     # Not below pytest's directories, which are closed to other users; and a socket's path is at most 107 bytes.
-    directory = Path(tempfile.gettempdir(), f"ringfence-pg-{os.getpid()}")
-    directory.mkdir(mode=0o700)
+    directory = Path(tempfile.mkdtemp(prefix=f"ringfence-pg-{os.getpid()}-", dir=scratch))
     if os.geteuid() == 0:
         shutil.chown(directory, _USER, _USER)
     try:
@@ -124,6 +145,14 @@ def postgres_server() -> Iterator[PostgresServer]:
         try:
             yield server
         finally:
-            server.stop()
+            server.stop(signal.SIGQUIT)  # nothing of it is needed any more
     finally:
         shutil.rmtree(directory)
+
+
+def _scratch() -> Path:
+    """Memory where there is enough: creating databases syncs thousands of files."""
+    memory = Path("/dev/shm")
+    if memory.is_dir() and shutil.disk_usage(memory).free > _ENOUGH_BYTES:
+        return memory
+    return Path(tempfile.gettempdir())

@@ -21,6 +21,7 @@ _MS_NOSUID_NODEV_NOEXEC: Final = 2 | 4 | 8
 _SETTINGS: Final = {
     "listen_addresses": "",
     "unix_socket_directories": str(layout.POSTGRES_DIR),
+    "dynamic_shared_memory_type": "mmap",  # a file of its own, gone with the others
     "max_wal_size": "64MB",
     "min_wal_size": "32MB",
 }

@@ -1,4 +1,4 @@
-"""PostgreSQL: the database that several replicas of the authority share.  The only door to psycopg.
+"""PostgreSQL: the database that several replicas share.  With ``postgres_session`` the only door to psycopg.
 
 Theory of operation.  One session, in which statements run one after the other.
 
@@ -8,44 +8,33 @@ is as safe as in SQLite, while replicas issue side by side.  The leader is whoev
 holds another advisory lock, bound to its session.  Both are keyed by the schema:
 two authorities may share a server.
 
-*Durable.*  ``synchronous_commit`` is never off, and a server that runs without
-``fsync`` is refused: a commit that returned survives a power cut.
-
 *Gone and back.*  A session that ended is replaced at the next BEGIN or SELECT
 (nothing was asked yet, so asking again is harmless).  When that fails, every
 call fails at once for ``_RETRY_S``, so that a server which is down costs a
-request milliseconds.  A session that breaks later fails its transaction, and
-whether a COMMIT that got no answer took effect is not known: it is reported as
-failed, so a certificate may be in the journal that nobody got, never the reverse.
+request milliseconds; a wait for one that is stuck ends after ``_STUCK_S``.  A
+session that breaks later fails its transaction, and whether a COMMIT that got no
+answer took effect is not known: it is reported as failed, so a certificate may
+be in the journal that nobody got, never the reverse.
 """
 
-import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
 
 from ca.authority.errors import AuthorityError, StoreConflict, StoreError
 from ca.authority.store.database import Dialect, Parameters, Row
-from ca.authority.store.location import PostgresAddress, require_private_environment
+from ca.authority.store.location import PostgresAddress
+from ca.authority.store.postgres_session import connect
+from ca.authority.store.watchdog import Watchdog
 
-# An agent waits 5 s for an answer: what takes longer is refused, so that it knows.
-_CONNECT_TIMEOUT_S: Final = 3  # libpq's unit is whole seconds, at least 2
-_SETTINGS: Final = """
-    SET statement_timeout = '4s';
-    SET lock_timeout = '3s';
-    SET idle_in_transaction_session_timeout = '10s';
-    SET idle_session_timeout = '60s'
-"""  # a replica that hangs neither blocks the others nor stays their leader
+_STUCK_S: Final = 5.0  # longer than the server's own timeouts
 _RETRY_S: Final = 1.0
-_OLDEST_VERSION: Final = 14_00_00  # idle_session_timeout; 13 and older are no longer maintained
 _WRITE_LOCK: Final = "1382416385, hashtext(current_schema())"  # arbitrary numbers, one a purpose
 _LEAD_LOCK: Final = "1382416386, hashtext(current_schema())"
-_LOCAL_HOSTS: Final = ("localhost", "127.0.0.1", "::1")
 _MAX_REASON: Final = 300
 
 _Connection = psycopg.Connection[Row]
@@ -63,6 +52,7 @@ class PostgresDatabase:
         self._session: _Connection | None = None
         self._in_transaction = False
         self._retry_at = -1.0  # time.monotonic
+        self._watchdog = Watchdog(limit_s=_STUCK_S)
 
     @classmethod
     def open(cls, address: PostgresAddress, *, create: bool = False) -> Self:
@@ -92,8 +82,9 @@ class PostgresDatabase:
             session, _ = self._asked(f"BEGIN; SELECT {lock}({_WRITE_LOCK})")
             self._in_transaction = True
             try:
-                yield _PostgresTransaction(session)
-                session.execute("COMMIT")
+                transaction = _PostgresTransaction(session, self._watchdog)
+                yield transaction
+                transaction.execute("COMMIT")
             except BaseException:
                 self._roll_back(session)
                 raise
@@ -125,31 +116,37 @@ class PostgresDatabase:
     def close(self) -> None:
         """End the session; the lead goes to whoever asks next."""
         with self._turn:
-            if self._session is not None:
-                self._session.close()
-                self._session = None
+            self._disconnect()
+            self._watchdog.stop()
+
+    def _disconnect(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
 
     def _asked(self, sql: str, parameters: Parameters = ()) -> tuple[_Connection, _Cursor]:
         """Ask what is harmless to ask twice; in a new session when the old one is broken."""
         session = self._session
         if session is not None:
             try:
-                return session, _execute(session, sql, parameters)
+                with self._watchdog.watching(session.fileno()):
+                    return session, _execute(session, sql, parameters)
             except psycopg.OperationalError:
                 if self._in_transaction or not session.closed:
                     self._roll_back(session)
                     raise
         session = self._connected()
-        return session, _execute(session, sql, parameters)
+        with self._watchdog.watching(session.fileno()):
+            return session, _execute(session, sql, parameters)
 
     def _connected(self) -> _Connection:
         now = time.monotonic()
         if now < self._retry_at:
             raise StoreError(f"{self._address}: the database could not be reached a moment ago")
         self._retry_at = now + _RETRY_S
-        self.close()
+        self._disconnect()
         try:
-            self._session = _connect(self._address)
+            self._session = connect(self._address, self._watchdog)
         except psycopg.Error as exc:
             raise StoreError(f"{self._address}: the database can not be reached: {_reason(exc)}") from exc
         except OSError as exc:
@@ -161,7 +158,8 @@ class PostgresDatabase:
         """Leave the transaction; a session that can not is given up."""
         try:
             if not session.closed and session.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
-                session.execute("ROLLBACK")
+                with self._watchdog.watching(session.fileno()):
+                    session.execute("ROLLBACK")
         except psycopg.Error:
             session.close()
 
@@ -178,18 +176,21 @@ class PostgresDatabase:
 class _PostgresTransaction:
     """Statements between BEGIN and COMMIT."""
 
-    def __init__(self, session: _Connection) -> None:
+    def __init__(self, session: _Connection, watchdog: Watchdog) -> None:
         self._session = session
+        self._watchdog = watchdog
 
     def execute(self, sql: str, parameters: Parameters = ()) -> int:
-        return _execute(self._session, sql, parameters).rowcount
+        with self._watchdog.watching(self._session.fileno()):
+            return _execute(self._session, sql, parameters).rowcount
 
     def executemany(self, sql: str, rows: Iterable[Parameters]) -> None:
-        with self._session.cursor() as cursor:
+        with self._watchdog.watching(self._session.fileno()), self._session.cursor() as cursor:
             cursor.executemany(_placeholders(sql), rows)
 
     def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
-        return _rows(_execute(self._session, sql, parameters))
+        with self._watchdog.watching(self._session.fileno()):
+            return _rows(_execute(self._session, sql, parameters))
 
 
 class _PostgresSnapshot:
@@ -201,84 +202,6 @@ class _PostgresSnapshot:
     def rows(self, sql: str) -> Iterator[Row]:
         with self._session.cursor(name="snapshot") as cursor:  # rows stay with the server until they are wanted
             yield from cursor.execute(_placeholders(sql))
-
-
-def _connect(address: PostgresAddress) -> _Connection:
-    """Open a session, and refuse a server that could lose what it committed.
-
-    Raises:
-        psycopg.Error: it can not be reached, or lets us not in.
-        AuthorityError: it can, but must not be used so.
-    """
-    session: _Connection = psycopg.connect(address.url, autocommit=True, **_connection_options(address))
-    try:
-        session.execute(_SETTINGS)
-        row = session.execute(
-            "SELECT current_setting('server_version_num')::int, current_setting('fsync'),"
-            " current_setting('synchronous_commit'), current_schema()"
-        ).fetchone()
-        assert row is not None
-        version, fsync, synchronous_commit, schema = row
-        if version < _OLDEST_VERSION:
-            raise AuthorityError(f"{address}: PostgreSQL {version // 10000} is too old; 14 or later is needed")
-        if fsync != "on":
-            raise AuthorityError(
-                f"{address}: the server runs with fsync = {fsync}, so that a power cut would lose the records of "
-                "certificates that are in use; set fsync = on in postgresql.conf"
-            )
-        if schema is None:
-            raise AuthorityError(f"{address}: none of the schemas in search_path exists; create one for Ringfence")
-        if synchronous_commit == "off":
-            session.execute("SET synchronous_commit = on")
-    except BaseException:
-        session.close()
-        raise
-    return session
-
-
-def _connection_options(address: PostgresAddress) -> dict[str, Any]:
-    """What we want of libpq where the URL does not say otherwise.
-
-    Raises:
-        AuthorityError: a password that others can read, or a way that somebody in between could read.
-    """
-    try:
-        given = conninfo_to_dict(address.url)
-    except psycopg.Error:  # its text may quote the URL
-        raise AuthorityError(
-            "[ca] database: PostgreSQL's client library does not understand this URL; "
-            "write postgresql://user@host:5432/database?option=value"
-        ) from None
-    require_private_environment({key: str(value) for key, value in given.items()}, os.environ)
-    options: dict[str, Any] = {
-        "application_name": "ringfence-ca",
-        "connect_timeout": _CONNECT_TIMEOUT_S,
-        "keepalives_idle": 5,  # s
-        "keepalives_interval": 2,  # s
-        "keepalives_count": 2,
-        "tcp_user_timeout": 4000,  # ms
-        "target_session_attrs": "read-write",  # of several hosts the one that takes writes
-    }
-    if _is_remote(given):
-        mode = given.get("sslmode") or os.environ.get("PGSSLMODE")
-        if mode in ("disable", "allow", "prefer"):
-            raise AuthorityError(
-                f"{address}: sslmode={mode} lets whoever is in between read and change what the authority stores; "
-                "use sslmode=verify-full"
-            )
-        options["sslmode"] = mode or "verify-full"
-    options = {key: value for key, value in options.items() if key not in given}
-    password = address.password()
-    return options if password is None else {**options, "password": password}
-
-
-def _is_remote(given: Mapping[str, object]) -> bool:
-    """Whether a connection may leave this machine; a service file decides for itself."""
-    if "service" in given or os.environ.get("PGSERVICE"):
-        return False
-    named = given.get("hostaddr") or given.get("host") or os.environ.get("PGHOST") or ""
-    hosts = str(named).split(",")
-    return any(host and not host.startswith(("/", "@")) and host not in _LOCAL_HOSTS for host in hosts)
 
 
 def _execute(session: _Connection, sql: str, parameters: Parameters) -> _Cursor:

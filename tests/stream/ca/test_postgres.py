@@ -112,6 +112,27 @@ def test_a_crash_before_the_commit_is_never_reported_as_done(store: Store, postg
     assert store.database.query("SELECT count(*) FROM schema_version WHERE version = 99") == [(0,)]
 
 
+def test_a_server_that_is_stuck_is_not_waited_for_for_ever(store: Store, postgres: PostgresServer) -> None:
+    store.journal([record(1)])
+    with postgres.stuck(), pytest.raises(StoreError):
+        store.journal([record(2)])
+    wait_for("the store to find the server again", lambda: works(store, 3))
+
+
+def test_a_server_that_is_stuck_inside_of_a_transaction_is_not_waited_for_for_ever(
+    store: Store, postgres: PostgresServer
+) -> None:
+    def stuck_half_way() -> None:
+        with store.database.transaction() as transaction:
+            with postgres.stuck():
+                transaction.execute("INSERT INTO schema_version (version) VALUES (?)", (99,))
+
+    with pytest.raises(StoreError):
+        stuck_half_way()
+    wait_for("the store to find the server again", lambda: works(store, 1))
+    assert store.database.query("SELECT count(*) FROM schema_version WHERE version = 99") == [(0,)]
+
+
 def test_who_has_to_wait_too_long_for_another_is_told_so_and_can_go_on(store: Store, other: Store) -> None:
     other.database.query("SELECT set_config('lock_timeout', '50ms', false)")
     with store.database.transaction():

@@ -179,7 +179,7 @@ def test_a_server_elsewhere_must_prove_its_name_unless_told_otherwise(monkeypatc
         asked.append(options)
         raise OSError("enough seen")
 
-    monkeypatch.setattr("ca.authority.store.postgres.psycopg.connect", connect)
+    monkeypatch.setattr("ca.authority.store.postgres_session.psycopg.connect", connect)
     monkeypatch.setenv("PGPASSFILE", "/nonexistent")
     for url in ("postgresql://db.example/d", "postgresql://db.example/d?sslmode=require", "postgresql://localhost/d"):
         with pytest.raises(StoreError):

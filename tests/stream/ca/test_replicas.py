@@ -122,6 +122,10 @@ async def test_of_two_nodes_with_one_token_at_two_replicas_exactly_one_joins(aut
         assert len([each for each in authority.journal() if each.node == f"node-{attempt}"]) == 1
 
 
+def logged(process: Process, event: str) -> bool:
+    return any(line["event"] == event for line in process.log)
+
+
 async def test_while_the_database_is_gone_nothing_is_issued_and_all_goes_on_when_it_is_back(
     authority: Authority, postgres: PostgresServer
 ) -> None:
@@ -131,8 +135,8 @@ async def test_while_the_database_is_gone_nothing_is_issued_and_all_goes_on_when
             await asked.more(50)
             await trio.to_thread.run_sync(postgres.stop, signal.SIGQUIT)
             try:
-                seen = len(asked.failures)
-                while len(asked.failures) < seen + 20:
+                # Until the background duties of both have met it too.
+                while not all(logged(process, "trust_not_loaded") for process, _port in found) or not asked.failures:
                     await trio.sleep(0.01)
                 with pytest.raises(CaRefused) as caught:
                     await sign(authority.client(ports[0]), asked.own, workload("web"))
