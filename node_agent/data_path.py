@@ -25,6 +25,7 @@ from node_agent.proxy.outbound import Outbound
 from node_agent.proxy.routes import Router, is_local_address
 from node_agent.proxy.serving import ACCEPTS_A_TURN, LocalServer
 from node_agent.proxy.trust_gate import TrustGate
+from node_agent.proxy.upstream import Connector
 from node_agent.registry import Registry
 from node_agent.relay import Relay
 from node_agent.telemetry.access_log import AccessLog
@@ -89,17 +90,18 @@ def build_data_path(
     gate.guard(tunnels)
     stack.callback(tunnels.close)
     balancer = Balancer(rng=rng)
-    outbound = Outbound(
-        access_log=access_log,
-        live=live,
-        router=Router(registry, is_node_address=is_local_address),
+    router = Router(registry, is_node_address=is_local_address)
+    connector = Connector(
+        router=router,
         balancer=balancer,
         identities=known,
         tunnels=tunnels,
-        relay=relay,
         gate=gate,
         connect_timeout_s=config.proxy.connect_timeout_s,
         max_connect_attempts=config.proxy.max_connect_attempts,
+    )
+    outbound = Outbound(
+        access_log=access_log, live=live, router=router, connector=connector, tunnels=tunnels, relay=relay, gate=gate
     )
     inbound = Inbound(
         access_log=access_log,

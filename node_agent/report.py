@@ -13,6 +13,7 @@ import trio
 from ca.manifests import DirectoryState
 from node_agent import __version__
 from node_agent.balance import EndpointLoad
+from node_agent.balance.tiers import weight_of
 from node_agent.config import Config
 from node_agent.drain import Drain
 from node_agent.identity import Identities
@@ -196,7 +197,7 @@ class Report:
                 "namespace": name.namespace,
                 "cluster_ips": list(service.cluster_ips),
                 "ports": [{"name": port.name, "port": port.port} for port in ports],
-                "load_balancing": ports[0].load_balancing if ports else None,
+                "load_balancing": str(self._registry.traffic(ports[0]).balancing.policy) if ports else None,
                 "endpoints": len(endpoints),
                 "ready": sum(endpoint.ready for endpoint in endpoints.values()),
             }
@@ -212,6 +213,7 @@ class Report:
         return [row for name in names for port in self._registry.service_ports(name) for row in self._rows_of(port)]
 
     def _rows_of(self, port: ServicePort) -> Iterator[Row]:
+        traffic = self._registry.traffic(port)
         for endpoint in self._endpoints(port):
             workload = endpoint.workload
             load = self._loads.load_of(endpoint, trio.current_time())
@@ -222,6 +224,10 @@ class Report:
                 "workload": str(workload.name) if workload else None,
                 "identity": str(workload.identity) if workload and workload.enrolled else None,
                 "ready": endpoint.ready,
+                "health": load.health,
+                "why": load.why,
+                "ejected_for_s": None if load.ejected_for_s is None else round(load.ejected_for_s, 1),
+                "weight": weight_of(endpoint, traffic),
                 "open_connections": load.open_connections,
                 "latency_ms": None if load.latency_s is None else round(load.latency_s * 1000, 3),
             }

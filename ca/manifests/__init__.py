@@ -5,6 +5,8 @@
     fields      reading plain data strictly, field by field
     objects     the kinds that Ringfence uses, as values
     kinds       each kind of object from its fields
+    schema      judging data by the JSON Schemas that ship
+    traffic     TrafficPolicy: its values; traffic_policy: its manifests
     parse       texts to objects
     enrolment   which pods belong to the mesh
     directory   a directory of manifest files, with its last good state
@@ -23,13 +25,13 @@ from ca.manifests.directory import (
 from ca.manifests.enrolment import MESH_LABEL, enrolled
 from ca.manifests.errors import ManifestError, ManifestProblem
 from ca.manifests.kinds import TRUST_DOMAIN_ANNOTATION, Skipped
+from ca.manifests.names import ObjectKey
 from ca.manifests.objects import (
     ContainerPort,
     EndpointSlice,
     ManifestObject,
     Namespace,
     Node,
-    ObjectKey,
     PeerAuthentication,
     Pod,
     Service,
@@ -38,6 +40,7 @@ from ca.manifests.objects import (
     SlicePort,
 )
 from ca.manifests.parse import ParsedFile, parse_manifests, parse_object
+from ca.manifests.traffic import Traffic, TrafficPolicy
 
 __all__ = [
     "MESH_LABEL",
@@ -60,6 +63,8 @@ __all__ = [
     "Skipped",
     "SliceEndpoint",
     "SlicePort",
+    "Traffic",
+    "TrafficPolicy",
     "directory_digest",
     "enrolled",
     "parse_manifests",

@@ -24,7 +24,8 @@ from typing import Final, NamedTuple
 
 from ca.manifests.documents import MAX_FILE_BYTES
 from ca.manifests.errors import ManifestError, ManifestProblem
-from ca.manifests.objects import ManifestObject, ObjectKey
+from ca.manifests.names import ObjectKey
+from ca.manifests.objects import ManifestObject
 from ca.manifests.parse import parse_manifests
 
 _SUFFIXES: Final = (".yaml", ".yml", ".json")

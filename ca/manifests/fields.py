@@ -72,6 +72,15 @@ class Fields:
         """An error at ``key``; the caller raises it."""
         return FieldError((*self._path, key), reason)
 
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """The mapping itself; not to be changed."""
+        return self._data
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._data)
 

@@ -27,6 +27,7 @@ from ca.manifests.objects import (
     SliceEndpoint,
     SlicePort,
 )
+from ca.manifests.traffic_policy import parse_traffic_policy
 from ca.spiffe import SpiffeId, SpiffeIdError
 
 LOAD_BALANCING_ANNOTATION: Final = "ringfence.io/load-balancing"
@@ -262,4 +263,5 @@ KINDS: Final[dict[tuple[str, str], tuple[tuple[str, ...], _Parser]]] = {
     ("", "Service"): (("v1",), _service),
     ("discovery.k8s.io", "EndpointSlice"): (("v1",), _endpoint_slice),
     ("security.istio.io", "PeerAuthentication"): (("v1", "v1beta1"), _peer_authentication),
+    ("ringfence.io", "TrafficPolicy"): (("v1alpha1",), parse_traffic_policy),
 }

@@ -9,17 +9,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ca.manifests.fields import NO_LABELS
-
-
-class ObjectKey(NamedTuple):
-    """What names an object; ``namespace`` is empty for Namespace and Node."""
-
-    kind: str
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
+from ca.manifests.names import ObjectKey
+from ca.manifests.traffic import TrafficPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,4 +151,4 @@ class PeerAuthentication:
         return ObjectKey("PeerAuthentication", self.namespace, self.name)
 
 
-ManifestObject = Namespace | Node | Pod | Service | EndpointSlice | PeerAuthentication
+ManifestObject = Namespace | Node | Pod | Service | EndpointSlice | PeerAuthentication | TrafficPolicy

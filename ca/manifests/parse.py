@@ -13,7 +13,8 @@ from ca.manifests.documents import DocumentError, Path, line_of, read_documents
 from ca.manifests.errors import ManifestError, ManifestProblem
 from ca.manifests.fields import FieldError, Fields, path_text, shown
 from ca.manifests.kinds import KINDS, Skipped
-from ca.manifests.objects import ManifestObject, ObjectKey
+from ca.manifests.names import ObjectKey
+from ca.manifests.objects import ManifestObject
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,14 @@
 """Step 5: choose an endpoint of the service.
 
-balancer   round-robin and least-latency, and who was picked
-latency    peak-EWMA: how long an endpoint takes to connect to
+balancer    who is picked, and what becomes of the pick
+tiers       who may be picked: readiness, subset, health, locality, panic
+choosers    one class a policy; maglev: the table of the consistent hash
+endpoints   what is known of each endpoint
+outlier     ejecting those that fail, and letting them back in
+latency     peak-EWMA: how long an endpoint takes to connect to
 """
 
-from node_agent.balance.balancer import Balancer, EndpointLoad, NoEndpoints, Pick
+from node_agent.balance.balancer import Balancer, Client, EndpointLoad, NoEndpoints, Pick
+from node_agent.balance.tiers import Near
 
-__all__ = ["Balancer", "EndpointLoad", "NoEndpoints", "Pick"]
+__all__ = ["Balancer", "Client", "EndpointLoad", "Near", "NoEndpoints", "Pick"]

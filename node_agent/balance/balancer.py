@@ -1,23 +1,16 @@
-"""Choose an endpoint: round-robin, or the better of two by latency and open connections.
+"""Choose an endpoint for a connection, and remember how it did.
 
 Sans-I/O: no clock and no task; callers pass ``now`` (monotonic seconds), and
 the source of randomness once.
 
-*least-latency* draws two different endpoints and takes the one that costs
-less: estimated connect latency times (open connections + 1).  Drawing two and
-not looking at all avoids both the herd (everybody to the best one) and the cost
-of a search.  Of an endpoint that was never connected to, nothing is known but
-its open connections: it counts as being as fast as the other one, so it is
-neither starved nor flooded.
+    candidates of the registry
+      > those that may be chosen, in tiers     tiers.py     readiness, subset, health, ejection, locality, panic
+      > one of a tier                          choosers.py  the policy, weights, slow start
+      > Pick                                   how it goes is told to the endpoint's state (endpoints.py, outlier.py)
 
-*round-robin* takes the ready endpoints in their order, per service port.
-
-Endpoints that are not ready are never picked, as in Kubernetes.
-
-What is known of an endpoint is small, belongs to one incarnation of a workload
-(a pod that takes over an address starts afresh, and so does the latency of one
-that was not ready and is again), and is forgotten when it has had no connection
-and no pick for a while: each pick sweeps a little.
+What the first step finds is kept for each service port and IP family until
+something that it was made from changes, so that a pick costs the same with three
+endpoints and with a thousand.
 
 A pick ends exactly once:
 
@@ -25,29 +18,32 @@ A pick ends exactly once:
     picked --failed-----> ended            picked --release--> ended (given up)
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ca.manifests.traffic import HashBy, Traffic, default_for
+from node_agent.balance.budget import RetryBudget
+from node_agent.balance.choosers import Chooser, chooser
+from node_agent.balance.endpoints import EndpointState, EndpointStates
 from node_agent.balance.latency import PeakEwma
+from node_agent.balance.outlier import Why, may_eject_another
+from node_agent.balance.tiers import Member, Near, Tiers, build, weight_of
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.model import Endpoint, EndpointAddress, ServicePort
 
 if TYPE_CHECKING:
     from random import Random
 
-ROUND_ROBIN: Final = "round-robin"
-LEAST_LATENCY: Final = "least-latency"
-POLICIES: Final = (LEAST_LATENCY, ROUND_ROBIN)
-
 # A refused connect is over in no time: it must not look like a fast endpoint.
 # The default connect timeout of most clients' first retry (Linux's initial RTO).
 _REFUSAL_LATENCY_S: Final = 1.0
-_FORGET_AFTER_S: Final = 60.0  # six decay times: what is left of an estimate is 0.2 %
-_SWEPT_PER_PICK: Final = 2  # at most one entry is added per pick, so the table shrinks
-
-_Key = tuple[EndpointAddress, str]
+_FORGET_AFTER_S: Final = 60.0
+_LATENCY_PEERS: Final = 3  # fewer have no median to be far off from
+_LATENCY_FLOOR_S: Final = 0.005  # below it "many times the median" is noise
+_LOOK_AT_LATENCY_S: Final = 1.0
 
 
 class NoEndpoints(ConnectionFailure):
@@ -57,88 +53,122 @@ class NoEndpoints(ConnectionFailure):
         super().__init__(CloseReason.NO_SERVICE_ENDPOINTS, detail)
 
 
+class Client(NamedTuple):
+    """Who connects, as far as the choice depends on it; ``address`` and ``identity`` for a consistent hash."""
+
+    near: Near = Near()
+    address: str = ""
+    identity: str = ""
+
+
+NOWHERE: Final = Client()
+
+
 class EndpointLoad(NamedTuple):
-    """What the balancer knows of an endpoint; ``latency_s`` is None before the first connect."""
+    """What operators are shown of an endpoint.
+
+    ``latency_s`` is None before the first connect.  ``health`` is ``healthy``,
+    ``unhealthy`` (by active checks), ``ejected`` or ``probing``; ``why`` is why
+    it was ejected, ``ejected_for_s`` for how long it still is.
+    """
 
     open_connections: int
     latency_s: float | None
+    health: str = "healthy"
+    why: str | None = None
+    ejected_for_s: float | None = None
 
 
 @dataclass(slots=True, eq=False)
-class _Load:
-    """One endpoint of one incarnation of a workload."""
-
-    open_connections: int = 0
-    latency: PeakEwma | None = None
-    used_at: float = 0.0
-
-
-@dataclass(slots=True, eq=False)
-class _Rotation:
-    """The ready endpoints of one tuple from the registry, and where round-robin is in them."""
+class _Pool:
+    """The endpoints of one service port and family, sorted, for as long as what they were made from stands."""
 
     candidates: Sequence[Endpoint]
-    ready: Sequence[Endpoint]
-    position: int = 0
+    traffic: Traffic
+    near: Near
+    epoch: int
+    valid_until: float
+    members: tuple[Member, ...]
+    tiers: Tiers
+    choosers: tuple[Chooser, ...]
     used_at: float = 0.0
+    latency_looked_at: float = 0.0
 
 
 class Pick:
     """One connection's endpoint.  Its methods may be called in any order; only the first end counts."""
 
-    __slots__ = ("_ended", "_load", "_picked_at", "endpoint")
+    __slots__ = ("_balancer", "_ended", "_picked_at", "_pool", "_state", "endpoint", "is_probe")
 
-    def __init__(self, endpoint: Endpoint, load: _Load, now: float) -> None:
-        self.endpoint = endpoint
-        self._load = load
+    def __init__(self, balancer: "Balancer", pool: _Pool, member: Member, now: float) -> None:
+        self.endpoint = member.endpoint
+        self._state = member.state
+        self._balancer = balancer
+        self._pool = pool
         self._picked_at = now
         self._ended = False
-        load.open_connections += 1
+        self._state.open_connections += 1
+        self.is_probe = self._state.outlier.picked(now)
 
     def connected(self, now: float) -> None:
         """The destination accepted the connection; the time since the pick is the sample."""
         if not self._ended:
-            sample_s = now - self._picked_at
-            if self._load.latency is None:
-                self._load.latency = PeakEwma(sample_s, now)
+            state, sample_s = self._state, now - self._picked_at
+            if state.latency is None:
+                state.latency = PeakEwma(sample_s, now)
             else:
-                self._load.latency.observe(sample_s, now)
+                state.latency.observe(sample_s, now)
+            if state.outlier.connected(now):
+                state.since = now
+                self._balancer.health_changed()
+            self.is_probe = False
+            self._balancer.look_at_latency(self._pool, now)
 
     def failed(self, now: float) -> None:
         """The destination could not be connected to; ends the pick."""
         if not self._ended:
-            waited_s = now - self._picked_at
-            if self._load.latency is None:
-                self._load.latency = PeakEwma(0.0, now)
+            state, waited_s = self._state, now - self._picked_at
+            if state.latency is None:
+                state.latency = PeakEwma(0.0, now)
             if waited_s < _REFUSAL_LATENCY_S:
-                self._load.latency.penalize(_REFUSAL_LATENCY_S, now)
+                state.latency.penalize(_REFUSAL_LATENCY_S, now)
             else:
-                self._load.latency.observe(waited_s, now)
+                state.latency.observe(waited_s, now)
+            self._balancer.eject(self._pool, state, state.outlier.connect_failed(self._pool.traffic.outlier, now), now)
             self.release(now)
+
+    def said_something(self) -> None:
+        """The endpoint sent a byte."""
+        self._state.outlier.said_something()
+
+    def reset_early(self, now: float) -> None:
+        """The endpoint reset the connection before it had sent a byte."""
+        self._balancer.eject(self._pool, self._state, self._state.outlier.reset_early(self._pool.traffic.outlier), now)
 
     def release(self, now: float) -> None:
         """The connection is over, however far it got; harmless when already ended."""
         if not self._ended:
             self._ended = True
-            self._load.open_connections -= 1
-            self._load.used_at = now
+            self._state.open_connections -= 1
+            self._state.used_at = now
+            if self.is_probe:
+                self._state.outlier.given_up()
+                self._balancer.health_changed()
 
 
 class Balancer:
     """Picks endpoints and remembers how they did.
 
     Args:
-        rng: where the two draws come from; a seeded one makes picks repeatable.
-        policy: for every service; by default each service's own ``load_balancing``.
+        rng: where the draws come from; a seeded one makes picks repeatable.
     """
 
-    def __init__(self, *, rng: "Random", policy: str | None = None) -> None:
-        if policy is not None and policy not in POLICIES:
-            raise ValueError(f"policy must be one of {', '.join(POLICIES)}, not {policy!r}")
+    def __init__(self, *, rng: "Random") -> None:
         self._random = rng.random
-        self._policy = policy
-        self._loads: OrderedDict[_Key, _Load] = OrderedDict()  # least recently picked first
-        self._rotations: OrderedDict[tuple[ServicePort, int], _Rotation] = OrderedDict()
+        self._states = EndpointStates()
+        self._pools: OrderedDict[tuple[ServicePort, int], _Pool] = OrderedDict()
+        self._budgets: dict[ServicePort, RetryBudget] = {}
+        self._epoch = 0
 
     def pick(
         self,
@@ -146,126 +176,217 @@ class Balancer:
         candidates: Sequence[Endpoint],
         now: float,
         *,
+        traffic: Traffic | None = None,
+        client: Client = NOWHERE,
         exclude: Collection[EndpointAddress] = (),
     ) -> Pick:
         """Choose one of the candidates and count a connection to it.
 
-        Constant time when ``candidates`` is the registry's own tuple (it is
-        recognised by identity) and ``exclude`` is empty.
+        Constant time when ``candidates`` and ``traffic`` are the registry's own
+        values (they are recognised by identity) and ``exclude`` is empty.
 
         Args:
             candidates: of one IP family; those that are not ready are passed over.
+            traffic: what the service's policy wants; None for the defaults.
             exclude: endpoints that this connection has tried already.
 
         Raises:
-            NoEndpoints: none is ready, or none is left.
+            NoEndpoints: none may be chosen, or none is left.
         """
-        rotation = self._rotation(service, candidates, now)
-        ready = rotation.ready
-        if exclude:
-            ready = [each for each in ready if each.address not in exclude]
-        if not ready:
-            raise NoEndpoints(_why_none(service, candidates, rotation.ready))
-        if (self._policy or service.load_balancing) == ROUND_ROBIN:
-            endpoint = ready[rotation.position % len(ready)]
-            rotation.position += 1
-        else:
-            endpoint = self._better_of_two(ready, now)
-        pick = Pick(endpoint, self._load_for(endpoint, now), now)
+        pool = self._pool(service, candidates, traffic or default_for(service.load_balancing), client.near, now)
+        member = self._choose(pool, client, exclude, now)
+        if member is None:
+            raise NoEndpoints(_why_none(service, candidates, pool))
+        self._states.used(member.endpoint, member.state, now)
+        if not exclude:
+            self._budget(service, pool.traffic, now).connect(pool.traffic.retry, now)
+        pick = Pick(self, pool, member, now)
+        if pick.is_probe:
+            self.health_changed()
         self._sweep(now)
         return pick
 
+    def may_retry(self, service: ServicePort, traffic: Traffic, now: float) -> bool:
+        """Whether a connection that failed to connect may try another endpoint; if so, its budget pays for it."""
+        return self._budget(service, traffic, now).take(traffic.retry, now)
+
+    def _budget(self, service: ServicePort, traffic: Traffic, now: float) -> RetryBudget:
+        budget = self._budgets.get(service)
+        if budget is None:
+            budget = self._budgets[service] = RetryBudget(traffic.retry, now)
+        return budget
+
     def load_of(self, endpoint: Endpoint, now: float) -> EndpointLoad:
         """What operators are shown."""
-        load = self._loads.get(_key(endpoint))
-        return EndpointLoad(0, None) if load is None else _shown(load, now)
+        state = self._states.get(endpoint)
+        return EndpointLoad(0, None) if state is None else _shown(state, now)
 
     def loads(self, now: float) -> Iterator[tuple[EndpointAddress, str, EndpointLoad]]:
         """What is known of all endpoints: address, uid of the workload (or empty), load.  Not to be held."""
-        for (address, uid), load in self._loads.items():
-            yield address, uid, _shown(load, now)
+        for (address, uid), state in self._states.items():
+            yield address, uid, _shown(state, now)
 
-    def _rotation(self, service: ServicePort, candidates: Sequence[Endpoint], now: float) -> _Rotation:
-        family = 6 if candidates and ":" in candidates[0].address.ip else 4
-        key = (service, family)
-        rotation = self._rotations.get(key)
-        if rotation is None or rotation.candidates is not candidates:
-            ready = candidates if all(each.ready for each in candidates) else [e for e in candidates if e.ready]
-            if rotation is not None and rotation.ready is not rotation.candidates:
-                self._forget_latency(rotation.candidates, ready)
-            position = rotation.position if rotation is not None else int(self._random() * len(ready))
-            rotation = self._rotations[key] = _Rotation(candidates, ready, position)
-        rotation.used_at = now
-        self._rotations.move_to_end(key)
-        return rotation
+    def set_unhealthy(self, endpoint: Endpoint, is_unhealthy: bool, now: float) -> None:
+        """What active health checks found."""
+        state = self._states.use(endpoint, now)
+        if state.is_unhealthy != is_unhealthy:
+            state.is_unhealthy = is_unhealthy
+            if not is_unhealthy:
+                state.since = now
+            self.health_changed()
 
-    def _forget_latency(self, before: Sequence[Endpoint], ready: Sequence[Endpoint]) -> None:
-        """An endpoint that has become ready again is not judged by how it was when it failed."""
-        were_not = {_key(each) for each in before if not each.ready}
-        for each in ready:
-            key = _key(each)
-            if key in were_not and (load := self._loads.get(key)) is not None:
-                load.latency = None
+    # -- for picks ----------------------------------------------------------------
 
-    def _better_of_two(self, ready: Sequence[Endpoint], now: float) -> Endpoint:
-        count = len(ready)
-        if count == 1:
-            return ready[0]
-        first = int(self._random() * count)
-        second = int(self._random() * (count - 1))
-        second += second >= first
-        return self._better(ready[first], ready[second], now)
+    def health_changed(self) -> None:
+        """Who may be chosen is to be found out anew."""
+        self._epoch += 1
 
-    def _better(self, one: Endpoint, other: Endpoint, now: float) -> Endpoint:
-        load, other_load = self._loads.get(_key(one)), self._loads.get(_key(other))
-        cost = load.open_connections + 1.0 if load else 1.0
-        other_cost = other_load.open_connections + 1.0 if other_load else 1.0
-        if load and other_load and load.latency and other_load.latency:
-            cost *= load.latency.at(now)
-            other_cost *= other_load.latency.at(now)
-        return one if cost <= other_cost else other
-
-    def _load_for(self, endpoint: Endpoint, now: float) -> _Load:
-        key = _key(endpoint)
-        load = self._loads.get(key)
-        if load is None:
-            load = self._loads[key] = _Load()
+    def eject(self, pool: _Pool, state: EndpointState, why: Why | None, now: float) -> None:
+        """Eject an endpoint if there is a reason and enough others are left."""
+        if why is None:
+            return
+        config = pool.traffic.outlier
+        ejected = sum(each.state.outlier.is_ejected(now) for each in pool.members if each.state is not state)
+        if may_eject_another(ejected=ejected, of=len(pool.members), max_percent=config.max_ejection_percent):
+            state.outlier.eject(why, config, now)
         else:
-            self._loads.move_to_end(key)
-        load.used_at = now
-        return load
+            state.outlier.given_up()
+        self.health_changed()
+
+    def look_at_latency(self, pool: _Pool, now: float) -> None:
+        """Eject the slowest endpoint if it is far off the median of the others; at most once a second."""
+        factor = pool.traffic.outlier.latency_factor
+        if not factor or not pool.traffic.outlier.enabled or now - pool.latency_looked_at < _LOOK_AT_LATENCY_S:
+            return
+        pool.latency_looked_at = now
+        known = sorted(
+            (
+                (each.state.latency.at(now), index)
+                for index, each in enumerate(pool.members)
+                if each.state.latency is not None and each.state.outlier.ejected_until is None
+            ),
+        )
+        if len(known) < _LATENCY_PEERS:
+            return
+        slowest_s, index = known[-1]
+        median_s = known[(len(known) - 1) // 2][0]
+        if slowest_s > max(median_s * factor, _LATENCY_FLOOR_S):
+            self.eject(pool, pool.members[index].state, Why.LATENCY, now)
+
+    # -- what is kept between picks ---------------------------------------------------
+
+    def _pool(
+        self, service: ServicePort, candidates: Sequence[Endpoint], traffic: Traffic, near: Near, now: float
+    ) -> _Pool:
+        key = (service, 6 if candidates and ":" in candidates[0].address.ip else 4)
+        pool = self._pools.get(key)
+        if (
+            pool is None
+            or pool.candidates is not candidates
+            or pool.traffic is not traffic
+            or pool.epoch != self._epoch
+            or now >= pool.valid_until
+            or pool.near != near
+        ):
+            pool = self._pools[key] = self._build(pool, candidates, traffic, near, now)
+        pool.used_at = now
+        self._pools.move_to_end(key)
+        return pool
+
+    def _build(
+        self, before: _Pool | None, candidates: Sequence[Endpoint], traffic: Traffic, near: Near, now: float
+    ) -> _Pool:
+        if before is not None and before.candidates is not candidates:
+            self._note_those_ready_again(before.candidates, candidates, now)
+        # Endpoints that are there when a service is first used are not new ones.
+        since = -math.inf if before is None else now
+        members = tuple(
+            Member(each, self._states.use(each, now, since=since), weight)
+            for each in candidates
+            if each.ready and (weight := weight_of(each, traffic)) > 0
+        )
+        if before is not None and before.traffic is traffic and before.near == near and before.members == members:
+            members = before.members
+        tiers = build(members, traffic, near, now)
+        if before is not None and before.traffic is traffic and before.tiers == tiers:
+            choosers = before.choosers  # round-robin goes on where it was
+        else:
+            choosers = tuple(chooser(traffic.balancing, each.members, self._random) for each in tiers.tiers)
+        ends = [until for each in members if (until := each.state.outlier.ejected_until) is not None and until > now]
+        return _Pool(
+            candidates,
+            traffic,
+            near,
+            self._epoch,
+            min(ends, default=math.inf),
+            members,
+            tiers,
+            choosers,
+            latency_looked_at=before.latency_looked_at if before is not None else now,
+        )
+
+    def _note_those_ready_again(self, before: Sequence[Endpoint], now_: Sequence[Endpoint], now: float) -> None:
+        """An endpoint that has become ready again is not judged by how it was when it failed."""
+        were_not = {each.address for each in before if not each.ready}
+        for each in now_ if were_not else ():
+            if each.ready and each.address in were_not and (state := self._states.get(each)) is not None:
+                state.latency = None
+                state.since = now
+
+    def _choose(self, pool: _Pool, client: Client, exclude: Collection[EndpointAddress], now: float) -> Member | None:
+        tiers = pool.tiers.tiers
+        if not tiers:
+            return None
+        balancing = pool.traffic.balancing
+        key = client.address if balancing.hash_by is HashBy.SOURCE_ADDRESS else client.identity
+        number = 0
+        if len(tiers) > 1:
+            drawn = self._random()
+            while number < len(tiers) - 1 and drawn >= tiers[number].share:
+                drawn -= tiers[number].share
+                number += 1
+        if not exclude:
+            return pool.choosers[number].choose(now, key)
+        # A retry: what is left of the tier, or else of all.
+        for members in (tiers[number].members, tuple(each for tier in tiers for each in tier.members), pool.members):
+            left = tuple(each for each in members if each.endpoint.address not in exclude)
+            if left:
+                return chooser(balancing, left, self._random).choose(now, key)
+        return None
 
     def _sweep(self, now: float) -> None:
-        """Forget what has been idle for long, a little at each pick.
-
-        An entry in use that has come to the front goes to the back, so that it
-        does not keep the ones behind it.
-        """
-        for _ in range(_SWEPT_PER_PICK):
-            key, load = next(iter(self._loads.items()))
-            if now - load.used_at < _FORGET_AFTER_S:
-                break
-            if load.open_connections:
-                load.used_at = now
-                self._loads.move_to_end(key)
-            else:
-                del self._loads[key]
-        service, rotation = next(iter(self._rotations.items()))
-        if now - rotation.used_at >= _FORGET_AFTER_S:
-            del self._rotations[service]
+        self._states.sweep(now)
+        key, pool = next(iter(self._pools.items()))
+        if now - pool.used_at >= _FORGET_AFTER_S:
+            del self._pools[key]
+            self._budgets.pop(key[0], None)
 
 
-def _shown(load: _Load, now: float) -> EndpointLoad:
-    return EndpointLoad(load.open_connections, load.latency.at(now) if load.latency else None)
-
-
-def _key(endpoint: Endpoint) -> _Key:
-    return (endpoint.address, endpoint.workload.uid if endpoint.workload is not None else "")
-
-
-def _why_none(service: ServicePort, candidates: Sequence[Endpoint], ready: Sequence[Endpoint]) -> str:
+def _why_none(service: ServicePort, candidates: Sequence[Endpoint], pool: _Pool) -> str:
     if not candidates:
         return f"{service} has no endpoints"
+    ready = sum(each.ready for each in candidates)
     if not ready:
         return f"none of the {len(candidates)} endpoints of {service} is ready"
-    return f"each of the {len(ready)} ready endpoints of {service} was tried"
+    if not pool.members:
+        return f"none of the {ready} ready endpoints of {service} is in the subset of its TrafficPolicy"
+    if not pool.tiers.tiers:
+        return f"none of the {ready} ready endpoints of {service} is healthy, or near enough for its TrafficPolicy"
+    return f"each of the {ready} ready endpoints of {service} was tried"
+
+
+def _shown(state: EndpointState, now: float) -> EndpointLoad:
+    until = state.outlier.ejected_until
+    if until is not None and now < until:
+        health = "ejected"
+    elif state.is_unhealthy:
+        health = "unhealthy"
+    else:
+        health = "healthy" if until is None else "probing"
+    return EndpointLoad(
+        state.open_connections,
+        state.latency.at(now) if state.latency else None,
+        health,
+        None if state.outlier.why is None else str(state.outlier.why),
+        None if until is None else max(0.0, until - now),
+    )

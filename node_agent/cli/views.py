@@ -119,10 +119,20 @@ def endpoints(rows: Sequence[Row], paint: Paint) -> str:
         ("ADDRESS", lambda r: _text(r.get("address"))),
         ("WORKLOAD", lambda r: _text(r.get("workload"))),
         ("READY", lambda r: ("yes", "green") if r.get("ready") else ("no", "red")),
+        ("HEALTH", _health),
+        (">WEIGHT", lambda r: f"{r.get('weight', 1):g}"),
         (">OPEN", lambda r: _text(r.get("open_connections"))),
         (">LATENCY", lambda r: _milliseconds(r.get("latency_ms"))),
         ("IDENTITY", lambda r: _text(r.get("identity"))),
     )
+
+
+def _health(row: Row) -> Cell:
+    """How the endpoint is, and why not better."""
+    text, why, left_s = _text(row.get("health")), row.get("why"), row.get("ejected_for_s")
+    if why:
+        text += f" ({_text(why)}" + (f", {left_s:.0f} s left)" if left_s else ")")
+    return text, "green" if row.get("health") == "healthy" else "red"
 
 
 def connections(rows: Sequence[Row], paint: Paint) -> str:

@@ -14,6 +14,8 @@ from typing import Final
 
 import trio
 
+from ca.manifests import Traffic
+from ca.manifests.traffic import DEFAULT
 from node_agent.config import CAPTURE_PORTS
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.model import Endpoint, EndpointAddress, OriginalDestination, ServicePort
@@ -26,10 +28,11 @@ _REGISTRY_LOOK_S: Final = 0.05
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """Where a connection may go: the ``candidates`` of a service (the registry's own tuple, ready or
-    not), or the one place that was asked for."""
+    not) and what its TrafficPolicy wants, or the one place that was asked for."""
 
     service: ServicePort | None
     candidates: tuple[Endpoint, ...]
+    traffic: Traffic = DEFAULT
 
 
 class Router:
@@ -69,7 +72,11 @@ class Router:
         ip, port = destination
         service = registry.service_at(ip, port)
         if service is not None:
-            return Route(service=service, candidates=registry.endpoints(service, 6 if ":" in ip else 4))
+            return Route(
+                service=service,
+                candidates=registry.endpoints(service, 6 if ":" in ip else 4),
+                traffic=registry.traffic(service),
+            )
         workload = registry.workload_at(ip)
         if workload is not None:
             if port in CAPTURE_PORTS and workload.enrolled:

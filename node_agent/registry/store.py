@@ -17,17 +17,20 @@ from ca.manifests import (
     PeerAuthentication,
     Pod,
     Service,
+    Traffic,
+    TrafficPolicy,
 )
 from node_agent.model import Endpoint, MtlsMode, ObjectName, ServicePort, Workload
 from node_agent.registry.changes import Changes, Update
 from node_agent.registry.networks import PodNetworks
 from node_agent.registry.peer_authentication import PeerAuthentications
 from node_agent.registry.services import Services
+from node_agent.registry.traffic_policies import TrafficPolicies
 from node_agent.registry.workloads import WorkloadChange, Workloads
 
 DEFAULT_ROOT_NAMESPACE: Final = "istio-system"  # Istio's, so that existing PeerAuthentications mean the same
 
-K = TypeVar("K", Namespace, Node, Pod, Service, EndpointSlice, PeerAuthentication)
+K = TypeVar("K", Namespace, Node, Pod, Service, EndpointSlice, PeerAuthentication, TrafficPolicy)
 
 
 class Registry:
@@ -44,6 +47,7 @@ class Registry:
         self._networks = PodNetworks()
         self._nodes: dict[str, Node] = {}
         self._peer_authentications = PeerAuthentications(root_namespace)
+        self._traffic_policies = TrafficPolicies()
         self._revision = 0
 
     @property
@@ -74,6 +78,8 @@ class Registry:
         services_changed, services_removed = self._services.apply(_of(Service, by_kind), _of(EndpointSlice, by_kind))
         workload_changes = self._workloads.apply(pods, namespaces, nodes)
         services_changed |= self._services.workloads_changed(workload_changes)
+        about = self._traffic_policies.apply(_of(TrafficPolicy, by_kind))
+        services_changed |= {each for each in about if self._services.named(each) is not None}
         self._revision += 1
         return self._changes(workload_changes, services_changed, services_removed, bool(peer_authentications))
 
@@ -118,6 +124,17 @@ class Registry:
         """
         return self._services.endpoints(port, ip_version)
 
+    def traffic(self, port: ServicePort) -> Traffic:
+        """What its TrafficPolicy, or the defaults, want of connections to a service port.
+
+        The very same value until a policy of the service changes.
+        """
+        return self._traffic_policies.traffic(port)
+
+    def traffic_policy(self, port: ServicePort) -> TrafficPolicy | None:
+        """The TrafficPolicy that is in force for a service port."""
+        return self._traffic_policies.policy(port)
+
     def in_pod_network(self, ip: str) -> bool:
         """Whether the address is in some node's podCIDRs: a pod's, known or not."""
         return ip in self._networks
@@ -128,7 +145,7 @@ class Registry:
 
     def conflicts(self) -> tuple[str, ...]:
         """One line for each address that several objects claim, and who holds it."""
-        return (*self._workloads.conflicts(), *self._services.conflicts())
+        return (*self._workloads.conflicts(), *self._services.conflicts(), *self._traffic_policies.conflicts())
 
     def _put_nodes(self, nodes: Mapping[str, Node | None]) -> None:
         for name, node in nodes.items():

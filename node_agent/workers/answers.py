@@ -58,6 +58,9 @@ def rows_of(topic: Topic, *, data_path: DataPath, metrics: Metrics) -> Iterable[
                     uid=uid,
                     open_connections=load.open_connections,
                     latency_s=load.latency_s,
+                    health=load.health,
+                    why=load.why,
+                    ejected_for_s=load.ejected_for_s,
                 )
                 for address, uid, load in data_path.balancer.loads(trio.current_time())
             ]

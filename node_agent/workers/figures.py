@@ -22,6 +22,7 @@ RESIDENT_BYTES: Final = "resident_bytes"
 _GROWING: Final = frozenset({TOTAL})
 
 _Number = int | float
+_BADNESS: Final = {"healthy": 0, "probing": 1, "ejected": 2, "unhealthy": 3}
 _LoadKey = tuple[EndpointAddress, str]
 
 
@@ -61,7 +62,9 @@ class Figures:
                 held.connections = [{**row.cells, "worker": worker} for row in rows if isinstance(row, LiveRow)]
             case Topic.LOADS:
                 held.loads = {
-                    (EndpointAddress(row.ip, row.port), row.uid): EndpointLoad(row.open_connections, row.latency_s)
+                    (EndpointAddress(row.ip, row.port), row.uid): EndpointLoad(
+                        row.open_connections, row.latency_s, row.health, row.why, row.ejected_for_s
+                    )
                     for row in rows
                     if isinstance(row, LoadRow)
                 }
@@ -89,11 +92,16 @@ class Figures:
         return [row for held in self._workers.values() for row in held.connections]
 
     def load(self, address: EndpointAddress, uid: str) -> EndpointLoad:
-        """An endpoint as the agent sees it: connections added up, latency averaged over who has measured it."""
+        """An endpoint as the agent sees it: connections added up, latency averaged over who has measured it.
+
+        Each worker ejects by what it has seen itself; shown is the worst of what they think of it.
+        """
         loads = [found for held in self._workers.values() if (found := held.loads.get((address, uid))) is not None]
         latencies = [load.latency_s for load in loads if load.latency_s is not None]
-        return EndpointLoad(
-            sum(load.open_connections for load in loads), sum(latencies) / len(latencies) if latencies else None
+        worst = max(loads, key=lambda load: _BADNESS[load.health], default=EndpointLoad(0, None))
+        return worst._replace(
+            open_connections=sum(load.open_connections for load in loads),
+            latency_s=sum(latencies) / len(latencies) if latencies else None,
         )
 
     def families(self, own: Iterable[FamilyReading]) -> Iterator[FamilyReading]:

@@ -229,6 +229,9 @@ class LoadRow:
     uid: str
     open_connections: int
     latency_s: float | None
+    health: str
+    why: str | None
+    ejected_for_s: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

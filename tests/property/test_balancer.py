@@ -7,11 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
+from ca.manifests.traffic import Balancing, LoadBalancing, OutlierDetection, Traffic
 from node_agent.balance import Balancer, EndpointLoad, NoEndpoints, Pick
 from node_agent.balance.latency import DECAY_S, REFUSAL_DECAY_S, PeakEwma
 from node_agent.model import Endpoint, EndpointAddress, ObjectName, ServicePort
 
 SERVICE = ServicePort(service=ObjectName("shop", "web"), port=80)
+CALM = Traffic(outlier=OutlierDetection(enabled=False))
 
 
 def endpoint(number: int, ready: bool) -> Endpoint:
@@ -57,7 +59,7 @@ class LeastLatency(RuleBasedStateMachine):
                 costs[each.address] = costs[each.address]._replace(latency_s=None)
         self.not_ready = {each.address for each in candidates if not each.ready}
         self.rng.drawn.clear()
-        pick = self.balancer.pick(SERVICE, candidates, self.now)
+        pick = self.balancer.pick(SERVICE, candidates, self.now, traffic=CALM)
         usable = [each for each in candidates if each.ready]
         assert pick.endpoint in usable
         if len(usable) > 1:
@@ -131,11 +133,12 @@ TestLeastLatency = LeastLatency.TestCase
 def test_round_robin_counts_differ_by_at_most_one(count: int, picks: int, data: st.DataObject) -> None:
     ready = data.draw(st.lists(st.booleans(), min_size=count, max_size=count))
     candidates = tuple(endpoint(number, each) for number, each in enumerate(ready))
-    balancer = Balancer(rng=Random(0), policy="round-robin")
+    balancer = Balancer(rng=Random(0))
+    traffic = Traffic(balancing=Balancing(policy=LoadBalancing.ROUND_ROBIN))
     counts = {each.address: 0 for each in candidates if each.ready}
     for _ in range(picks):
         try:
-            counts[balancer.pick(SERVICE, candidates, 0.0).endpoint.address] += 1
+            counts[balancer.pick(SERVICE, candidates, 0.0, traffic=traffic).endpoint.address] += 1
         except NoEndpoints:
             assert not counts
     if counts:

@@ -41,7 +41,9 @@ CONFIG = Config(
     ca=CaSection(address=(HostPort(host="192.0.2.1", port=15012),), bundle_file=Path("/etc/ringfence/bundle.pem")),
 )
 TO_WORKER = st.one_of(
-    st.builds(say.Start, worker=NUMBERS, run=TEXT, config=st.just(CONFIG), log_level=TEXT, trust=st.binary(max_size=50)),
+    st.builds(
+        say.Start, worker=NUMBERS, run=TEXT, config=st.just(CONFIG), log_level=TEXT, trust=st.binary(max_size=50)
+    ),
     st.builds(say.RegistryPart, upserts=st.lists(OBJECTS, max_size=5).map(tuple), is_last=st.booleans()),
     st.builds(say.TrustChanged, trust=st.binary(max_size=50)),
     st.builds(

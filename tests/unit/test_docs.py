@@ -92,13 +92,13 @@ def test_every_documented_verdict_is_a_close_reason() -> None:
 
 
 def test_the_tries_of_another_endpoint_are_those_of_the_code() -> None:
-    from node_agent.proxy.outbound import _ANOTHER_MAY_WORK
+    from node_agent.proxy.upstream import ANOTHER_MAY_WORK
 
     section = PROTOCOL.split("| reason | meaning |")[1].split("\n\n")[0]
     for row in table_rows(section):
         for word in re.findall(r"`(\w+)`", row[0]):
             if word != "ok":
-                assert (CloseReason(word) in _ANOTHER_MAY_WORK) == (row[2] == "yes"), word
+                assert (CloseReason(word) in ANOTHER_MAY_WORK) == (row[2] == "yes"), word
 
 
 # -- configuration ----------------------------------------------------------------

@@ -73,6 +73,10 @@ ANSWERS: dict[str, Any] = {
             "workload": "default/web",
             "identity": None,
             "ready": True,
+            "health": "ejected",
+            "why": "consecutive connect failures",
+            "ejected_for_s": 12.3,
+            "weight": 1.0,
             "open_connections": 5,
             "latency_ms": 0.42,
         }
@@ -180,8 +184,10 @@ def test_tables_are_aligned(agent: FakeAgent, capsys: pytest.CaptureFixture[str]
     )
     assert run(agent, "endpoints", "web") == 0
     assert capsys.readouterr().out == (
-        "SERVICE         ADDRESS        WORKLOAD     READY  OPEN  LATENCY  IDENTITY\n"
-        "default/web:80  10.0.0.1:8080  default/web  yes       5   0.4 ms  -\n"
+        "SERVICE         ADDRESS        WORKLOAD     READY  HEALTH                                             "
+        "WEIGHT  OPEN  LATENCY  IDENTITY\n"
+        "default/web:80  10.0.0.1:8080  default/web  yes    ejected (consecutive connect failures, 12 s left)  "
+        "     1     5   0.4 ms  -\n"
     )
     assert run(agent, "connections") == 0
     assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [

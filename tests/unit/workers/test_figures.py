@@ -54,9 +54,18 @@ def test_each_connection_says_which_worker_holds_it() -> None:
 def test_the_load_of_an_endpoint_is_that_of_all_workers() -> None:
     figures = Figures()
     for worker, opened, latency_s in ((1, 2, 0.1), (2, 3, None), (3, 4, 0.3)):
-        row = LoadRow(ip=WEB.ip, port=WEB.port, uid="u", open_connections=opened, latency_s=latency_s)
+        row = LoadRow(
+            ip=WEB.ip,
+            port=WEB.port,
+            uid="u",
+            open_connections=opened,
+            latency_s=latency_s,
+            health="ejected" if worker == 2 else "healthy",
+            why="consecutive connect failures" if worker == 2 else None,
+            ejected_for_s=7.0 if worker == 2 else None,
+        )
         figures.take(worker, Topic.LOADS, [row])
-    assert figures.load(WEB, "u") == EndpointLoad(9, 0.2)
+    assert figures.load(WEB, "u") == EndpointLoad(9, 0.2, "ejected", "consecutive connect failures", 7.0)
     assert figures.load(WEB, "another incarnation") == EndpointLoad(0, None)
 
 

@@ -1,0 +1,133 @@
+"""What a user wants of the connections to one Service, as values.
+
+Durations are seconds.  ``DEFAULT`` is what a Service without a TrafficPolicy
+gets; ``traffic_policy.py`` makes the others from manifests.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Final
+
+from ca.manifests.fields import NO_LABELS
+from ca.manifests.names import ObjectKey
+
+
+class LoadBalancing(StrEnum):
+    """How an endpoint is chosen among those that may be."""
+
+    LEAST_LATENCY = "least-latency"
+    LEAST_CONNECTIONS = "least-connections"
+    ROUND_ROBIN = "round-robin"
+    RANDOM = "random"
+    CONSISTENT_HASH = "consistent-hash"
+
+
+class HashBy(StrEnum):
+    """What consistent-hash goes by."""
+
+    SOURCE_ADDRESS = "source-address"
+    SOURCE_IDENTITY = "source-identity"
+
+
+class LocalityMode(StrEnum):
+    """Whether near endpoints are preferred, or the only ones."""
+
+    OFF = "off"
+    PREFER = "prefer"
+    STRICT = "strict"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightRule:
+    """Pods with all these labels have this weight."""
+
+    labels: Mapping[str, str] = field(hash=False)
+    weight: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balancing:
+    policy: LoadBalancing = LoadBalancing.LEAST_LATENCY
+    hash_by: HashBy = HashBy.SOURCE_ADDRESS
+    slow_start_s: float = 0.0
+    subset: Mapping[str, str] = field(default_factory=lambda: NO_LABELS, hash=False)
+    weights: tuple[WeightRule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalityPreference:
+    """``levels`` are of ``node``, ``zone``, ``region``, the nearest first."""
+
+    mode: LocalityMode = LocalityMode.OFF
+    levels: tuple[str, ...] = ("zone", "region")
+    spillover_percent: int = 70
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutlierDetection:
+    """``latency_factor`` 0 is off.  The defaults are Envoy's."""
+
+    enabled: bool = True
+    connect_failures: int = 5
+    early_resets: int = 5
+    latency_factor: float = 0.0
+    base_ejection_s: float = 30.0
+    max_ejection_s: float = 300.0
+    max_ejection_percent: int = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """``attempts`` counts the first one too; None is the agent's own."""
+
+    attempts: int | None = None
+    budget_percent: int = 20
+    min_per_s: float = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Seconds.  ``connect_s`` None is the agent's own."""
+
+    connect_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """What is in force for one port of one Service."""
+
+    balancing: Balancing = Balancing()
+    locality: LocalityPreference = LocalityPreference()
+    panic_threshold_percent: int = 50
+    outlier: OutlierDetection = OutlierDetection()
+    retry: Retry = Retry()
+    timeouts: Timeouts = Timeouts()
+
+
+DEFAULT: Final = Traffic()
+_BY_ANNOTATION: Final = {
+    str(each): replace(DEFAULT, balancing=Balancing(policy=each)) if each is not DEFAULT.balancing.policy else DEFAULT
+    for each in LoadBalancing
+}
+
+
+def default_for(load_balancing: str) -> Traffic:
+    """What a Service without a policy gets whose annotation asks for this load balancing."""
+    return _BY_ANNOTATION[load_balancing]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrafficPolicy:
+    """``port`` None: every port of the service that no policy names."""
+
+    namespace: str
+    name: str
+    created: str = ""
+    service: str
+    port: int | None = None
+    traffic: Traffic = DEFAULT
+
+    @property
+    def key(self) -> ObjectKey:
+        return ObjectKey("TrafficPolicy", self.namespace, self.name)

@@ -1,0 +1,135 @@
+"""TrafficPolicy manifests to values.
+
+``traffic_policy.schema.json`` says what may be written and validates it; here
+the defaults are filled in, and what a schema can not say is checked.
+"""
+
+import functools
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ca.manifests import schema
+from ca.manifests.documents import Path
+from ca.manifests.fields import FieldError, Fields
+from ca.manifests.traffic import (
+    DEFAULT,
+    Balancing,
+    HashBy,
+    LoadBalancing,
+    LocalityMode,
+    LocalityPreference,
+    OutlierDetection,
+    Retry,
+    Timeouts,
+    Traffic,
+    TrafficPolicy,
+    WeightRule,
+)
+
+SCHEMA_FILE: Final = "traffic_policy.schema.json"
+
+
+def parse_traffic_policy(top: Fields) -> TrafficPolicy:
+    """Read one object.
+
+    Raises:
+        FieldError: the schema does not allow it, or two of its values contradict each other.
+    """
+    path = top.path
+    said = _without_nulls(top.data)
+    schema.require_valid(said, _schema(), path)
+    metadata, spec = top.fields("metadata"), said["spec"]
+    return TrafficPolicy(
+        namespace=sys.intern(metadata.name("namespace", "default", label=True)),
+        name=metadata.name("name"),
+        created=metadata.moment("creationTimestamp"),
+        service=sys.intern(spec["targetRef"]["name"]),
+        port=spec.get("port"),
+        traffic=_traffic(spec, (*path, "spec")),
+    )
+
+
+def _without_nulls(data: Any) -> Any:
+    """None counts as absent, as in the Kubernetes API."""
+    if isinstance(data, dict):
+        return {key: _without_nulls(value) for key, value in data.items() if value is not None}
+    return data
+
+
+@functools.cache
+def _schema() -> schema.Schema:
+    return schema.load(SCHEMA_FILE)
+
+
+def _traffic(spec: Mapping[str, Any], path: Path) -> Traffic:
+    return Traffic(
+        balancing=_balancing(spec.get("loadBalancing", {})),
+        locality=_locality(spec.get("locality", {})),
+        panic_threshold_percent=spec.get("panicThresholdPercent", DEFAULT.panic_threshold_percent),
+        outlier=_outlier(spec.get("outlierDetection", {}), (*path, "outlierDetection")),
+        retry=_retry(spec.get("retry", {})),
+        timeouts=_timeouts(spec.get("timeouts", {})),
+    )
+
+
+def _balancing(said: Mapping[str, Any]) -> Balancing:
+    default = DEFAULT.balancing
+    return Balancing(
+        policy=LoadBalancing(said.get("policy", default.policy)),
+        hash_by=HashBy(said.get("hashBy", default.hash_by)),
+        slow_start_s=_seconds(said, "slowStart", default.slow_start_s),
+        subset=said.get("subset", default.subset),
+        weights=tuple(
+            WeightRule(labels=each["matchLabels"], weight=each["weight"]) for each in said.get("weights", ())
+        ),
+    )
+
+
+def _locality(said: Mapping[str, Any]) -> LocalityPreference:
+    default = DEFAULT.locality
+    return LocalityPreference(
+        mode=LocalityMode(said.get("mode", default.mode)),
+        levels=tuple(said.get("levels", default.levels)),
+        spillover_percent=said.get("spilloverPercent", default.spillover_percent),
+    )
+
+
+def _outlier(said: Mapping[str, Any], path: Path) -> OutlierDetection:
+    default = DEFAULT.outlier
+    base_s = _seconds(said, "baseEjectionTime", default.base_ejection_s)
+    max_s = _seconds(said, "maxEjectionTime", max(default.max_ejection_s, base_s))
+    if base_s <= 0:
+        raise FieldError((*path, "baseEjectionTime"), "must be more than 0s; to eject nothing write enabled: false")
+    if max_s < base_s:
+        raise FieldError((*path, "maxEjectionTime"), "must not be less than baseEjectionTime")
+    if 0 < said.get("latencyFactor", 0) <= 1:
+        raise FieldError((*path, "latencyFactor"), "must be more than 1, or 0 for off")
+    return OutlierDetection(
+        enabled=said.get("enabled", default.enabled),
+        connect_failures=said.get("consecutiveConnectFailures", default.connect_failures),
+        early_resets=said.get("consecutiveEarlyResets", default.early_resets),
+        latency_factor=float(said.get("latencyFactor", default.latency_factor)),
+        base_ejection_s=base_s,
+        max_ejection_s=max_s,
+        max_ejection_percent=said.get("maxEjectionPercent", default.max_ejection_percent),
+    )
+
+
+def _retry(said: Mapping[str, Any]) -> Retry:
+    default = DEFAULT.retry
+    return Retry(
+        attempts=said.get("attempts", default.attempts),
+        budget_percent=said.get("budgetPercent", default.budget_percent),
+        min_per_s=float(said.get("minPerSecond", default.min_per_s)),
+    )
+
+
+def _timeouts(said: Mapping[str, Any]) -> Timeouts:
+    return Timeouts(
+        connect_s=_seconds(said, "connect", 0.0) or None,
+    )
+
+
+def _seconds(said: Mapping[str, Any], key: str, default: float) -> float:
+    return schema.duration_s(said[key]) if key in said else default

@@ -1,0 +1,173 @@
+"""How one endpoint of a tier is chosen: one class a policy.
+
+Sans-I/O; ``draw`` gives numbers in [0, 1).
+
+*least-latency* and *least-connections* draw two different members and take the
+one that costs less.  Drawing two and not looking at all avoids both the herd
+(everybody to the best one) and the cost of a search.  *least-latency* costs
+estimated connect latency times (open connections + 1); of a member that was
+never connected to, nothing is known but its open connections: it counts as
+being as fast as the other one, so it is neither starved nor flooded.
+
+Weights are shares of the draws.  A member in slow start is drawn less often:
+from a tenth of its share to all of it, in proportion to the time.
+"""
+
+import heapq
+from bisect import bisect
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Final, Protocol
+
+from ca.manifests.traffic import Balancing, LoadBalancing
+from node_agent.balance.maglev import Maglev
+from node_agent.balance.tiers import Member
+
+Draw = Callable[[], float]
+_SLOWEST_SHARE: Final = 0.1  # Envoy's min_weight_percent
+_DRAWS: Final = 8  # for one that is not in slow start, or a second one; then whichever came
+
+
+class Chooser(Protocol):
+    """Chooses among the members that it was made for."""
+
+    def choose(self, now: float, key: str) -> Member:
+        """``key`` is what a consistent hash goes by."""
+
+
+def chooser(balancing: Balancing, members: Sequence[Member], draw: Draw) -> Chooser:
+    """Make the chooser of a policy; ``members`` are not empty."""
+    match balancing.policy:
+        case LoadBalancing.LEAST_LATENCY:
+            return BetterOfTwo(Draws(members, draw, balancing.slow_start_s), by_latency=True)
+        case LoadBalancing.LEAST_CONNECTIONS:
+            return BetterOfTwo(Draws(members, draw, balancing.slow_start_s), by_latency=False)
+        case LoadBalancing.RANDOM:
+            return AtRandom(Draws(members, draw, balancing.slow_start_s))
+        case LoadBalancing.ROUND_ROBIN:
+            return RoundRobin(members, draw, balancing.slow_start_s)
+        case LoadBalancing.CONSISTENT_HASH:
+            return ConsistentHash(members)
+
+
+def _is_held_back(member: Member, slow_start_s: float, now: float, draw: Draw) -> bool:
+    """Whether a member in slow start is passed over this time."""
+    age_s = now - member.state.since
+    return age_s < slow_start_s and draw() >= max(_SLOWEST_SHARE, age_s / slow_start_s)
+
+
+class Draws:
+    """Draws members by weight."""
+
+    __slots__ = ("_draw", "_members", "_slow_start_s", "_total", "_upto", "count")
+
+    def __init__(self, members: Sequence[Member], draw: Draw, slow_start_s: float) -> None:
+        self._members = members
+        self._draw = draw
+        self._slow_start_s = slow_start_s
+        self.count = len(members)
+        weights = [each.weight for each in members]
+        self._upto = None if min(weights) == max(weights) else list(accumulate(weights))
+        self._total = sum(weights)
+
+    def one(self, now: float) -> Member:
+        member = self._any()
+        if self._slow_start_s:
+            for _ in range(_DRAWS):
+                if not _is_held_back(member, self._slow_start_s, now, self._draw):
+                    break
+                member = self._any()
+        return member
+
+    def two(self, now: float) -> tuple[Member, Member]:
+        """Two different members; there are at least two."""
+        if self._upto is None and not self._slow_start_s:
+            first = int(self._draw() * self.count)
+            second = int(self._draw() * (self.count - 1))
+            second += second >= first
+            return self._members[first], self._members[second]
+        one = other = self.one(now)
+        for _ in range(_DRAWS):
+            other = self.one(now)
+            if other is not one:
+                break
+        return one, other
+
+    def _any(self) -> Member:
+        if self._upto is None:
+            return self._members[int(self._draw() * self.count)]
+        return self._members[min(bisect(self._upto, self._draw() * self._total), self.count - 1)]
+
+
+class AtRandom:
+    """Whichever is drawn."""
+
+    __slots__ = ("_draws",)
+
+    def __init__(self, draws: Draws) -> None:
+        self._draws = draws
+
+    def choose(self, now: float, key: str) -> Member:
+        return self._draws.one(now)
+
+
+class BetterOfTwo:
+    """The one of two that costs less."""
+
+    __slots__ = ("_by_latency", "_draws")
+
+    def __init__(self, draws: Draws, *, by_latency: bool) -> None:
+        self._draws = draws
+        self._by_latency = by_latency
+
+    def choose(self, now: float, key: str) -> Member:
+        if self._draws.count == 1:
+            return self._draws.one(now)
+        one, other = self._draws.two(now)
+        cost, other_cost = one.state.open_connections + 1.0, other.state.open_connections + 1.0
+        latency, other_latency = one.state.latency, other.state.latency
+        if self._by_latency and latency is not None and other_latency is not None:
+            cost *= latency.at(now)
+            other_cost *= other_latency.at(now)
+        return one if cost <= other_cost else other
+
+
+class RoundRobin:
+    """Each in its turn; one with twice the weight has its turn twice as often (earliest deadline first)."""
+
+    __slots__ = ("_draw", "_slow_start_s", "_turns")
+
+    def __init__(self, members: Sequence[Member], draw: Draw, slow_start_s: float) -> None:
+        self._draw = draw
+        self._slow_start_s = slow_start_s
+        start = int(draw() * len(members))  # so that many agents do not begin with the same one
+        order = [*members[start:], *members[:start]]
+        self._turns = [(1.0 / each.weight, number, each) for number, each in enumerate(order)]
+        heapq.heapify(self._turns)
+
+    def choose(self, now: float, key: str) -> Member:
+        member = self._next()
+        if self._slow_start_s:
+            for _ in range(len(self._turns)):
+                if not _is_held_back(member, self._slow_start_s, now, self._draw):
+                    break
+                member = self._next()
+        return member
+
+    def _next(self) -> Member:
+        due, number, member = self._turns[0]
+        heapq.heapreplace(self._turns, (due + 1.0 / member.weight, number, member))
+        return member
+
+
+class ConsistentHash:
+    """Whose place in the Maglev table the key falls into."""
+
+    __slots__ = ("_members", "_table")
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self._members = members
+        self._table = Maglev([str(each.endpoint.address) for each in members], [each.weight for each in members])
+
+    def choose(self, now: float, key: str) -> Member:
+        return self._members[self._table.index(key)]

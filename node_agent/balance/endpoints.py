@@ -1,0 +1,89 @@
+"""What is known of each endpoint: how it did, how it is, and how many connections it has.
+
+It is small, belongs to one incarnation of a workload (a pod that takes over an
+address starts afresh), and is forgotten when it has had no connection and no
+pick for a while: each pick sweeps a little.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Final
+
+from node_agent.balance.latency import PeakEwma
+from node_agent.balance.outlier import Outlier
+from node_agent.model import Endpoint, EndpointAddress
+
+_FORGET_AFTER_S: Final = 60.0  # six decay times: what is left of an estimate is 0.2 %
+_SWEPT_AT_ONCE: Final = 2  # at most one entry is added per pick, so the table shrinks
+
+_Key = tuple[EndpointAddress, str]
+
+
+class EndpointState:
+    """One endpoint of one incarnation of a workload; ``since`` is when it came or became ready (slow start)."""
+
+    __slots__ = ("is_unhealthy", "latency", "open_connections", "outlier", "since", "used_at")
+
+    def __init__(self, since: float) -> None:
+        self.open_connections = 0
+        self.latency: PeakEwma | None = None
+        self.outlier = Outlier()
+        self.is_unhealthy = False
+        self.since = since
+        self.used_at = since
+
+    def may_serve(self, now: float) -> bool:
+        """Whether a connection may be sent there."""
+        return not self.is_unhealthy and self.outlier.may_serve(now)
+
+
+class EndpointStates:
+    """All endpoints that are in use or were lately."""
+
+    def __init__(self) -> None:
+        self._states: OrderedDict[_Key, EndpointState] = OrderedDict()  # least recently picked first
+
+    def get(self, endpoint: Endpoint) -> EndpointState | None:
+        return self._states.get(_key(endpoint))
+
+    def items(self) -> Iterable[tuple[tuple[EndpointAddress, str], EndpointState]]:
+        """Everything, by address and uid of the workload (or empty); not to be held."""
+        return self._states.items()
+
+    def use(self, endpoint: Endpoint, now: float, *, since: float | None = None) -> EndpointState:
+        """The state of an endpoint that is looked at now; made if there is none, as of one that came at ``since``."""
+        key = _key(endpoint)
+        state = self._states.get(key)
+        if state is None:
+            state = self._states[key] = EndpointState(now if since is None else since)
+        else:
+            self._states.move_to_end(key)
+        state.used_at = now
+        return state
+
+    def used(self, endpoint: Endpoint, state: EndpointState, now: float) -> None:
+        """The endpoint was picked by somebody who held on to its state."""
+        key = _key(endpoint)
+        self._states[key] = state
+        self._states.move_to_end(key)
+        state.used_at = now
+
+    def sweep(self, now: float) -> None:
+        """Forget what has been idle for long, a little at each call.
+
+        An entry in use that has come to the front goes to the back, so that it
+        does not keep the ones behind it.
+        """
+        for _ in range(min(_SWEPT_AT_ONCE, len(self._states))):
+            key, state = next(iter(self._states.items()))
+            if now - state.used_at < _FORGET_AFTER_S:
+                return
+            if state.open_connections or state.is_unhealthy or state.outlier.is_ejected(now):
+                state.used_at = now
+                self._states.move_to_end(key)
+            else:
+                del self._states[key]
+
+
+def _key(endpoint: Endpoint) -> _Key:
+    return (endpoint.address, endpoint.workload.uid if endpoint.workload is not None else "")

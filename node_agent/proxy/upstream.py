@@ -1,0 +1,165 @@
+"""Get through to a place that serves a connection: choose, connect or open a tunnel, try another one.
+
+A failed connect goes to another endpoint while no byte of the application was
+delivered, within the attempts and the retry budget of the service.
+"""
+
+import socket
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from ca.manifests import Traffic
+from node_agent.balance import Balancer, Client, Near, NoEndpoints, Pick
+from node_agent.errors import CloseReason, ConnectionFailure
+from node_agent.frames import Open
+from node_agent.identity import Identities
+from node_agent.model import Endpoint, EndpointAddress, OriginalDestination, PeerAddress, ServicePort
+from node_agent.proxy.pod import Pod
+from node_agent.proxy.routes import Route, Router
+from node_agent.proxy.trust_gate import TrustGate
+from node_agent.relay import reset_on_close
+from node_agent.telemetry.connection_record import ConnectionRecord
+from node_agent.tunnel import Dialler, Tunnel, TunnelClient, TunnelKey, connect
+
+ANOTHER_MAY_WORK: Final = frozenset(
+    {
+        CloseReason.CONNECT_REFUSED,
+        CloseReason.CONNECT_TIMEOUT,
+        CloseReason.CONNECT_UNREACHABLE,
+        CloseReason.CONNECT_FAILED,
+        CloseReason.PEER_UNAVAILABLE,
+        CloseReason.HANDSHAKE_TIMEOUT,
+        CloseReason.VERDICT_TIMEOUT,
+        CloseReason.TUNNEL_LOST,
+        CloseReason.DRAINED,
+        CloseReason.WORKLOAD_REMOVED,
+        CloseReason.OVERLOADED,
+        CloseReason.UNKNOWN_DESTINATION,
+    }
+)
+"""Failures of one endpoint before any application byte was sent.  Wrong certificates are not among
+them: an impostor must be seen, not silently avoided."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Upstream:
+    """Where we got through: a plain socket, or a tunnel with its key; and the balancer's pick.  The caller owns all."""
+
+    plain: socket.socket | None = None
+    tunnel: Tunnel | None = None
+    key: TunnelKey | None = None
+    pick: Pick | None = None
+
+
+class Connector:
+    """Connects on behalf of local workloads."""
+
+    def __init__(
+        self,
+        *,
+        router: Router,
+        balancer: Balancer,
+        identities: Identities,
+        tunnels: TunnelClient,
+        gate: TrustGate,
+        connect_timeout_s: float,
+        max_connect_attempts: int,
+    ) -> None:
+        self._router = router
+        self._balancer = balancer
+        self._identities = identities
+        self._tunnels = tunnels
+        self._gate = gate
+        self._connect_timeout_s = connect_timeout_s
+        self._max_connect_attempts = max_connect_attempts
+
+    async def reach(self, pod: Pod, peer: PeerAddress, route: Route, record: ConnectionRecord) -> Upstream:
+        """Get through to the one candidate, or to one endpoint of the service; raises ConnectionFailure."""
+        started = trio.current_time()
+        if route.service is None:
+            record.attempts = 1
+            upstream = await self._connect(pod, peer, route.candidates[0], record, self._connect_timeout_s)
+        else:
+            upstream = await self._reach_service(pod, peer, route, route.service, record)
+        record.connect_ms = (trio.current_time() - started) * 1000
+        return upstream
+
+    async def _reach_service(
+        self, pod: Pod, peer: PeerAddress, route: Route, service: ServicePort, record: ConnectionRecord
+    ) -> Upstream:
+        """Try endpoint after endpoint while no application byte was sent."""
+        traffic = route.traffic
+        client = Client(Near.of(pod.workload), peer.ip, str(pod.workload.identity))
+        connect_timeout_s = traffic.timeouts.connect_s or self._connect_timeout_s
+        tried: set[EndpointAddress] = set()
+        last: ConnectionFailure | None = None
+        while True:
+            try:
+                pick = self._balancer.pick(
+                    service, route.candidates, trio.current_time(), traffic=traffic, client=client, exclude=tried
+                )
+            except NoEndpoints as none_left:
+                raise last or none_left from None
+            record.attempts += 1
+            try:
+                upstream = await self._connect(pod, peer, pick.endpoint, record, connect_timeout_s)
+            except ConnectionFailure as failure:
+                pick.failed(trio.current_time())
+                if failure.reason not in ANOTHER_MAY_WORK or not self._may_retry(service, traffic, record):
+                    raise
+                last = failure
+                tried.add(pick.endpoint.address)
+            except BaseException:
+                pick.release(trio.current_time())
+                raise
+            else:
+                pick.connected(trio.current_time())
+                upstream.pick = pick
+                return upstream
+
+    def _may_retry(self, service: ServicePort, traffic: Traffic, record: ConnectionRecord) -> bool:
+        attempts = traffic.retry.attempts or self._max_connect_attempts
+        return record.attempts < attempts and self._balancer.may_retry(service, traffic, trio.current_time())
+
+    async def _connect(
+        self, pod: Pod, peer: PeerAddress, endpoint: Endpoint, record: ConnectionRecord, timeout_s: float
+    ) -> Upstream:
+        workload = endpoint.workload
+        if workload is None or not workload.enrolled:
+            record.chose(endpoint=endpoint.address, destination=workload, destination_identity=None, security="none")
+            if workload is None:
+                self._router.require_outside(endpoint.address)
+            plain = pod.network.upstream_socket(endpoint.address.ip)
+            reset_on_close(plain)
+            try:
+                await connect(plain, endpoint.address.ip, endpoint.address.port, timeout_s=timeout_s)
+            except BaseException:
+                plain.close()
+                raise
+            return Upstream(plain=plain)
+
+        record.chose(
+            endpoint=endpoint.address,
+            destination=workload,
+            destination_identity=workload.identity,
+            security="mutual_tls",
+        )
+        self._gate.admit(record, pod.workload.identity, workload.identity)
+        credentials = await self._identities.wait_for(pod.workload.identity)
+        key = TunnelKey(pod.workload.uid, pod.workload.identity, endpoint.address.ip, workload.identity)
+        message = Open(destination=OriginalDestination(*endpoint.address), source=peer, workload=pod.workload.name)
+        dialler = Dialler(
+            make_socket=pod.network.upstream_socket,
+            context=credentials.client_context,
+            not_after=credentials.not_after,
+            serial=credentials.serial,
+        )
+        tunnel = await self._tunnels.open(key, message, dialler)
+        try:
+            self._gate.admit_tunnel(record, pod.workload.identity, tunnel)
+        except ConnectionFailure:
+            self._tunnels.discard(tunnel)
+            raise
+        return Upstream(tunnel=tunnel, key=key)

@@ -1,0 +1,68 @@
+"""Which TrafficPolicy is in force for a port of a Service.
+
+One that names the port wins over one that does not; of several the oldest
+counts, then the first by name, as everywhere in Kubernetes.  A Service without
+one gets the defaults, and the load balancing of its annotation.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from ca.manifests import Traffic, TrafficPolicy
+from ca.manifests.traffic import default_for
+from node_agent.model import ObjectName, ServicePort
+
+
+class TrafficPolicies:
+    """Every TrafficPolicy; changed only through ``apply``."""
+
+    def __init__(self) -> None:
+        self._policies: dict[ObjectName, TrafficPolicy] = {}
+        self._of_service: dict[ObjectName, list[TrafficPolicy]] = {}
+
+    def apply(self, policies: Mapping[ObjectName, TrafficPolicy | None]) -> frozenset[ObjectName]:
+        """Take in what is new (or None for gone); returns the services that it is about."""
+        touched = set()
+        for name, policy in policies.items():
+            before = self._policies.pop(name, None)
+            if before is not None:
+                touched.add(ObjectName(before.namespace, before.service))
+            if policy is not None:
+                self._policies[name] = policy
+                touched.add(ObjectName(policy.namespace, policy.service))
+        for service in touched:
+            self._of_service.pop(service, None)
+        for policy in self._policies.values() if touched else ():
+            service = ObjectName(policy.namespace, policy.service)
+            if service in touched:
+                self._of_service.setdefault(service, []).append(policy)
+        for service in touched:
+            self._of_service.get(service, []).sort(key=lambda policy: (policy.created, policy.name))
+        return frozenset(touched)
+
+    def policy(self, port: ServicePort) -> TrafficPolicy | None:
+        """The policy that is in force, None if there is none."""
+        wide = None
+        for each in self._of_service.get(port.service, ()):
+            if each.port == port.port:
+                return each
+            if each.port is None and wide is None:
+                wide = each
+        return wide
+
+    def traffic(self, port: ServicePort) -> Traffic:
+        """What is in force; the very same value until a policy of the service changes."""
+        policy = self.policy(port)
+        return policy.traffic if policy is not None else default_for(port.load_balancing)
+
+    def conflicts(self) -> Iterator[str]:
+        """One line for each policy that another one keeps out of force."""
+        for service, policies in sorted(self._of_service.items()):
+            holders: dict[int | None, TrafficPolicy] = {}
+            for each in policies:
+                holder = holders.setdefault(each.port, each)
+                if holder is not each:
+                    port = "" if each.port is None else f" port {each.port}"
+                    yield (
+                        f"TrafficPolicies {holder.name} and {each.name} are both about service {service}{port}; "
+                        f"{holder.name} is in force"
+                    )

@@ -1,0 +1,103 @@
+"""TrafficPolicy at work: endpoints that fail are left alone, and come back; who gets what."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from tests.mesh_builder import Mesh, Pod, wait_for
+
+pytestmark = pytest.mark.mesh
+
+_POLICY = """\
+apiVersion: ringfence.io/v1alpha1
+kind: TrafficPolicy
+metadata: {{name: web}}
+spec:
+  targetRef: {{kind: Service, name: web}}
+  {spec}
+"""
+
+
+def _apply(mesh: Mesh, spec: str) -> None:
+    mesh.apply(_POLICY.format(spec=spec))
+
+
+def _backends(mesh: Mesh, count: int = 3) -> tuple[list[Pod], str]:
+    pods = [mesh.pod(f"web-{number}", node=2, labels={"app": "web", "slot": str(number)}) for number in range(count)]
+    service, _ = mesh.service("web", app="web", port=80, target_port=8080)
+    return pods, service
+
+
+def _endpoint(mesh: Mesh, pod: Pod) -> dict[str, Any]:
+    (found,) = (row for row in mesh.ringfence(1, "endpoints", "web") if row["address"] == f"{pod.ipv4}:8080")
+    assert isinstance(found, dict)
+    return found
+
+
+def test_an_endpoint_that_refuses_is_ejected_and_comes_back_and_no_client_notices(mesh: Mesh) -> None:
+    client = mesh.pod("client", node=1)
+    pods, service = _backends(mesh)
+    for pod in pods[1:]:
+        pod.serve_whoami(8080)
+    _apply(
+        mesh,
+        "loadBalancing: {policy: round-robin}\n"
+        "  outlierDetection: {consecutiveConnectFailures: 2, baseEjectionTime: 1s, maxEjectionTime: 1s,"
+        " maxEjectionPercent: 50}",
+    )
+    answers = Counter(client.ask_whoami(service, 80)[0] for _ in range(12))
+    assert set(answers) == {"web-1", "web-2"}, "no client may notice"
+    ejected = wait_for("the ejection", lambda: (row := _endpoint(mesh, pods[0]))["health"] != "healthy" and row)
+    assert ejected["why"] == "consecutive connect failures"
+    attempts = [record["attempts"] for record in mesh.records(1, direction="outbound")]
+    assert attempts.count(2) == 2, "two failures in a row were retried, and then nobody tried any more"
+
+    pods[0].serve_whoami(8080)
+    wait_for("its time to be up", lambda: _endpoint(mesh, pods[0])["health"] == "probing")
+    wait_for("its share", lambda: client.ask_whoami(service, 80)[0] == "web-0")
+    assert _endpoint(mesh, pods[0])["health"] == "healthy"
+    answers = Counter(client.ask_whoami(service, 80)[0] for _ in range(12))
+    assert answers == {"web-0": 4, "web-1": 4, "web-2": 4}
+
+
+def test_a_subset_and_weights_go_by_labels_and_change_at_once(mesh: Mesh) -> None:
+    client = mesh.pod("client", node=1)
+    pods, service = _backends(mesh)
+    for pod in pods:
+        pod.serve_whoami(8080)
+    _apply(mesh, 'loadBalancing: {policy: round-robin, subset: {slot: "1"}}')
+    assert {client.ask_whoami(service, 80)[0] for _ in range(6)} == {"web-1"}
+    assert [_endpoint(mesh, pod)["weight"] for pod in pods] == [0.0, 1.0, 0.0]
+    _apply(mesh, 'loadBalancing: {policy: round-robin, weights: [{matchLabels: {slot: "0"}, weight: 2}]}')
+    assert Counter(client.ask_whoami(service, 80)[0] for _ in range(12)) == {"web-0": 6, "web-1": 3, "web-2": 3}
+
+
+def test_a_hash_by_source_address_keeps_a_client_where_it_is(mesh: Mesh) -> None:
+    clients = [mesh.pod(f"client-{number}", node=1) for number in range(3)]
+    pods, service = _backends(mesh)
+    for pod in pods:
+        pod.serve_whoami(8080)
+    _apply(mesh, "loadBalancing: {policy: consistent-hash}")
+    for client in clients:
+        assert len({client.ask_whoami(service, 80)[0] for _ in range(5)}) == 1
+
+
+def test_attempts_of_a_policy_are_obeyed(mesh: Mesh) -> None:
+    client = mesh.pod("client", node=1)
+    _, service = _backends(mesh)
+    _apply(mesh, "retry: {attempts: 2}")
+    with pytest.raises(ConnectionResetError):
+        client.ask_whoami(service, 80)
+    assert mesh.record(1, direction="outbound")["attempts"] == 2
+
+
+def test_a_policy_with_a_mistake_leaves_the_last_good_one_in_force(mesh: Mesh) -> None:
+    client = mesh.pod("client", node=1)
+    pods, service = _backends(mesh)
+    for pod in pods:
+        pod.serve_whoami(8080)
+    _apply(mesh, 'loadBalancing: {subset: {slot: "2"}}')
+    with pytest.raises(Exception, match=r"spec.loadBalancing.subst: is not known here"):
+        _apply(mesh, 'loadBalancing: {subst: {slot: "0"}}')
+    assert {client.ask_whoami(service, 80)[0] for _ in range(4)} == {"web-2"}
