@@ -37,6 +37,7 @@ _MAX_SEQUENCE: Final = 2**64 - 1  # 4.1.1: "at least 64 bits of precision"
 _MAX_REFRESH_HINT_S: Final = 366 * 86_400
 _MAX_ENTRIES: Final = 512  # with those that are skipped
 _MAX_KEY_ID: Final = 256
+_MAX_CERTIFICATE_BYTES: Final = 64 * 1024  # one of 2 KiB is large
 _X509: Final = "x509-svid"
 _JWT: Final = "jwt-svid"
 _KEY_TYPES: Final = ("EC", "RSA", "OKP")
@@ -179,6 +180,8 @@ def _bundle(document: Mapping[str, Any], trust_domain: str) -> TrustBundle:
             rule = error.rule if isinstance(error, BundleError | SvidError) else str(error)
             section = "RFC 7517" if isinstance(error, JwkError) else error.section
             raise BundleError(f"keys[{number}]: {rule}", section) from error
+    if any(len(der) > _MAX_CERTIFICATE_BYTES for der in roots):
+        raise BundleError(f"a certificate of more than {_MAX_CERTIFICATE_BYTES} bytes", "TDB 4.2")
     if len(roots) > MAX_ROOTS or len(jwt_keys) > MAX_JWT_KEYS:
         raise BundleError(f"more than {MAX_ROOTS} roots or {MAX_JWT_KEYS} JWT keys", "TDB 4.1.3")
     return TrustBundle(
@@ -221,6 +224,10 @@ def _jwt_authority(entry: Mapping[str, Any]) -> JwtKey | None:
     key_id = entry.get("kid")
     if not isinstance(key_id, str) or not 0 < len(key_id) <= _MAX_KEY_ID:
         raise BundleError(f"a jwt-svid key needs a 'kid' of 1 to {_MAX_KEY_ID} characters", "JWT-SVID 6.1")
+    try:
+        key_id.encode()
+    except UnicodeEncodeError as error:  # JSON can write half a character
+        raise BundleError("'kid' is not Unicode text", "RFC 7517 4.5") from error
     key = from_jwk(entry)
     # JWT-SVID 2.1 allows RS*, ES* and PS* only; other keys could verify nothing.
     if key is None or key_type(key) == "OKP":

@@ -69,8 +69,8 @@ def seconds(fields: Mapping[str, Any], name: str) -> float:
 
 
 def sequence(fields: Mapping[str, Any], name: str) -> int:
-    """A counter that fits 63 bits.  Raises WireError."""
+    """A counter that fits 64 bits: so many a bundle's sequence number may have.  Raises WireError."""
     value = fields.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**64:
         raise WireError(f"{name!r} has to be a whole number, 0 or more")
     return value

@@ -23,6 +23,7 @@ _CURVES: Final[Mapping[str, type[ec.EllipticCurve]]] = {
 }
 _MIN_RSA_BITS: Final = 2048  # RFC 7518 3.3: "A key of size 2048 bits or larger MUST be used"
 _MAX_RSA_BYTES: Final = 1024  # 8192 bits: beyond it a verification costs milliseconds
+_MAX_RSA_EXPONENT_BITS: Final = 64  # FIPS 186-5 allows up to 256; whoever needs more than 65537 is up to something
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 _NOT_PUBLIC: Final = ("d", "p", "q", "dp", "dq", "qi", "oth", "k")
 
@@ -95,6 +96,8 @@ def _elliptic(fields: Mapping[str, Any]) -> ec.EllipticCurvePublicKey | None:
 
 def _rsa(fields: Mapping[str, Any]) -> rsa.RSAPublicKey:
     n, e = (int.from_bytes(_bytes(fields, name, None), "big") for name in ("n", "e"))
+    if e.bit_length() > _MAX_RSA_EXPONENT_BITS:
+        raise JwkError(f"an RSA exponent of {e.bit_length()} bits, more than {_MAX_RSA_EXPONENT_BITS}")
     if n.bit_length() < _MIN_RSA_BITS:
         raise JwkError(f"an RSA key of {n.bit_length()} bits, less than {_MIN_RSA_BITS} (RFC 7518 3.3)")
     return rsa.RSAPublicNumbers(e, n).public_key()

@@ -185,6 +185,13 @@ def _entries() -> list[BundleVector]:
         _good("a JWT key on an unknown curve", "bundle-jwt-kid", document(jwt_entry(crv="secp256k1"))),
         _bad("a JWT key without kid", "bundle-jwt-kid", document(jwt_entry(kid=None)), "'kid'"),
         _bad("a JWT key with an empty kid", "bundle-jwt-kid", document(jwt_entry(kid="")), "'kid'"),
+        _bad("a JWT key whose kid is half a character", "bundle-jwt-kid", document(jwt_entry(kid="\ud800")), "Unicode"),
+        _bad(
+            "an RSA key with a huge exponent",
+            "bundle-jwt-kid",
+            document({**jwt_entry(rsa_key(2048)), "e": jwt_entry(rsa_key(2048))["n"]}),
+            "exponent",
+        ),
         _bad("two JWT keys of one kid", "bundle-jwt-kid", document(jwt_entry(), jwt_entry()), "twice"),
         _bad("a JWT key that is not on its curve", "bundle-jwt-kid", document(off_curve), "no valid key"),
         _bad("a JWT key with padding", "bundle-jwt-kid", document(jwt_entry(x="AA==")), "base64url"),

@@ -22,6 +22,7 @@ from ca.bundle import (
 )
 from ca.svid import SvidError, check_signing_certificate, load_certificate
 from ca.trust import MAX_BUNDLES, MAX_ROOTS, TrustBundle
+from ca.wire import MAX_FRAME_BYTES, WireError, pack, unpack
 
 # All of them go to every agent in one frame of 1 MiB, and revocations may take 704 KiB of it.
 MAX_TOTAL_BYTES: Final = 224 * 1024
@@ -88,7 +89,12 @@ def require_federable(trust_domain: str, *, own: str, federated: Sequence[str]) 
 
 def require_room(found: TrustBundle, *, others: Sequence[TrustBundle]) -> None:
     """Check that all bundles together can still be sent to an agent.  Raises BundleError."""
-    total = sum(len(der) for bundle in (found, *others) for der in _parts(bundle))
+    try:
+        told = TrustBundle.from_wire(unpack(pack(found.to_wire()), MAX_FRAME_BYTES))
+    except (WireError, ValueError) as error:
+        raise BundleError(f"agents could not be told: {error}", "TDB 4") from error
+    assert told == found, "what agents read is what was sent"
+    total = sum(len(pack(bundle.to_wire())) for bundle in (found, *others))
     if total > MAX_TOTAL_BYTES:
         raise BundleError(
             f"all bundles together would have {total} bytes, more than the {MAX_TOTAL_BYTES} that agents can be sent",
@@ -107,10 +113,6 @@ def require_distinct(found: TrustBundle, *, others: Sequence[TrustBundle], issue
                 "trust domain's, with another key: chains could not be told apart",
                 "RFC 5280 4.2.1.2",
             )
-
-
-def _parts(bundle: TrustBundle) -> tuple[bytes, ...]:
-    return (*bundle.x509_der, *(key.public_key_der for key in bundle.jwt_keys))
 
 
 def _from_pem(data: bytes, trust_domain: str) -> TrustBundle:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ca.authority.federation.intake import accept, read_bootstrap, require_federable
 from ca.authority.federation.relation import EndpointUrl, FederatedDomain, Profile, Relation, RelationError
@@ -15,9 +16,9 @@ from ca.authority.store import Store
 from ca.authority.trust_assembly import assemble
 from ca.bundle import BundleError, write_bundle, write_bundle_map
 from ca.spiffe import SpiffeId
-from ca.trust import TrustBundle
+from ca.trust import JwtKey, TrustBundle
 from tests.authority_builder import make_authority
-from tests.certificates import TRUST_DOMAIN, Signer, der, make_root, pem, rsa_key
+from tests.certificates import TRUST_DOMAIN, Signer, der, make_root, p256, pem, rsa_key
 
 _AT = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 _THEIRS = "other.example"
@@ -133,6 +134,14 @@ def test_bundles_that_would_not_fit_a_message_to_agents_are_refused() -> None:
     huge = [_bundle(*(make_root(name, key=rsa_key(4096)) for _ in range(64)), trust_domain=name) for name in "abc"]
     with pytest.raises(BundleError, match="all bundles together"):
         _accept(_bundle(make_root(_THEIRS)), None, *huge)
+
+
+def test_long_names_of_keys_count_too() -> None:
+    key = p256().public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    keys = tuple(JwtKey(key_id=chr(0x20000 + number) * 256, public_key_der=key) for number in range(64))
+    wordy = [replace(_bundle(trust_domain=name), jwt_keys=keys) for name in "abc"]
+    with pytest.raises(BundleError, match="all bundles together"):
+        _accept(_bundle(make_root(_THEIRS)), None, *wordy)
 
 
 def test_a_root_that_could_be_taken_for_ours_or_for_our_intermediate_is_refused() -> None:
