@@ -94,9 +94,10 @@ class Rotation:
         self._wish_s = min(wish_s, LONGEST_PAUSE_S)
 
     def dropped(self) -> None:
-        """The certificate is gone."""
+        """The certificate is gone: the pause is that of one who has none."""
         self.not_after = None
         self._renew_from = None
+        self._pause_s = min(self._pause_s, LONGEST_PAUSE_WITHOUT_S)
 
     def renew_soon(self, at: datetime) -> None:
         """Make the renewal due, for instance because the trust bundle changed."""

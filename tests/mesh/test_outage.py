@@ -58,7 +58,7 @@ def test_an_outage_longer_than_the_certificates_is_told_before_it_hurts_and_heal
             _is_unready(mesh, running)
             assert _lines(mesh, "could not be renewed and ends in")
 
-        wait_for("readiness", lambda: readyz(mesh, 1)[0] == 200 and readyz(mesh, 2)[0] == 200)
+        wait_for("readiness", lambda: readyz(mesh, 1)[0] == 200 and readyz(mesh, 2)[0] == 200, deadline_s=40)
         assert client.ask_whoami(server.ipv4, 8080)[0] == "server"
         wait_for("no warning", lambda: warnings(mesh, 1) == [])
         assert mesh.metric(1, "ringfence_certificates_expiring") == 0
