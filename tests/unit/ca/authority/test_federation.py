@@ -139,7 +139,7 @@ def test_bundles_that_would_not_fit_a_message_to_agents_are_refused() -> None:
 def test_long_names_of_keys_count_too() -> None:
     key = p256().public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     keys = tuple(JwtKey(key_id=chr(0x20000 + number) * 256, public_key_der=key) for number in range(64))
-    wordy = [replace(_bundle(trust_domain=name), jwt_keys=keys) for name in "abc"]
+    wordy = [replace(_bundle(trust_domain=name), jwt_keys=keys) for name in "abcd"]
     with pytest.raises(BundleError, match="all bundles together"):
         _accept(_bundle(make_root(_THEIRS)), None, *wordy)
 
