@@ -38,13 +38,14 @@ def start() -> str:
     directory.mkdir(mode=0o700)
     netns.mount("ringfence-lab", str(directory), "tmpfs", _MS_NOSUID_NODEV_NOEXEC, "mode=0700,size=512m")
     shutil.chown(directory, _USER, _USER)
-    made = subprocess.run(
-        ["runuser", "-u", _USER, "--", binaries / "initdb", "-D", directory / "data", "-A", "trust", "--no-sync"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd="/",
-    )
+    with netns.inside(layout.node_netns(0)):  # so that ``down`` finds it, too, when this is interrupted
+        made = subprocess.run(
+            ["runuser", "-u", _USER, "--", binaries / "initdb", "-D", directory / "data", "-A", "trust", "--no-sync"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+        )
     if made.returncode:
         raise LabError(f"initdb failed with exit code {made.returncode}: {made.stderr.strip()}")
     options = [part for name, value in _SETTINGS.items() for part in ("-c", f"{name}={value}")]
