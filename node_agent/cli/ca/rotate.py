@@ -31,7 +31,7 @@ from node_agent.cli.ca.status import due_table
 from node_agent.cli.ca.wait import wait_for_agents, wait_for_federation
 from node_agent.cli.terminal import Paint
 
-_DEFAULT_TIMEOUT_S: Final = 900
+_DEFAULT_TIMEOUT_S: Final = 3600
 _MAX_TIMEOUT_S: Final = 30 * 86_400
 
 
