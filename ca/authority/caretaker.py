@@ -32,11 +32,20 @@ _DEFAULT_LIFETIME: Final = timedelta(days=1)  # of an intermediate that could no
 class Caretaker:
     """Looks after one hierarchy, and keeps ``signer`` signing with it."""
 
-    def __init__(self, *, config: AuthorityConfig, store: Store, passphrase: bytes, signer: Signer) -> None:
+    def __init__(
+        self,
+        *,
+        config: AuthorityConfig,
+        store: Store,
+        passphrase: bytes,
+        signer: Signer,
+        utc_now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self._config = config
         self._store = store
         self._passphrase = passphrase
         self._signer = signer
+        self._utc_now = utc_now
         self._succession = Succession(config=config, store=store, passphrase=passphrase)
         self._reminded: dict[str, datetime] = {}
 
@@ -49,7 +58,7 @@ class Caretaker:
 
     def look(self) -> float:
         """Do what is due; returns after how many seconds to look again.  Blocking."""
-        at = datetime.now(UTC)
+        at = self._utc_now()
         active = None
         try:
             if self._store.is_leader():
@@ -70,7 +79,7 @@ class Caretaker:
         try:
             if self._is_current():
                 return
-            fresh = hierarchy.load(self._config, self._store, passphrase=self._passphrase, at=datetime.now(UTC))
+            fresh = hierarchy.load(self._config, self._store, passphrase=self._passphrase, at=self._utc_now())
             hierarchy.write_bundle(self._config, fresh.roots)
         except (AuthorityError, OSError) as exc:
             log("hierarchy_not_loaded", level=logging.ERROR, why=str(exc))
