@@ -70,6 +70,7 @@ class Report:
         workers: Callable[[], Sequence[Row]],
         not_carrying: Callable[[], list[str]],
         set_log_level: Callable[[str], None],
+        warnings: Callable[[], list[str]],
     ) -> None:
         """``workers`` are the rows of worker processes; ``not_carrying`` says why connections can not be served."""
         self._config = config
@@ -84,6 +85,7 @@ class Report:
         self._workers = workers
         self._not_carrying = not_carrying
         self._set_log_level = set_log_level
+        self._warnings = warnings
         self._started_at = time.monotonic()
         self.directory = DirectoryState()
         self.loaded_at: float | None = None
@@ -98,7 +100,7 @@ class Report:
             connections=self._connections.live,
             certs=self._identities.status,
             ready=self.ready,
-            warnings=self._identities.warnings,
+            warnings=self._warnings,
             set_log_level=self._set_log_level,
         )
 
@@ -133,7 +135,7 @@ class Report:
             "uptime_s": round(time.monotonic() - self._started_at, 1),
             "ready": ready,
             "reasons": reasons,
-            "warnings": self._identities.warnings(),
+            "warnings": self._warnings(),
             "draining": self._drain.begun.is_set(),
             "registry": {
                 "source": str(self._config.registry.manifests_dir),

@@ -33,6 +33,9 @@ _LONGEST_PAUSE_S: Final = 30.0
 _SHORTEST_SHARE: Final = 0.1  # of a pause: the rest is drawn
 _LOOK_FOR_CERTIFICATE_S: Final = 0.5
 _SAVE_AGAIN_S: Final = 2.0
+_TOO_SOON_S: Final = 5.0  # an answer that says nothing new is held for longer
+_AGAIN_S: Final = (1.0, 5.0)
+_SILENT_S: Final = 60.0  # an authority that is restarted is nobody's worry
 
 
 class TrustWatch:
@@ -61,11 +64,23 @@ class TrustWatch:
         self.settled: Callable[[], Awaitable[None]] | None = None
         """Awaited before an acknowledgement: returns when other processes of the agent have what this one has."""
         self.error: str | None = None
+        self._heard_at = trio.current_time()
+        self._unsaved: str | None = None
 
     @property
     def acknowledged(self) -> int:
         """The version that is in force in every part of the agent; 0 if none of the CA's is yet."""
         return 0 if self._in_force is None else self._in_force.version
+
+    def warnings(self) -> list[str]:
+        """What does not stop a connection yet: for people."""
+        found = []
+        silent_s = trio.current_time() - self._heard_at
+        if self.error is not None and self._unsaved is None and silent_s > _SILENT_S:
+            found.append(f"revocations and new roots have not arrived for {silent_s:.0f} s: {self.error}")
+        if self._unsaved is not None:
+            found.append(self._unsaved)
+        return found
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -100,13 +115,18 @@ class TrustWatch:
 
     async def _ask(self, connection: CaConnection) -> None:
         known = self._in_force
+        asked_at = trio.current_time()
         trust = await self._ca.watch(
             connection,
             version=0 if known is None else known.version,
             digest=b"" if known is None else known.digest,
         )
         self.error = None
+        self._heard_at = trio.current_time()
         if known is not None and trust.digest == known.digest:
+            if self._heard_at - asked_at < _TOO_SOON_S:
+                # It drains, or it sees a difference that we do not: a newer version may tell more than we can read.
+                await trio.sleep(self._rng.uniform(*_AGAIN_S))
             return
         if trust.digest != self._trust.trust.digest:
             await self._put_in_force(trust)
@@ -117,12 +137,13 @@ class TrustWatch:
         except OSError as error:
             # In force, but not acknowledged: after a restart we might not trust the CA that we were told to trust.
             text = f"the trust could not be stored: {error.strerror or error}"
-            if text != self.error:
+            if text != self._unsaved:
                 _log.error("%s", text)
-            self.error = text
+            self.error = self._unsaved = text
             await trio.sleep(_SAVE_AGAIN_S)
             return
         self._in_force = trust
+        self._unsaved = None
 
     async def _put_in_force(self, trust: Trust) -> None:
         if trust.version < self._trust.version:

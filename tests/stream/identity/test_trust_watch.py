@@ -180,6 +180,7 @@ async def test_what_is_in_force_is_acknowledged_and_what_could_not_be_stored_is_
     async with serving(authority) as port, agent(tmp_path, authority, port, save=save) as one:
         await one.until(lambda: one.watch.error is not None)
         assert one.watch.error == "the trust could not be stored: No space left on device"
+        assert one.watch.warnings() == [one.watch.error]
         assert one.trust.version >= 1  # in force all the same
         assert one.watch.acknowledged == 0
         await changed(authority, revoke_unseen)
@@ -187,7 +188,7 @@ async def test_what_is_in_force_is_acknowledged_and_what_could_not_be_stored_is_
         disk_is_full = False
         await one.until(lambda: one.watch.acknowledged == one.trust.version)
         await one.until(lambda: acknowledged(authority) == [("node-1", one.trust.version)])
-        assert one.watch.error is None
+        assert one.watch.warnings() == []
 
 
 def revoke_unseen(store: Store) -> None:
@@ -210,7 +211,10 @@ async def test_an_agent_that_starts_without_the_ca_still_refuses_who_was_revoked
             await again.identities.wait_for(WEB)
 
 
-async def test_an_authority_that_comes_back_is_followed_again(tmp_path: Path, authority: Authority) -> None:
+async def test_an_authority_that_comes_back_is_followed_again(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node_agent.identity.trust_watch._SILENT_S", 0.5)
     async with serving(authority) as port:
         async with agent(tmp_path, authority, port) as one:
             await one.until(lambda: one.watch.acknowledged)
@@ -221,11 +225,35 @@ async def test_an_authority_that_comes_back_is_followed_again(tmp_path: Path, au
     async with agent(tmp_path, authority, port) as one:
         await one.until(lambda: one.watch.error)
         assert "Connection refused" in str(one.watch.error)
+        await one.until(one.watch.warnings)
+        assert one.watch.warnings()[0].startswith("revocations and new roots have not arrived for ")
         assert one.trust.version == first
         async with serving(on_that_port):
             await changed(authority, revoke_unseen)
             await one.until(lambda: one.trust.version > first)
             assert one.watch.error is None
+            assert one.watch.warnings() == []
+
+
+async def test_an_authority_that_says_the_same_at_once_is_not_asked_without_end(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So would one that drains, or a newer one that puts more into its trust than we can read."""
+    monkeypatch.setattr("ca.authority.trust_feed.HOLD_S", 0.0)
+    asked = 0
+    watch = CaClient.watch
+
+    async def counted(*arguments: Any, **options: Any) -> Trust:
+        nonlocal asked
+        asked += 1
+        return await watch(*arguments, **options)
+
+    monkeypatch.setattr(CaClient, "watch", counted)
+    async with serving(authority) as port, agent(tmp_path, authority, port) as one:
+        await one.until(lambda: one.watch.acknowledged)
+        before = asked
+        await trio.sleep(1.5)
+        assert asked - before <= 2
 
 
 async def test_an_authority_restored_from_a_backup_is_believed_and_it_is_said(
