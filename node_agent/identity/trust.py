@@ -94,9 +94,11 @@ class TrustStore:
 
     def require_trusted(self, identity: SpiffeId, serial: int) -> None:
         """Raise ConnectionFailure (IDENTITY_REVOKED, TRUST_REMOVED) unless this certificate may be believed."""
+        if identity.trust_domain in self._roots and serial not in self._by_serial and identity not in self._by_identity:
+            return  # asked for each connection, two or three times
         failure = self.why_not(Certificate(identity=identity, serial=serial))
-        if failure is not None:
-            raise failure
+        assert failure is not None, "the same questions"
+        raise failure
 
     def revocation_of(self, identity: SpiffeId) -> Revocation | None:
         """The revocation of an identity as a whole, if there is one."""
