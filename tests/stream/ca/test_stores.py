@@ -12,7 +12,7 @@ import pytest
 from ca.authority.errors import AuthorityError, StoreConflict
 from ca.authority.keys import read_key, write_key
 from ca.authority.records import CertificateRecord, TokenRecord
-from ca.authority.store import Store, TokenAlreadyUsed
+from ca.authority.store import JournalEntry, Store, TokenAlreadyUsed
 from ca.authority.store.database import Dialect
 from ca.authority.store.location import DatabaseLocation
 from ca.authority.store.migrations import MIGRATIONS, migrate
@@ -130,6 +130,30 @@ def test_of_many_who_use_one_token_at_the_same_moment_exactly_one_is_journalled(
         assert first.certificate_count() == attempt + 1
         with first.database.transaction() as transaction:
             transaction.execute("DELETE FROM tokens")
+
+
+def test_replicas_that_use_up_the_same_tokens_in_groups_never_wait_for_each_other_for_ever(stores: Stores) -> None:
+    hashes = [bytes([number]) * 32 for number in range(6)]
+    replicas = [stores.another(), stores.another()]
+    for token_hash in hashes:
+        replicas[0].add_token(token(token_hash=token_hash), at=AT)
+    together = threading.Barrier(2)
+
+    def use_all(number: int) -> list[bool]:
+        """All of them in one transaction, in opposite orders, and one entry that needs none."""
+        order = hashes if number == 0 else hashes[::-1]
+        entries = [JournalEntry(records=(record(100 * (number + 1) + each[0]),), token_hash=each) for each in order]
+        together.wait()
+        written = replicas[number].journal_all([*entries, JournalEntry(records=(record(number + 1),))], at=AT)
+        assert written[-1]
+        return written[:-1] if number == 0 else written[-2::-1]
+
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(use_all, range(2))
+
+    assert [one != other for one, other in zip(first, second, strict=True)] == [True] * len(hashes)
+    assert len(replicas[0].certificates()) == len(hashes) + 2
+    assert replicas[0].pending_tokens(at=AT) == []
 
 
 def test_pending_tokens_are_those_that_can_still_be_used(stores: Stores) -> None:
