@@ -56,10 +56,12 @@ def workload(number: int) -> SpiffeId:
 class AuthorityProcess:
     """``ringfence ca serve`` for the length of a ``with``; pod K is on node K // ``pods_a_node``."""
 
-    def __init__(self, *, nodes: int, pods_a_node: int, settings: str = "") -> None:
+    def __init__(self, *, nodes: int, pods_a_node: int, settings: str = "", database: str | None = None) -> None:
+        """``settings``: more sections of ca.toml; ``database``: the URL of a PostgreSQL instead of the file."""
         self._nodes: Final = nodes
         self._pods_a_node: Final = pods_a_node
         self._settings: Final = settings
+        self._database: Final = f'database = "{database}"\n' if database else ""
         self._signer: Signer | None = None
         self.port = 0
 
@@ -160,7 +162,7 @@ class AuthorityProcess:
         self.config_file = config_file = self.path / "ca.toml"
         config_file.write_text(
             f'[ca]\ntrust_domain = "{TRUST_DOMAIN}"\naddress = "127.0.0.1:0"\nstate_dir = "{self.path}/state"\n'
-            f'passphrase_file = "{passphrase_file}"\n'
+            f'passphrase_file = "{passphrase_file}"\n{self._database}'
             f'[registry]\nmanifests_dir = "{manifests}"\n{self._settings}'
         )
         self.config = AuthorityConfig.load(config_file)

@@ -36,9 +36,10 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one load")
+    parser.add_argument("--database", help="the URL of an empty PostgreSQL database, instead of SQLite")
     options = parser.parse_args()
     figures: dict[str, float] = {}
-    with AuthorityProcess(nodes=1, pods_a_node=_PODS, settings=_SETTINGS) as authority:
+    with AuthorityProcess(nodes=1, pods_a_node=_PODS, settings=_SETTINGS, database=options.database) as authority:
         for batch, connections in _BATCHES.items():
             load = _Load(authority, batch=batch, connections=connections)
             load.run(min(1.0, options.seconds / 3))  # warm
