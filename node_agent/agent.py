@@ -26,7 +26,7 @@ from ca.http_server import HttpServer
 from ca.manifests import DirectoryState, ManifestObject
 from node_agent import __version__, process
 from node_agent import config as configuration
-from node_agent.carrier import Carrier, InProcess, InWorkers
+from node_agent.carrier import Carrier, InProcess
 from node_agent.config import Config, HostPort
 from node_agent.data_path import build_data_path
 from node_agent.drain import Drain
@@ -147,7 +147,9 @@ class _Agent:
         )
         return InProcess(data_path, metrics=metrics)
 
-    def _in_workers(self, metrics: Metrics, stream_locks: tuple[int, int]) -> InWorkers:
+    def _in_workers(self, metrics: Metrics, stream_locks: tuple[int, int]) -> Carrier:
+        from node_agent.workers.carrier import InWorkers  # noqa: PLC0415  # one process does not need it
+
         return InWorkers(
             config=self._config,
             registry=self._registry,

@@ -2,29 +2,25 @@
 
     InProcess   ``[agent] workers = 1``: the data path is in the agent's own process, and nothing else is there
     InWorkers   ``workers = N``: N processes carry; this one keeps capture, registry, identities and the admin socket
+                (node_agent/workers/carrier.py, not even imported otherwise)
 
 Both get the same: pods to serve, steps of the registry, the order to drain.  Both
 tell the same: figures for people and for Prometheus.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import trio
 
 from ca.http_server import Prepare
-from ca.manifests import ManifestObject
-from node_agent.config import Config
 from node_agent.data_path import DataPath
-from node_agent.errors import AgentError, CloseReason
-from node_agent.identity import Identities
-from node_agent.identity.trust import TrustStore
+from node_agent.errors import CloseReason
 from node_agent.proxy.serving import PodServer
-from node_agent.registry import Changes, Registry, Update
+from node_agent.registry import Changes, Update
 from node_agent.report import ConnectionCounts, Loads, TunnelCounts
 from node_agent.telemetry.logs import set_log_level
 from node_agent.telemetry.metrics import Metrics
-from node_agent.workers import State, Workers, WorkersView, pack_trust
 
 
 class Carrier(Protocol):
@@ -129,79 +125,3 @@ class InProcess:
     def workers(self) -> Sequence[Mapping[str, object]]:
         """There are none."""
         return []
-
-
-class InWorkers:
-    """Worker processes (node_agent/workers)."""
-
-    def __init__(
-        self,
-        *,
-        config: Config,
-        registry: Registry,
-        objects: Callable[[], Iterable[ManifestObject]],
-        identities: Identities,
-        trust: TrustStore,
-        metrics: Metrics,
-        stream_locks: tuple[int, int],
-        on_crash: Callable[[AgentError], None],
-    ) -> None:
-        """``objects`` is what is in the registry; ``on_crash`` is told when the workers keep ending."""
-        self._workers = Workers(
-            config=config,
-            state=State(objects=objects, trust=lambda: pack_trust(trust.trust), credentials=identities.held),
-            identities=identities,
-            stream_locks=stream_locks,
-            on_hopeless=lambda text: on_crash(AgentError(text)),
-        )
-        self.server = self._workers.pods
-        identities.on_rotated.append(self._workers.rotated)
-        trust.on_changed.append(self._workers.trust_changed)
-        self._view = WorkersView(self._workers, metrics=metrics, revision=lambda: registry.revision)
-        self.connections = self.tunnels = self.loads = self._view
-        self.prepare = self._view.prepare
-        metrics.counter(
-            "ringfence_worker_crashes_total",
-            "Worker processes that ended by themselves.",
-            lambda: self._workers.crashes,
-        )
-
-    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Keep the workers running."""
-        await self._workers.run(task_status=task_status)
-
-    async def finish(self) -> None:
-        """Nothing: a worker has said everything before it ends."""
-
-    def updated(self, update: Update, _changes: Changes) -> None:
-        """Pass it on."""
-        self._workers.update(update)
-
-    async def settled(self) -> None:
-        """Return when every worker has taken in what was told so far."""
-        await self._workers.settled()
-
-    def drain(self) -> None:
-        """Accept nothing more."""
-        self._workers.drain()
-
-    def cut_all(self, reason: CloseReason, detail: str) -> None:
-        """Cut every connection that is left."""
-        self._workers.cut_all(reason, detail)
-
-    def set_log_level(self, level: str) -> None:
-        """Raises ConfigError."""
-        set_log_level(level)
-        self._workers.set_log_level(level)
-
-    def render(self) -> Iterator[bytes]:
-        """The metrics of all processes."""
-        return self._view.render()
-
-    def not_ready(self) -> list[str]:
-        """What keeps the workers from carrying."""
-        return self._workers.not_ready()
-
-    def workers(self) -> Sequence[Mapping[str, object]]:
-        """One row a worker."""
-        return self._workers.status(trio.current_time())

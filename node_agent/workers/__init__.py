@@ -7,7 +7,7 @@ the metrics; workers own connections, from accept to access record.
     channel     one end of the socket pair between them
     group       the parent's side: keep N running, tell them everything
     process     one worker as the parent sees it        restarts   when to start it again
-    pods        the pods that all of them serve
+    pods        the pods that all of them serve         carrier    all of this as the agent's ``Carrier``
     figures     the answers of all, added up            view       the whole as one agent, for people and Prometheus
     worker      the other side: the data path, fed      answers    what it says when asked
     received    its copy of the identities              __main__   where its process begins
@@ -16,9 +16,3 @@ The registry, the trust and the identities of a worker are copies, always behind
 the parent's by the time that a message takes; nothing is judged by the parent.
 What is bounded for the node is divided among the workers (``max_pending_handshakes``).
 """
-
-from node_agent.workers.group import State, Workers
-from node_agent.workers.messages import pack_trust
-from node_agent.workers.view import WorkersView
-
-__all__ = ["State", "Workers", "WorkersView", "pack_trust"]

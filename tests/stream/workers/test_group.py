@@ -19,9 +19,10 @@ from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.identity import Credentials, Identities
 from node_agent.registry import Update
 from node_agent.telemetry.logs import make_stream_locks
-from node_agent.workers import State, Workers, pack_trust
 from node_agent.workers import messages as say
 from node_agent.workers.figures import OPEN, RESIDENT_BYTES
+from node_agent.workers.group import State, Workers
+from node_agent.workers.messages import pack_trust
 from node_agent.workers.process import NoAnswer, WorkerProcess
 from tests.certificates import TRUST_DOMAIN, der, make_root
 from tests.manifest_builder import meshed_namespace, pod
