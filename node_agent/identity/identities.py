@@ -32,9 +32,7 @@ from node_agent.identity.credentials import Credentials, leads_to, make_credenti
 from node_agent.identity.expiry import ExpiryWatch, Held, described, near_their_end
 from node_agent.identity.node_credentials import NodeCredentials
 from node_agent.identity.rotation import (
-    LONGEST_PAUSE_NOT_SCHEDULED_S,
     LONGEST_PAUSE_S,
-    LONGEST_PAUSE_WITHOUT_S,
     Expired,
     Renew,
     WaitFor,
@@ -321,12 +319,7 @@ class Identities:
         if credentials.not_after <= at:
             raise CaProtocolError(f"the CA issued an SVID that has expired already, at {credentials.not_after}")
         self._ring += 1
-        slot.credentials = credentials
-        slot.issued_at = at
-        slot.rotation.issued(at=at, not_after=credentials.not_after, draw=self._rng.random())
-        slot.last_error = ""
-        slot.code = None
-        slot.wake()
+        slot.take(credentials, at=at, draw=self._rng.random())
         self._announce(item.identity)
         _log.info("SVID of %s valid until %s", item.identity, credentials.not_after.isoformat())
 
@@ -334,27 +327,9 @@ class Identities:
         slot = self._slots.get(identity)
         if slot is None:
             return
-        code = error.code if isinstance(error, CaRefused) and not error.busy else None
-        # Refused because the CA reads its manifests a moment after we read ours: soon is soon enough.
-        placed_late = code == RefusalCode.NOT_SCHEDULED
-        if placed_late:
-            longest_pause_s = LONGEST_PAUSE_NOT_SCHEDULED_S
-        else:
-            is_without = slot.credentials is None and code is None
-            longest_pause_s = LONGEST_PAUSE_WITHOUT_S if is_without else LONGEST_PAUSE_S
-        slot.rotation.failed(
-            now=trio.current_time(),
-            draw=self._rng.random(),
-            longest_pause_s=longest_pause_s,
-            wish_s=error.retry_after_s if isinstance(error, CaRefused) and not placed_late else 0.0,
-        )
-        text = f"the CA refuses: {error}" if code else str(error)
-        if self._ca.clock is not None and self._ca.clock.problem is not None:
-            text = f"{text}; {self._ca.clock.problem}"
-        if text != slot.last_error:
-            _log.warning("no new SVID of %s: %s", identity, text)
-        slot.last_error = text
-        slot.code = code
+        clock = None if self._ca.clock is None else self._ca.clock.problem
+        if slot.failed(error, clock_problem=clock, now=trio.current_time(), draw=self._rng.random()):
+            _log.warning("no new SVID of %s: %s", identity, slot.last_error)
 
     def _held(self) -> Iterator[Held]:
         node = self._node.held()

@@ -61,7 +61,7 @@ class NodeCredentials:
         self._issued_at: datetime | None = None
         self._ended: KeyAndChain | None = None  # has expired; the CA may renew it once more
         self._refused = False
-        self.last_error = ""
+        self.last_error = self._said = ""
         self._take_up(key_store.load())
 
     @property
@@ -92,7 +92,7 @@ class NodeCredentials:
             self._failed(error)
             return ()
         self._refused = False
-        self.last_error = ""
+        self.last_error = self._said = ""
         return roots
 
     def refused(self, error: CaRefused) -> None:
@@ -193,9 +193,11 @@ class NodeCredentials:
         if isinstance(error, CaRefused):
             self.refused(error)
         text = f"the CA refuses this node: {error}" if self._refused else str(error)
+        is_new = text != self._said
+        self._said = text  # without the clocks, whose times are others at each attempt
         if self._ca.clock is not None and self._ca.clock.problem is not None:
             text = f"{text}; {self._ca.clock.problem}"
-        if text != self.last_error:
+        if is_new:
             _log.warning("no node certificate: %s", text)
         self.last_error = text
 
