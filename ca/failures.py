@@ -22,13 +22,16 @@ def translated(where: str, deadline_s: float) -> Iterator[None]:
     except SvidError as error:
         raise CaUnreachable(f"{where} has not a CA's certificate: {error}") from error
     except (OSError, trio.BrokenResourceError) as error:
-        raise CaUnreachable(f"{where}: {_why(error)}") from error
+        raise CaUnreachable(f"{where}: {why(error)}") from error
     except WireError as error:
         raise CaProtocolError(f"{where} sent something else than a reply: {error}") from error
 
 
-def _why(error: BaseException) -> str:
-    """The innermost cause in words: trio wraps ``ssl`` and socket errors in errors without a text of their own."""
+def why(error: BaseException) -> str:
+    """The innermost cause in words: trio wraps ``ssl`` and socket errors in errors without a text of their own.
+
+    Never the text of a TLS error, which could quote the peer.
+    """
     while True:
         if isinstance(error, BaseExceptionGroup):  # one for each address that was tried
             error = error.exceptions[0]
@@ -39,7 +42,7 @@ def _why(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not to be trusted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
-        return f"TLS: {error.reason or error}"
+        return f"TLS: {error.reason}"
     if isinstance(error, socket.gaierror):
         return f"its name can not be resolved: {error.strerror}"
     if isinstance(error, OSError) and error.errno is not None:

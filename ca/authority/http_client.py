@@ -1,11 +1,9 @@
-"""One HTTP/1.1 exchange over a TLS stream, and its failures in words.
+"""One HTTP/1.1 exchange over a TLS stream.
 
 What comes back is bounded in head and body; the caller sets the deadline and
 closes the stream.
 """
 
-import socket
-import ssl
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
@@ -61,23 +59,3 @@ async def exchange(
             return Answer(status, headers, bytes(received))
         elif not isinstance(event, h11.InformationalResponse):
             raise h11.RemoteProtocolError("the connection ended early")
-
-
-def cause(error: BaseException) -> str:
-    """The innermost cause in words; never the text of a TLS error, which could quote the peer."""
-    while True:
-        if isinstance(error, BaseExceptionGroup):  # one for each address that was tried
-            error = error.exceptions[0]
-        elif error.__cause__ is not None and getattr(error, "errno", None) is None:
-            error = error.__cause__
-        else:
-            break
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not to be trusted: {error.verify_message}"
-    if isinstance(error, ssl.SSLError):
-        return f"TLS: {error.reason}"
-    if isinstance(error, socket.gaierror):
-        return f"its name can not be resolved: {error.strerror}"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return "the connection broke"

@@ -18,7 +18,8 @@ from typing import Any, Final
 import h11
 import trio
 
-from ca.authority.http_client import TooLong, cause, exchange
+from ca.authority.http_client import TooLong, exchange
+from ca.failures import why
 
 _MAX_BODY_BYTES: Final = 2 * 1024 * 1024  # an object in etcd has at most 1.5 MiB
 _MAX_TOKEN_BYTES: Final = 16 * 1024
@@ -77,7 +78,7 @@ class ApiServer:
             finally:
                 await trio.aclose_forcefully(stream)
         except (OSError, trio.BrokenResourceError) as exc:
-            raise ApiServerError(f"{self} can not be asked: {cause(exc)}") from None
+            raise ApiServerError(f"{self} can not be asked: {why(exc)}") from None
         except h11.RemoteProtocolError:
             raise ApiServerError(f"{self} does not speak HTTP/1.1 (RFC 9112)") from None
         except TooLong:

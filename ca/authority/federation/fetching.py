@@ -22,8 +22,9 @@ import trio
 from cryptography import x509
 
 from ca.authority.federation.relation import EndpointUrl, Profile, Relation, RelationError
-from ca.authority.http_client import Answer, TooLong, cause, exchange
+from ca.authority.http_client import Answer, TooLong, exchange
 from ca.bundle import MAX_BUNDLE_BYTES
+from ca.failures import why
 from ca.svid import SvidError, check_dates, load_certificate, verify_chain
 from ca.tls import check_time_ourselves, strict_context, verified_chain
 
@@ -89,7 +90,7 @@ async def _ask(url: EndpointUrl, relation: Relation, roots: Sequence[x509.Certif
     except SvidError as exc:
         raise FetchError(f"{url} has not proved to be {relation.endpoint_id}: {exc}") from None
     except (OSError, trio.BrokenResourceError) as exc:
-        raise FetchError(f"{url} can not be asked: {cause(exc)}") from None
+        raise FetchError(f"{url} can not be asked: {why(exc)}") from None
     except h11.RemoteProtocolError:
         raise FetchError(f"{url} does not speak HTTP/1.1 (RFC 9112)") from None
     except TooLong:

@@ -2,11 +2,14 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from ca.authority.config import AuthorityConfig
 from ca.authority.errors import AuthorityError
+from ca.authority.store import Store
 
 DEFAULT_CONFIG: Final = Path("/etc/ringfence/ca.toml")
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - it has no other name
@@ -38,6 +41,17 @@ def add_root_key(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="if the root key has a passphrase of its own; mode 0600",
     )
+
+
+@contextmanager
+def opened(arguments: argparse.Namespace) -> Iterator[tuple[AuthorityConfig, Store]]:
+    """The configuration, and its store for the length of the block."""
+    config = AuthorityConfig.load(arguments.config)
+    store = Store.open(config.database)
+    try:
+        yield config, store
+    finally:
+        store.close()
 
 
 def _reported(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:

@@ -14,22 +14,18 @@ seconds; so do its agents.
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ca.authority.config import AuthorityConfig
 from ca.authority.errors import AuthorityError
 from ca.authority.federation.intake import read_bootstrap, require_distinct, require_federable, require_room
 from ca.authority.federation.relation import EndpointUrl, FederatedDomain, Profile, Relation, RelationError
-from ca.authority.store import Store
 from ca.authority.trust_assembly import own_bundle
 from ca.bundle import MAX_BUNDLE_MAP_BYTES, BundleError, write_bundle
 from ca.spiffe import SpiffeId, SpiffeIdError
 from ca.trust import TrustBundle
-from node_agent.cli.ca.command import Commands, add_command
+from node_agent.cli.ca.command import Commands, add_command, opened
 
 
 def add_commands(commands: Commands) -> None:
@@ -65,19 +61,9 @@ def add_commands(commands: Commands) -> None:
     add_command(group, "bundle", _bundle, "print our own bundle as a SPIFFE JWK set")
 
 
-@contextmanager
-def _opened(arguments: argparse.Namespace) -> Iterator[tuple[AuthorityConfig, Store]]:
-    config = AuthorityConfig.load(arguments.config)
-    store = Store.open(config.database)
-    try:
-        yield config, store
-    finally:
-        store.close()
-
-
 def _add(arguments: argparse.Namespace) -> int:
     at = datetime.now(UTC)
-    with _opened(arguments) as (config, store):
+    with opened(arguments) as (config, store):
         try:
             relation = _relation(arguments, at)
             bundle = _first_bundle(arguments, relation)
@@ -149,7 +135,7 @@ def _require_judge(relation: Relation, bundle: TrustBundle | None, others: list[
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    with _opened(arguments) as (_, store):
+    with opened(arguments) as (_, store):
         domains = store.federation.domains()
     described = [_described(domain) for domain in domains]
     if arguments.json:
@@ -187,7 +173,7 @@ def _described(domain: FederatedDomain) -> dict[str, Any]:
 
 
 def _refresh(arguments: argparse.Namespace) -> int:
-    with _opened(arguments) as (_, store):
+    with opened(arguments) as (_, store):
         found = store.federation.refresh(arguments.trust_domain, at=datetime.now(UTC))
     if not found:
         raise AuthorityError(_unknown(arguments.trust_domain))
@@ -196,7 +182,7 @@ def _refresh(arguments: argparse.Namespace) -> int:
 
 
 def _remove(arguments: argparse.Namespace) -> int:
-    with _opened(arguments) as (_, store):
+    with opened(arguments) as (_, store):
         if not store.federation.remove(arguments.trust_domain):
             raise AuthorityError(_unknown(arguments.trust_domain))
     print(f"{arguments.trust_domain} is no longer trusted; agents cut its connections within seconds")
@@ -209,7 +195,7 @@ def _unknown(trust_domain: str | None) -> str:
 
 
 def _bundle(arguments: argparse.Namespace) -> int:
-    with _opened(arguments) as (config, store):
+    with opened(arguments) as (config, store):
         bundle = own_bundle(store, trust_domain=config.trust_domain)
     if not bundle.x509_der:
         raise AuthorityError(f"{config.database}: there is no authority here yet; make one with: ringfence ca init")

@@ -12,18 +12,15 @@ seconds; so do its agents.
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from ca.authority.config import AuthorityConfig
 from ca.authority.errors import AuthorityError
 from ca.authority.store import Store
 from ca.authority.store.revocations import Revoked
 from ca.spiffe import SpiffeId, SpiffeIdError
 from ca.trust import RevocationKind, serial_hex, serial_of
-from node_agent.cli.ca.command import Commands, add_command
+from node_agent.cli.ca.command import Commands, add_command, opened
 from node_agent.cli.terminal import Paint, printable, table
 
 _MAX_REASON: Final = 200  # in every record of a connection that is cut for it
@@ -48,22 +45,12 @@ def add_commands(commands: Commands) -> None:
     listed.add_argument("--json", action="store_true", help="one JSON array")
 
 
-@contextmanager
-def _opened(arguments: argparse.Namespace) -> Iterator[tuple[AuthorityConfig, Store]]:
-    config = AuthorityConfig.load(arguments.config)
-    store = Store.open(config.database)
-    try:
-        yield config, store
-    finally:
-        store.close()
-
-
 def _serial(arguments: argparse.Namespace) -> int:
     try:
         serial = serial_of(arguments.serial)
     except ValueError as exc:
         raise AuthorityError(str(exc)) from exc
-    with _opened(arguments) as (_, store):
+    with opened(arguments) as (_, store):
         if arguments.undo:
             return _undone(store, RevocationKind.SERIAL, serial_hex(serial))
         return _done(store.revocations.revoke_serial(serial, at=datetime.now(UTC), why=arguments.reason))
@@ -74,7 +61,7 @@ def _identity(arguments: argparse.Namespace) -> int:
         identity = SpiffeId.parse(arguments.identity)
     except SpiffeIdError as exc:
         raise AuthorityError(str(exc)) from exc
-    with _opened(arguments) as (config, store):
+    with opened(arguments) as (config, store):
         if arguments.undo:
             return _undone(store, RevocationKind.IDENTITY, str(identity))
         if identity.trust_domain == config.trust_domain:
@@ -92,7 +79,7 @@ def _identity(arguments: argparse.Namespace) -> int:
 
 
 def _node(arguments: argparse.Namespace) -> int:
-    with _opened(arguments) as (_, store):
+    with opened(arguments) as (_, store):
         if arguments.undo:
             return _undone(store, RevocationKind.NODE, arguments.node)
         _done(store.revocations.revoke_node(arguments.node, at=datetime.now(UTC), why=arguments.reason))
@@ -105,7 +92,7 @@ def _node(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    with _opened(arguments) as (_, store):
+    with opened(arguments) as (_, store):
         revoked = store.revocations.read(at=datetime.now(UTC))
     if arguments.json:
         print(json.dumps([_as_data(each) for each in revoked], indent=2))
