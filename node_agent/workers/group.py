@@ -156,9 +156,7 @@ class Workers:
             await trio.sleep(_LOOK_S)
             for worker in list(self._running.values()):
                 try:
-                    self.figures.take(
-                        worker.number, say.Topic.COUNTS, await worker.ask(say.Topic.COUNTS, deadline_s=_SILENCE_S)
-                    )
+                    await self._hear(worker, say.Topic.COUNTS, deadline_s=_SILENCE_S)
                     silences.pop(worker, None)
                 except NoAnswer:
                     silences[worker] = silences.get(worker, 0) + 1
@@ -262,16 +260,19 @@ class Workers:
 
         async def one(worker: WorkerProcess) -> None:
             try:
-                rows = await worker.ask(topic, deadline_s=_ANSWER_S)
+                await self._hear(worker, topic, deadline_s=_ANSWER_S)
             except NoAnswer as failure:
                 _log.warning("%s", failure)
-                return
-            if self._running.get(worker.number) is worker:
-                self.figures.take(worker.number, topic, rows)
 
         async with trio.open_nursery() as nursery:
             for worker in self._running.values():
                 nursery.start_soon(one, worker)
+
+    async def _hear(self, worker: WorkerProcess, topic: say.Topic, *, deadline_s: float) -> None:
+        """Take a worker's answer into the figures; raises NoAnswer."""
+        rows = await worker.ask(topic, deadline_s=deadline_s)
+        if self._running.get(worker.number) is worker:  # else its figures have been closed, and another's begun
+            self.figures.take(worker.number, topic, rows)
 
     def not_ready(self) -> list[str]:
         """Why not every worker has been ready since the start, or none is now; nothing if all is well."""
