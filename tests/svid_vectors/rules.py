@@ -185,6 +185,12 @@ RULES: Final = (
     ),
     # -- Workload API -----------------------------------------------------------------------------------
     _shown(
+        "workload-socket",
+        "SPIFFE Workload Endpoint 4",
+        "programs find the API by SPIFFE_ENDPOINT_SOCKET",
+        "tests/mesh/test_workload_api.py::test_a_program_gets_the_identity_of_its_pod_and_another_pod_gets_another",
+    ),
+    _shown(
         "workload-metadata",
         "SPIFFE Workload Endpoint 3",
         "a call without the metadata workload.spiffe.io: true is an invalid argument",

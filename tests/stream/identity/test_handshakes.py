@@ -7,8 +7,10 @@ import pytest
 from cryptography import x509
 
 from ca.anchors import distinct
+from ca.spiffe import SpiffeId
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.identity import handshake_failure, peer_identity
+from node_agent.identity.credentials import assemble
 from node_agent.identity.peers import PeerCertificate
 from tests.certificates import START, TRUST_DOMAIN, WEB, Leaf, der, make_root
 from tests.handshakes import Side, careless_context, context, feed_server, shake_hands, trusting
@@ -16,12 +18,14 @@ from tests.svid_vectors.chains import OTHER_DOMAIN, OTHER_WEB, Vector, cross_sig
 
 _ROOT = make_root()
 _OTHER_ROOT = make_root()
+_OURS = SpiffeId.parse(WEB)
 
 
 def _present(leaf: Leaf, *roots: x509.Certificate, by_server: bool) -> Side:
     """Let ``leaf`` be presented to a peer that trusts ``roots``; returns that peer's end."""
     presenting = careless_context(leaf.own, _ROOT.certificate, server_side=by_server)
-    judging = context(_ROOT.intermediate().leaf(WEB).own, *roots, server_side=not by_server)
+    judge = assemble(identity=_OURS, own=_ROOT.intermediate().leaf(WEB).own, roots=roots, ring=1)
+    judging = judge.client_context if by_server else judge.server_context
     if by_server:
         client, _ = shake_hands(judging, presenting)
         return client
