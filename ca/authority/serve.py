@@ -44,7 +44,7 @@ async def serve(
         AuthorityError: the authority can not run; nothing was served.
     """
     _allow_many_files(config.limits.connections)
-    store = Store.open(config.database)
+    store = Store.open(config.database, serving=True)
     try:
         catch_up_at_start(config, store, passphrase=passphrase)
         loaded = hierarchy.load(config, store, passphrase=passphrase, at=datetime.now(UTC))

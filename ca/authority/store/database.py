@@ -90,5 +90,8 @@ class Database(Protocol):
         answer can have become old.
         """
 
+    def hurry(self) -> None:
+        """From now on give up what takes longer than an agent waits."""
+
     def close(self) -> None:
         """Give the connection back; not usable after."""

@@ -50,8 +50,10 @@ class Store:
         self.federation = Federation(database)
 
     @classmethod
-    def open(cls, location: DatabaseLocation, *, create: bool = False) -> Self:
+    def open(cls, location: DatabaseLocation, *, create: bool = False, serving: bool = False) -> Self:
         """Open the database and bring its schema up to date.
+
+        ``serving``: give up what takes longer than an agent waits; a command waits for minutes.
 
         Raises:
             AuthorityError: it is not there (and not ``create``), damaged, not reachable, or from a newer version.
@@ -66,7 +68,9 @@ class Store:
                 database = _open_postgres(location, create=create)
                 keys = KeyTable(database)
         try:
-            migrate(database)
+            migrate(database)  # as long as it takes: it may make an index of all that was ever issued
+            if serving:
+                database.hurry()
         except BaseException:
             database.close()
             raise

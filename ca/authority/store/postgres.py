@@ -11,7 +11,7 @@ two authorities may share a server.
 *Gone and back.*  A session that ended is replaced at the next BEGIN or SELECT
 (nothing was asked yet, so asking again is harmless).  When that fails, every
 call fails at once for ``_RETRY_S``, so that a server which is down costs a
-request milliseconds; a wait for one that is stuck ends after ``_STUCK_S``.  A
+request milliseconds; a wait for one that is stuck ends, too.  A
 session that breaks later fails its transaction, and whether a COMMIT that got no
 answer took effect is not known: it is reported as failed, so a certificate may
 be in the journal that nobody got, never the reverse.
@@ -31,7 +31,10 @@ from ca.authority.store.location import PostgresAddress
 from ca.authority.store.postgres_session import connect
 from ca.authority.store.watchdog import Watchdog
 
-_STUCK_S: Final = 5.0  # longer than the server's own timeouts
+# An agent waits 5 s for an answer: what takes longer is refused, so that it knows.  A person waits longer.
+_SERVING_S: Final = 4
+_COMMAND_S: Final = 600  # to count all that was ever issued, or to make an index of it
+_STUCK_S: Final = 1.0  # beyond that: then the server is not slow, it is stuck
 _RETRY_S: Final = 1.0
 _WRITE_LOCK: Final = "1382416385, hashtext(current_schema())"  # arbitrary numbers, one a purpose
 _LEAD_LOCK: Final = "1382416386, hashtext(current_schema())"
@@ -48,15 +51,16 @@ class PostgresDatabase:
 
     def __init__(self, address: PostgresAddress) -> None:
         self._address = address
+        self._statement_s = _COMMAND_S
         self._turn = threading.RLock()
         self._session: _Connection | None = None
         self._in_transaction = False
         self._retry_at = -1.0  # time.monotonic
-        self._watchdog = Watchdog(limit_s=_STUCK_S)
+        self._watchdog = Watchdog(limit_s=self._statement_s + _STUCK_S)
 
     @classmethod
     def open(cls, address: PostgresAddress, *, create: bool = False) -> Self:
-        """Connect.
+        """Connect, patiently; see ``hurry``.
 
         Raises:
             AuthorityError: not reachable, not to be trusted with records, or (without ``create``) without an authority.
@@ -69,6 +73,13 @@ class PostgresDatabase:
             database.close()
             raise
         return database
+
+    def hurry(self) -> None:
+        """From now on give up what takes longer than an agent waits."""
+        with self._turn:
+            self.close()
+            self._statement_s = _SERVING_S
+            self._watchdog = Watchdog(limit_s=_SERVING_S + _STUCK_S)
 
     def __str__(self) -> str:
         return str(self._address)
@@ -101,7 +112,10 @@ class PostgresDatabase:
         """A transaction of its own, without the locks of those that write."""
         with self._turn, self._translated():
             assert not self._in_transaction, "transactions do not nest"
-            session, _ = self._asked("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0")
+            session, _ = self._asked(
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0;"
+                " SET LOCAL idle_in_transaction_session_timeout = 0"
+            )
             self._in_transaction = True
             try:
                 yield _PostgresSnapshot(session)
@@ -146,7 +160,7 @@ class PostgresDatabase:
         self._retry_at = now + _RETRY_S
         self._disconnect()
         try:
-            self._session = connect(self._address, self._watchdog)
+            self._session = connect(self._address, self._watchdog, statement_s=self._statement_s)
         except psycopg.Error as exc:
             raise StoreError(f"{self._address}: the database can not be reached: {_reason(exc)}") from exc
         except OSError as exc:

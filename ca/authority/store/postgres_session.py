@@ -17,10 +17,9 @@ from ca.authority.store.database import Row
 from ca.authority.store.location import PostgresAddress, require_private_environment
 from ca.authority.store.watchdog import Watchdog
 
-# An agent waits 5 s for an answer: what takes longer is refused, so that it knows.
 _CONNECT_TIMEOUT_S: Final = 3  # libpq's unit is whole seconds, at least 2
 _SETTINGS: Final = """
-    SET statement_timeout = '4s';
+    SET statement_timeout = '{statement_s}s';
     SET lock_timeout = '3s';
     SET idle_in_transaction_session_timeout = '10s';
     SET idle_session_timeout = '60s'
@@ -29,8 +28,10 @@ _OLDEST_VERSION: Final = 14_00_00  # idle_session_timeout; 13 and older are no l
 _LOCAL_HOSTS: Final = ("localhost", "127.0.0.1", "::1")
 
 
-def connect(address: PostgresAddress, watchdog: Watchdog) -> psycopg.Connection[Row]:
+def connect(address: PostgresAddress, watchdog: Watchdog, *, statement_s: int) -> psycopg.Connection[Row]:
     """Open a session, and refuse a server that could lose what it committed.
+
+    The server gives a statement up after ``statement_s``.
 
     Raises:
         psycopg.Error: it can not be reached, or lets us not in.
@@ -39,6 +40,7 @@ def connect(address: PostgresAddress, watchdog: Watchdog) -> psycopg.Connection[
     session: psycopg.Connection[Row] = psycopg.connect(address.url, autocommit=True, **_connection_options(address))
     try:
         with watchdog.watching(session.fileno()):
+            session.execute(_SETTINGS.format(statement_s=statement_s).encode())
             _require_durable(session, address)
     except BaseException:
         session.close()
@@ -47,7 +49,6 @@ def connect(address: PostgresAddress, watchdog: Watchdog) -> psycopg.Connection[
 
 
 def _require_durable(session: psycopg.Connection[Row], address: PostgresAddress) -> None:
-    session.execute(_SETTINGS)
     row = session.execute(
         "SELECT current_setting('server_version_num')::int, current_setting('fsync'),"
         " current_setting('synchronous_commit'), current_schema()"

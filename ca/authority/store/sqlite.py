@@ -83,6 +83,9 @@ class SqliteDatabase:
             finally:
                 self._connection.execute("ROLLBACK")
 
+    def hurry(self) -> None:
+        """A file of this machine does not keep anybody waiting, but for a writer, and then ``_BUSY_TIMEOUT_S``."""
+
     def is_leader(self) -> bool:
         """The file is on one machine and has one server."""
         return True

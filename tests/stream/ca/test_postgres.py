@@ -35,7 +35,7 @@ def record(serial: int) -> CertificateRecord:
 
 @pytest.fixture
 def store(address: PostgresAddress) -> Iterator[Store]:
-    opened = Store.open(address, create=True)
+    opened = Store.open(address, create=True, serving=True)
     yield opened
     opened.close()
 
@@ -131,6 +131,15 @@ def test_a_server_that_is_stuck_inside_of_a_transaction_is_not_waited_for_for_ev
         stuck_half_way()
     wait_for("the store to find the server again", lambda: works(store, 1))
     assert store.database.query("SELECT count(*) FROM schema_version WHERE version = 99") == [(0,)]
+
+
+def test_a_server_gives_a_slow_statement_up_where_a_command_waits(store: Store, other: Store) -> None:
+    assert store.database.query("SHOW statement_timeout") == [("4s",)]
+    assert other.database.query("SHOW statement_timeout") == [("10min",)]
+    store.database.query("SELECT set_config('statement_timeout', '50ms', false)")
+    with pytest.raises(StoreError, match="statement timeout"):
+        store.database.query("SELECT pg_sleep(5)")
+    assert works(store, 1)
 
 
 def test_who_has_to_wait_too_long_for_another_is_told_so_and_can_go_on(store: Store, other: Store) -> None:
