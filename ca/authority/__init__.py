@@ -3,6 +3,9 @@
 A request walks through the files in this order::
 
     server.py       TLS 1.3, frames, deadlines          (edge: trio)
+    admission.py    how much each peer may ask for       (core, with limits.py)
+    front_desk.py   who answers it                       (edge: trio)
+    worker.py       a queue in turns, and one thread     (edge: trio; fair_queue.py and overload.py are cores)
     requests.py     one message in, one reply out        (edge: worker thread)
     attestation/    is it that node?                     (cores, and plugins that ask the network)
     placement.py    does that workload run there?        (edge: reads the manifests)
