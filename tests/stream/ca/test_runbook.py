@@ -12,11 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 import pytest
 from cryptography import x509
+
+from ca.authority.records import CertificateRecord
+from ca.authority.store import Store
 
 ROOT: Final = Path(__file__).parents[3]
 PAGE: Final = (ROOT / "docs/ca.md").read_text()
@@ -202,11 +207,32 @@ def test_rotate_the_root(machine: Machine) -> None:
 
 
 def test_revoke(machine: Machine) -> None:
-    (block,) = sections()["Revoke"]
+    node, identity = sections()["Revoke"]
     machine.founded().run(sections()["Let a node join"][0])
-    printed = machine.run(block)
-    assert "node-1" in printed
+    _journal(machine, "spiffe://cluster.local/ns/default/sa/web")
+    printed = machine.run(node)
     assert "disk stolen" in printed
+    assert (machine.home / "join-token.node-1").read_text().strip()
+    machine.run(identity)
+    assert "/sa/web" not in machine.run("ringfence ca revoke list")
+
+
+def _journal(machine: Machine, identity: str) -> None:
+    """A certificate that was issued."""
+    at = datetime.now(UTC)
+    record = CertificateRecord(
+        serial=1,
+        identity=identity,
+        node="node-1",
+        not_before=at,
+        not_after=at + timedelta(hours=1),
+        issued_at=at,
+        attestation="node_certificate",
+        requester="",
+        issuer_key_id="i1",
+    )
+    with closing(Store.open(machine.var / "ca" / "authority.db")) as store:
+        store.journal([record])
 
 
 def test_restore(machine: Machine) -> None:
