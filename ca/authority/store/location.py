@@ -6,6 +6,7 @@ ca.toml with mode 0600.  It is never shown: ``str()`` has host and name only.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,9 @@ from urllib.parse import parse_qs, urlsplit
 from ca.authority.errors import AuthorityError
 
 _SCHEMES: Final = ("postgresql", "postgres")
+_HOST: Final = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%a-z]+\]|%2[Ff][A-Za-z0-9._%-]*)?(:[0-9]{1,5})?"
+_HOSTS: Final = re.compile(f"{_HOST}(,{_HOST})*")  # libpq takes several; one may be a socket's directory
+_OPTION: Final = re.compile(r"[a-z_]+")
 _GROUP_AND_WORLD: Final = 0o077
 _MAX_PASSWORD_BYTES: Final = 1024
 
@@ -41,6 +45,13 @@ class PostgresAddress:
             raise ValueError("is not a URL: write postgresql://user@host:5432/database") from None
         if parts.scheme not in _SCHEMES or parts.fragment:
             raise ValueError("must begin with postgresql:// as in postgresql://user@host:5432/database")
+        # A password with one of these in it, not escaped, would be taken for a host or a name, and shown as that.
+        hosts = parts.netloc.rpartition("@")[2]
+        if not _HOSTS.fullmatch(hosts) or "@" in parts.path or not all(map(_OPTION.fullmatch, options)):
+            raise ValueError(
+                "is not a URL that can be read safely: write %40 for @, %2F for /, %3A for :, %3F for ? and %23 for # "
+                "in a user name or password"
+            )
         if secret and password_file is not None:
             raise ValueError("holds a password, and database_password_file names another: keep the file")
         if secret and not private:

@@ -60,6 +60,24 @@ def test_a_password_in_a_ca_toml_of_mode_0600_is_taken_and_shows_nowhere(login: 
     Store.open(config.database, create=True).close()
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:secret@h/d", "postgresql://h/d"),
+        ("postgresql://u:se%40cret@h1:1,h2:2/d?sslmode=verify-full", "postgresql://h1:1,h2:2/d"),
+        ("postgresql://[fd00::1]:5432/d", "postgresql://[fd00::1]:5432/d"),
+        ("postgresql://%2Fvar%2Frun/d", "postgresql://%2Fvar%2Frun/d"),
+        ("postgres://u@/d?host=/var/run&password=secret", "postgresql:///var/run/d"),
+        ("postgresql:///d", "postgresql:///d"),
+        ("postgresql://?service=ca", "PostgreSQL service ca"),
+    ],
+)
+def test_an_address_is_shown_without_user_and_password(url: str, shown: str) -> None:
+    address = PostgresAddress.parse(url, password_file=None, private=True)
+    assert str(address) == shown
+    assert "secret" not in repr(address)
+
+
 @pytest.mark.parametrize("where", ["postgresql://u:horse@h/d", "postgresql://h/d?user=u&password=horse"])
 def test_a_password_in_a_ca_toml_that_others_can_read_is_refused(tmp_path: Path, where: str) -> None:
     with pytest.raises(ConfigError, match=r"ca\.toml: \[ca\] database: .*database_password_file") as caught:
@@ -73,6 +91,12 @@ def test_a_password_in_a_ca_toml_that_others_can_read_is_refused(tmp_path: Path,
         ('database = "mysql://u:horse@h/d"', "must begin with postgresql://"),
         ('database = ["postgresql://u:horse@h/d"]', "must be text in quotes"),
         ('database = "postgresql://u:horse@[h/d"', "is not a URL"),
+        ('database = "postgresql://u:ho@rse/d"', "database_password_file"),
+        ('database = "postgresql://u:ho/rse@h/d"', "write %40 for @"),
+        ('database = "postgresql://u:12/34@h/d"', "write %40 for @"),
+        ('database = "postgresql://u:12?34@h/d"', "write %40 for @"),
+        ('database = "postgresql://u:12#34@h/d"', "must begin with"),
+        ('database = "postgresql://u:h:o@h/d"', "database_password_file"),
         ('database_password_file = "/horse"', "is of no use without database"),
         ('database = "postgresql://h/d"\ndatabase_password_file = "horse"', "must be an absolute path"),
     ],
