@@ -7,9 +7,10 @@ its next turn, as long as it has something waiting.  So a node that asks for
 same rate of certificates, and the one waits for a turn of each, not for the
 five hundred.
 
-What waits is bounded twice: by what all may have waiting, and by what one peer
-may: the first is the longest wait, the second keeps a greedy peer from filling
-the room of the others.
+What waits is bounded: by what all may have waiting, and by what one peer may.
+When the room is full, a peer that has less waiting than an equal share of the
+room is let in nevertheless, into as much room again: a few greedy peers can not
+keep the others out.
 """
 
 from collections import OrderedDict, deque
@@ -53,12 +54,12 @@ class FairQueue(Generic[T]):
     def offer(self, item: T, *, peer: Hashable, cost: int) -> bool:
         """Let ``item`` wait; False if there is no room for it.
 
-        Something always fits into an empty line, whatever it costs: else it would never be served.
+        When nothing waits there is, whatever it costs: else it would never be served.
         """
         line = self._lines.get(peer)
         if line is not None and line.cost + cost > self._max_cost_a_peer:
             return False
-        if self._cost and self._cost + cost > self._max_cost:
+        if not self._has_room(0 if line is None else line.cost, cost, peers=len(self._lines) + (line is None)):
             return False
         if line is None:
             line = self._lines[peer] = _Line()
@@ -67,6 +68,19 @@ class FairQueue(Generic[T]):
         self._cost += cost
         self._items += 1
         return True
+
+    def ahead(self, peer: Hashable, *, cost: int) -> int:
+        """About what is served until an item of ``cost`` is that ``peer`` offers now, that item included."""
+        line = self._lines.get(peer)
+        own = cost if line is None else line.cost + cost
+        turns = own + _QUANTUM  # what each of the others is served meanwhile, if it has so much
+        return own + sum(min(other.cost, turns) for other in self._lines.values() if other is not line)
+
+    def _has_room(self, waiting: int, cost: int, *, peers: int) -> bool:
+        after = self._cost + cost
+        if not self._cost or after <= self._max_cost:
+            return True
+        return waiting + cost <= self._max_cost / peers and after <= 2 * self._max_cost
 
     def take(self, *, most: int) -> list[T]:
         """What is to be served together now: items worth up to ``most``, and at least one if any waits."""

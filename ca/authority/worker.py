@@ -7,9 +7,9 @@ of requests, in turns by peer, and writes what they add to the journal in one
 transaction: while one group waits for the disk the next one gathers, and a slow
 disk makes the groups larger, not the wait longer.
 
-What does not fit the queue is turned away with the time to come again, and so
-is what has waited so long that its client is about to give up: an overloaded
-authority must not spend its time on answers that nobody waits for.
+What does not fit the queue, or would be answered after its client has given up,
+is turned away with the time to come again: an overloaded authority must not
+spend its time on answers that nobody waits for.
 """
 
 import random
@@ -26,9 +26,10 @@ from ca.authority.overload import Overload
 from ca.authority.requests import Asked, RequestHandler
 from ca.messages import MAX_REQUESTS, RefusalCode, Reply, SignWorkloads
 
-MAX_WAITING: Final = 2_000  # certificates; at 1000 a second the last of them waits two seconds
+MAX_WAITING: Final = 2_000  # certificates; two seconds' worth, on a machine that signs 1000 a second
 _MAX_WAITING_A_PEER: Final = 2 * MAX_REQUESTS
-_GROUP: Final = 200  # certificates in one transaction: up to 0.2 s of work
+_LARGEST_GROUP: Final = 200  # certificates in one transaction
+_GROUP_S: Final = 0.25  # of work: that long a request waits at least, when it comes at the wrong moment
 _PATIENCE_S: Final = 4.0  # an agent gives up after 5 s
 
 
@@ -66,7 +67,11 @@ class Worker:
         A request whose turn has come is finished, whatever becomes of who waits for the answer.
         """
         waiting = _Waiting(asked=asked, since=since)
-        if not self._queue.offer(waiting, peer=peer, cost=_cost(asked)):
+        cost = _cost(asked)
+        answered_in_s = self._overload.takes_s(self._queue.ahead(peer, cost=cost))
+        too_late = self._age_s(waiting) + answered_in_s > _PATIENCE_S
+        # One that is alone is tried, however slow the last ones were: how fast we are now has to be found out.
+        if (too_late and len(self._queue)) or not self._queue.offer(waiting, peer=peer, cost=cost):
             return self._turn_away()
         self._arrived.set()
         await waiting.done.wait()
@@ -80,19 +85,24 @@ class Worker:
                 self._overload.idle()
                 self._arrived = trio.Event()
                 await self._arrived.wait()
-            await self._answer(self._queue.take(most=_GROUP))
+            await self._answer(self._queue.take(most=min(self._overload.worth(_GROUP_S), _LARGEST_GROUP)))
 
     async def _answer(self, group: list[_Waiting]) -> None:
-        too_late = trio.current_time() - _PATIENCE_S
         for waiting in group:
-            if waiting.since < too_late:
+            if self._age_s(waiting) > _PATIENCE_S:
                 self._finish(waiting, self._turn_away())
         group = [waiting for waiting in group if waiting.reply is None]
         if not group:
             return
+        began = trio.current_time()
         replies = await trio.to_thread.run_sync(self._handle, [each.asked for each in group], limiter=self._limiter)
+        certificates = sum(_cost(each.asked) for each in group)
+        self._overload.worked(certificates=certificates, seconds=trio.current_time() - began)
         for waiting, reply in zip(group, replies, strict=True):
             self._finish(waiting, reply)
+
+    def _age_s(self, waiting: _Waiting) -> float:
+        return trio.current_time() - waiting.since
 
     def _handle(self, group: list[Asked]) -> list[Reply]:
         return self._handler.handle_all(group, at=datetime.now(UTC))

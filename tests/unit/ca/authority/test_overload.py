@@ -43,3 +43,32 @@ def test_many_peers_can_not_fill_the_log_together() -> None:
     gate = LogGate()
     written = sum(gate.admits("refused", f"10.0.{number // 256}.{number % 256}", now=0.0) for number in range(5000))
     assert written == 150
+
+
+def test_how_long_it_takes_is_learnt_from_how_long_it_took() -> None:
+    overload = Overload()
+    assert overload.takes_s(1000) == 1.0
+    for _ in range(50):
+        overload.worked(certificates=100, seconds=1.0)
+    assert 9.9 < overload.takes_s(1000) <= 10.0
+    assert overload.worth(0.25) == 25
+    for _ in range(50):
+        overload.worked(certificates=100, seconds=0.05)
+    assert 0.5 <= overload.takes_s(1000) < 0.51
+
+
+def test_a_slow_disk_under_single_requests_is_not_taken_for_a_slow_authority() -> None:
+    overload = Overload()
+    for _ in range(1000):
+        overload.worked(certificates=1, seconds=0.5)
+    assert overload.takes_s(1000) == 1.0
+
+
+def test_however_slow_it_was_groups_are_large_enough_to_learn_that_it_is_not_any_more() -> None:
+    overload = Overload()
+    for _ in range(50):
+        overload.worked(certificates=20, seconds=100.0)
+    assert overload.worth(0.25) == 20
+    for _ in range(100):
+        overload.worked(certificates=overload.worth(0.25), seconds=0.02)
+    assert overload.takes_s(1000) < 1.1
