@@ -55,7 +55,7 @@ def test_of_two_in_one_group_the_first_is_journalled(stores: list[Store]) -> Non
 
 
 def test_of_many_at_the_same_moment_exactly_one_is_journalled(stores: list[Store]) -> None:
-    gate = threading.Barrier(_EVERYBODY)
+    gate = threading.Barrier(_EVERYBODY, timeout=30)
 
     def use(number: int, store: Store) -> list[bool]:
         machines = [Instance(method="m", id=f"{attempt}/{each}") for each in ("a", "b")]
