@@ -90,7 +90,7 @@ class InProcess:
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Look after the idle tunnels."""
         task_status.started()
-        await self._data_path.tunnels.run()
+        await self._data_path.run()
 
     async def finish(self) -> None:
         """Return when nothing is being relayed any more."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol, cast
 
+import trio
+
 from ca.spiffe import SpiffeId
 from node_agent.balance import Balancer
 from node_agent.config import Config
@@ -24,6 +26,7 @@ from node_agent.proxy.live import LiveConnections
 from node_agent.proxy.outbound import Outbound
 from node_agent.proxy.routes import Router, is_local_address
 from node_agent.proxy.serving import ACCEPTS_A_TURN, LocalServer
+from node_agent.proxy.timeouts import Timekeeper
 from node_agent.proxy.trust_gate import TrustGate
 from node_agent.proxy.upstream import Connector
 from node_agent.registry import Registry
@@ -43,7 +46,7 @@ class IdentitySource(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataPath:
-    """The parts that others have to reach; ``run`` of the tunnels has to be started."""
+    """The parts that others have to reach; ``run`` has to be started."""
 
     access_log: AccessLog
     live: LiveConnections
@@ -51,6 +54,13 @@ class DataPath:
     tunnels: TunnelClient
     relay: Relay
     server: LocalServer
+    times: Timekeeper
+
+    async def run(self) -> None:
+        """Do what the data path does by itself, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.tunnels.run)
+            nursery.start_soon(self.times.run)
 
 
 def build_data_path(
@@ -100,8 +110,16 @@ def build_data_path(
         connect_timeout_s=config.proxy.connect_timeout_s,
         max_connect_attempts=config.proxy.max_connect_attempts,
     )
+    times = Timekeeper(live)
     outbound = Outbound(
-        access_log=access_log, live=live, router=router, connector=connector, tunnels=tunnels, relay=relay, gate=gate
+        access_log=access_log,
+        live=live,
+        router=router,
+        connector=connector,
+        tunnels=tunnels,
+        relay=relay,
+        gate=gate,
+        times=times,
     )
     inbound = Inbound(
         access_log=access_log,
@@ -123,4 +141,12 @@ def build_data_path(
     metrics.gauge("ringfence_tunnels_idle", "Tunnels that wait for their next connection.", lambda: tunnels.idle_count)
     metrics.gauge("ringfence_tunnels_busy", "Tunnels that carry a connection.", lambda: tunnels.busy_count)
     server = LocalServer(outbound=outbound, inbound=inbound, tunnels=tunnels, live=live, accepts_a_turn=accepts_a_turn)
-    return DataPath(access_log=access_log, live=live, balancer=balancer, tunnels=tunnels, relay=relay, server=server)
+    return DataPath(
+        access_log=access_log,
+        live=live,
+        balancer=balancer,
+        tunnels=tunnels,
+        relay=relay,
+        server=server,
+        times=times,
+    )

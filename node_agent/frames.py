@@ -51,7 +51,15 @@ class FrameType(IntEnum):
 EOF_FRAME: Final = HEADER.pack(FrameType.EOF << TYPE_SHIFT)
 RESET_FRAME: Final = HEADER.pack(FrameType.RESET << TYPE_SHIFT)
 CUTS: Final = frozenset(
-    {CloseReason.DRAINED, CloseReason.WORKLOAD_REMOVED, CloseReason.IDENTITY_REVOKED, CloseReason.TRUST_REMOVED}
+    {
+        CloseReason.DRAINED,
+        CloseReason.WORKLOAD_REMOVED,
+        CloseReason.IDENTITY_REVOKED,
+        CloseReason.TRUST_REMOVED,
+        CloseReason.IDLE_TIMEOUT,
+        CloseReason.LIFETIME_EXCEEDED,
+        CloseReason.STALLED_WRITE,
+    }
 )
 """Why an agent ends a connection that was running; the other agent's record then says the same."""
 

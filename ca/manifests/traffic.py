@@ -12,6 +12,8 @@ from typing import Final
 from ca.manifests.fields import NO_LABELS
 from ca.manifests.names import ObjectKey
 
+_HOUR_S: Final = 3600.0
+
 
 class LoadBalancing(StrEnum):
     """How an endpoint is chosen among those that may be."""
@@ -88,9 +90,14 @@ class Retry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
-    """Seconds.  ``connect_s`` None is the agent's own."""
+    """Seconds.  ``connect_s`` and ``handshake_s`` None are the agent's own; 0.0 is none for the others."""
 
     connect_s: float | None = None
+    handshake_s: float | None = None
+    idle_s: float = _HOUR_S
+    lifetime_s: float = 0.0
+    half_closed_s: float = 0.0
+    stalled_write_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

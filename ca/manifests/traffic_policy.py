@@ -126,8 +126,14 @@ def _retry(said: Mapping[str, Any]) -> Retry:
 
 
 def _timeouts(said: Mapping[str, Any]) -> Timeouts:
+    default = DEFAULT.timeouts
     return Timeouts(
         connect_s=_seconds(said, "connect", 0.0) or None,
+        handshake_s=_seconds(said, "handshake", 0.0) or None,
+        idle_s=_seconds(said, "idle", default.idle_s),
+        lifetime_s=_seconds(said, "lifetime", default.lifetime_s),
+        half_closed_s=_seconds(said, "halfClosed", default.half_closed_s),
+        stalled_write_s=_seconds(said, "stalledWrite", default.stalled_write_s),
     )
 
 

@@ -5,24 +5,45 @@ forbids it finds it in the table whichever comes first (as ztunnel does).
 """
 
 from collections.abc import Callable, Collection, Set
+from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 import trio
 
+from ca.manifests.traffic import Timeouts
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.model import Workload
+from node_agent.relay import Pair
 from node_agent.telemetry.connection_record import ConnectionRecord
+
+if TYPE_CHECKING:
+    from node_agent.proxy.timeouts import Watch
+
+
+@dataclass(slots=True, kw_only=True)
+class Carried:
+    """A connection whose bytes move, and how long it may go on; ``watch`` is the timekeeper's."""
+
+    pair: Pair
+    timeouts: Timeouts
+    began_at: float
+    watch: "Watch | None" = None
 
 
 class LiveConnection:
-    """The ``with`` block of one connection; leaving it takes the connection out of the table."""
+    """The ``with`` block of one connection; leaving it takes the connection out of the table.
 
-    __slots__ = ("_record", "_scope", "_table", "workload_uid")
+    ``carried`` is set by the story when the bytes begin to move, if there are times to be kept.
+    """
+
+    __slots__ = ("_record", "_scope", "_table", "carried", "workload_uid")
 
     def __init__(self, table: "LiveConnections", record: ConnectionRecord, workload_uid: str) -> None:
         self._table = table
         self._record = record
         self._scope = trio.CancelScope()
+        self.carried: Carried | None = None
         self.workload_uid = workload_uid
 
     def end_among(self, uids: Set[str]) -> Workload | None:
@@ -43,9 +64,10 @@ class LiveConnection:
         self._record.close_because(reason, detail)
         self._scope.cancel()
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self._table.connections.add(self)
         self._scope.__enter__()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -6,6 +6,7 @@ Read ``handle`` from top to bottom; each step is one call into one folder.
 """
 
 import socket
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -18,6 +19,7 @@ from node_agent.model import PeerAddress
 from node_agent.proxy.live import LiveConnections
 from node_agent.proxy.pod import Accepted, Pod
 from node_agent.proxy.routes import Router
+from node_agent.proxy.timeouts import Timekeeper
 from node_agent.proxy.trust_gate import TrustGate
 from node_agent.proxy.upstream import Connector, Upstream
 from node_agent.relay import Ending, Outcome, Pair, Relay
@@ -48,6 +50,7 @@ class Outbound:
         tunnels: TunnelClient,
         relay: Relay,
         gate: TrustGate,
+        times: Timekeeper,
     ) -> None:
         self._access_log = access_log
         self._live = live
@@ -56,13 +59,14 @@ class Outbound:
         self._tunnels = tunnels
         self._relay = relay
         self._gate = gate
+        self._times = times
 
     async def handle(self, pod: Pod, connection: socket.socket, peer: PeerAddress) -> None:
         """Serve one connection to its end; its failures end in the access record.  Takes ``connection`` over."""
         accepted = Accepted(connection)
         with (
             self._access_log.connection("outbound") as record,
-            self._live.track(record, pod.workload.uid),
+            self._live.track(record, pod.workload.uid) as live,
             accepted as downstream,
         ):
             record.note(source=pod.workload, source_address=peer, source_identity=pod.workload.identity)
@@ -76,7 +80,9 @@ class Outbound:
             upstream = await self._connector.reach(pod, peer, route, record)
             try:
                 record.opened()
-                outcome = await self._carry(pod, accepted.take(), upstream, record)
+                outcome = await self._carry(
+                    pod, accepted.take(), upstream, record, partial(self._times.keep, live, route.traffic.timeouts)
+                )
                 _tell_pick(upstream.pick, outcome, record)
             finally:
                 if upstream.pick is not None:
@@ -86,12 +92,18 @@ class Outbound:
                 record.close_because(outcome.reason or _CLOSE_REASONS[outcome.ending])
 
     async def _carry(
-        self, pod: Pod, downstream: socket.socket, upstream: Upstream, record: ConnectionRecord
+        self,
+        pod: Pod,
+        downstream: socket.socket,
+        upstream: Upstream,
+        record: ConnectionRecord,
+        keep_times: Callable[[Pair], None],
     ) -> Outcome:
         """Move the bytes until both directions have ended; takes both sockets over."""
 
         def started(pair: Pair) -> None:
             record.byte_counts = lambda: (pair.down_bytes, pair.up_bytes)
+            keep_times(pair)
 
         if upstream.tunnel is None:
             assert upstream.plain is not None

@@ -11,6 +11,7 @@ from typing import Final
 import trio
 
 from ca.manifests import Traffic
+from ca.manifests.traffic import Timeouts
 from node_agent.balance import Balancer, Client, Near, NoEndpoints, Pick
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.frames import Open
@@ -80,7 +81,7 @@ class Connector:
         started = trio.current_time()
         if route.service is None:
             record.attempts = 1
-            upstream = await self._connect(pod, peer, route.candidates[0], record, self._connect_timeout_s)
+            upstream = await self._connect(pod, peer, route.candidates[0], record, route.traffic.timeouts)
         else:
             upstream = await self._reach_service(pod, peer, route, route.service, record)
         record.connect_ms = (trio.current_time() - started) * 1000
@@ -92,7 +93,6 @@ class Connector:
         """Try endpoint after endpoint while no application byte was sent."""
         traffic = route.traffic
         client = Client(Near.of(pod.workload), peer.ip, str(pod.workload.identity))
-        connect_timeout_s = traffic.timeouts.connect_s or self._connect_timeout_s
         tried: set[EndpointAddress] = set()
         last: ConnectionFailure | None = None
         while True:
@@ -104,7 +104,7 @@ class Connector:
                 raise last or none_left from None
             record.attempts += 1
             try:
-                upstream = await self._connect(pod, peer, pick.endpoint, record, connect_timeout_s)
+                upstream = await self._connect(pod, peer, pick.endpoint, record, traffic.timeouts)
             except ConnectionFailure as failure:
                 pick.failed(trio.current_time())
                 if failure.reason not in ANOTHER_MAY_WORK or not self._may_retry(service, traffic, record):
@@ -124,7 +124,7 @@ class Connector:
         return record.attempts < attempts and self._balancer.may_retry(service, traffic, trio.current_time())
 
     async def _connect(
-        self, pod: Pod, peer: PeerAddress, endpoint: Endpoint, record: ConnectionRecord, timeout_s: float
+        self, pod: Pod, peer: PeerAddress, endpoint: Endpoint, record: ConnectionRecord, timeouts: Timeouts
     ) -> Upstream:
         workload = endpoint.workload
         if workload is None or not workload.enrolled:
@@ -134,7 +134,12 @@ class Connector:
             plain = pod.network.upstream_socket(endpoint.address.ip)
             reset_on_close(plain)
             try:
-                await connect(plain, endpoint.address.ip, endpoint.address.port, timeout_s=timeout_s)
+                await connect(
+                    plain,
+                    endpoint.address.ip,
+                    endpoint.address.port,
+                    timeout_s=timeouts.connect_s or self._connect_timeout_s,
+                )
             except BaseException:
                 plain.close()
                 raise
@@ -155,6 +160,8 @@ class Connector:
             context=credentials.client_context,
             not_after=credentials.not_after,
             serial=credentials.serial,
+            connect_timeout_s=timeouts.connect_s,
+            handshake_timeout_s=timeouts.handshake_s,
         )
         tunnel = await self._tunnels.open(key, message, dialler)
         try:

@@ -16,6 +16,7 @@ from node_agent.errors import CloseReason
 from node_agent.relay.ending import Ending, Outcome
 from node_agent.relay.linger import end_on_close, reset_on_close
 from node_agent.relay.loop import ARENA_BYTES, ERR, HUP, IN, OUT, RelayLoop
+from node_agent.relay.send_queue import unsent_bytes
 
 _SILENT: Final = -1
 _FIRST_READ_BYTES: Final = 16 * 1024
@@ -83,6 +84,15 @@ class PlainPair:
     @property
     def down_bytes(self) -> int:
         return self._down.moved_bytes
+
+    @property
+    def is_half_closed(self) -> bool:
+        """Whether exactly one direction has ended."""
+        return self._up.ended != self._down.ended
+
+    def send_queues(self) -> tuple[int, int]:
+        """The bytes that wait to be taken: up by the second socket's peer, down by the first's."""
+        return unsent_bytes(self._second), unsent_bytes(self._first)
 
     def start(self) -> None:
         """Hand both sockets to the loop; called once."""

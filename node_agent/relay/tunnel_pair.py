@@ -37,6 +37,7 @@ from node_agent.relay.farewell import Farewell
 from node_agent.relay.last_words import find_reset
 from node_agent.relay.linger import end_on_close, reset_on_close
 from node_agent.relay.loop import ARENA_BYTES, ERR, HUP, IN, OUT, RDHUP, READ, RelayLoop
+from node_agent.relay.send_queue import unsent_bytes
 from node_agent.relay.settlement import Settlement
 from node_agent.relay.skim import Skimmer
 
@@ -121,6 +122,15 @@ class TunnelPair:
         self._tunnel_mask = IN
         self.up_bytes = 0
         self.down_bytes = 0
+
+    @property
+    def is_half_closed(self) -> bool:
+        """Whether exactly one direction has ended."""
+        return self._up_ended != self._down_ended
+
+    def send_queues(self) -> tuple[int, int]:
+        """The bytes that wait to be taken: up by the peer agent, down by the application."""
+        return unsent_bytes(self._tunnel), unsent_bytes(self._plain)
 
     def start(self) -> None:
         """Hand both sockets to the loop; called once."""

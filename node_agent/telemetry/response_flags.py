@@ -23,6 +23,7 @@ class ResponseFlag(StrEnum):
     TLS_FAILURE = "TLS_FAILURE"
     TUNNEL_FAILURE = "TUNNEL_FAILURE"
     RESET = "RESET"
+    TIMEOUT = "TIMEOUT"
     CUT = "CUT"
     OVERLOAD = "OVERLOAD"
     INTERNAL_ERROR = "INTERNAL_ERROR"
@@ -60,6 +61,9 @@ RESPONSE_FLAGS: Final[Mapping[CloseReason, ResponseFlag]] = MappingProxyType(
         CloseReason.DOWNSTREAM_RESET: ResponseFlag.RESET,
         CloseReason.UPSTREAM_RESET: ResponseFlag.RESET,
         CloseReason.TUNNEL_LOST: ResponseFlag.TUNNEL_FAILURE,
+        CloseReason.IDLE_TIMEOUT: ResponseFlag.TIMEOUT,
+        CloseReason.LIFETIME_EXCEEDED: ResponseFlag.TIMEOUT,
+        CloseReason.STALLED_WRITE: ResponseFlag.TIMEOUT,
         CloseReason.DRAINED: ResponseFlag.CUT,
         CloseReason.WORKLOAD_REMOVED: ResponseFlag.CUT,
         CloseReason.OVERLOADED: ResponseFlag.OVERLOAD,

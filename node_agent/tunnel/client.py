@@ -47,12 +47,15 @@ class Dialler:
 
     ``make_socket`` returns an unconnected socket in the source's namespace,
     ``context`` presents the source's SVID ``serial``, which is valid until ``not_after``.
+    ``connect_timeout_s`` and ``handshake_timeout_s`` count instead of the client's own.
     """
 
     make_socket: Callable[[str], socket.socket]
     context: ssl.SSLContext
     not_after: datetime
     serial: int = 0
+    connect_timeout_s: float | None = None
+    handshake_timeout_s: float | None = None
 
 
 _Pool = TunnelPool[Tunnel, trio.lowlevel.Task]
@@ -120,7 +123,7 @@ class TunnelClient:
             self.busy_count += 1
             try:
                 await tunnel.send(frame)
-                verdict = await self._hear_verdict(tunnel)
+                verdict = await self._hear_verdict(tunnel, dialler.connect_timeout_s or self._connect_timeout_s)
             except TunnelLost:
                 self.discard(tunnel)
                 if not fresh:
@@ -134,8 +137,8 @@ class TunnelClient:
             self.release(key, tunnel)
             raise ConnectionFailure(verdict.reason, verdict.detail or "refused by the destination's agent")
 
-    async def _hear_verdict(self, tunnel: Tunnel) -> Verdict:
-        deadline = trio.current_time() + self._connect_timeout_s + _VERDICT_GRACE_S
+    async def _hear_verdict(self, tunnel: Tunnel, connect_timeout_s: float) -> Verdict:
+        deadline = trio.current_time() + connect_timeout_s + _VERDICT_GRACE_S
         with trio.CancelScope(deadline=deadline):
             return decode_verdict(await tunnel.read_control(FrameType.VERDICT))
         raise ConnectionFailure(CloseReason.VERDICT_TIMEOUT, "the peer agent gave no verdict in time")
@@ -207,9 +210,11 @@ class TunnelClient:
             trio.lowlevel.reschedule(granted.waiter, outcome.Value(granted.tunnel))
 
     async def _connect(self, key: TunnelKey, dialler: Dialler) -> Tunnel:
+        connect_timeout_s = dialler.connect_timeout_s or self._connect_timeout_s
+        handshake_timeout_s = dialler.handshake_timeout_s or self._handshake_timeout_s
         sock = dialler.make_socket(key.endpoint_ip)
         try:
-            await connect(sock, key.endpoint_ip, TUNNEL_PORT, timeout_s=self._connect_timeout_s)
+            await connect(sock, key.endpoint_ip, TUNNEL_PORT, timeout_s=connect_timeout_s)
             tls = dialler.context.wrap_socket(sock, do_handshake_on_connect=False, suppress_ragged_eofs=False)
         except ConnectionFailure as failure:
             sock.close()
@@ -218,14 +223,14 @@ class TunnelClient:
             sock.close()
             raise
         try:
-            with trio.fail_after(self._handshake_timeout_s):
+            with trio.fail_after(handshake_timeout_s):
                 await shake_hands(tls)
             return self._checked(tls, key, dialler)
         except trio.TooSlowError as error:
             tls.close()
             raise ConnectionFailure(
                 CloseReason.HANDSHAKE_TIMEOUT,
-                f"no TLS handshake with {key.endpoint_ip} within {self._handshake_timeout_s:g} s",
+                f"no TLS handshake with {key.endpoint_ip} within {handshake_timeout_s:g} s",
             ) from error
         except OSError as error:
             tls.close()

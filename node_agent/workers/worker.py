@@ -101,7 +101,7 @@ class Worker:
         """Serve until drained or the parent's end; returns the exit code.  ``first`` came with ``Start``."""
         async with trio.open_nursery() as services:
             services.start_soon(self._write)
-            services.start_soon(self._data_path.tunnels.run)
+            services.start_soon(self._data_path.run)
             async with trio.open_nursery() as pods:
                 pods.start_soon(self._obey, first, services, pods)
                 await self._ended.wait()

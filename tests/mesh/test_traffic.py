@@ -1,5 +1,6 @@
 """TrafficPolicy at work: endpoints that fail are left alone, and come back; who gets what."""
 
+import socket
 from collections import Counter
 from typing import Any
 
@@ -101,3 +102,84 @@ def test_a_policy_with_a_mistake_leaves_the_last_good_one_in_force(mesh: Mesh) -
     with pytest.raises(Exception, match=r"spec.loadBalancing.subst: is not known here"):
         _apply(mesh, 'loadBalancing: {subst: {slot: "0"}}')
     assert {client.ask_whoami(service, 80)[0] for _ in range(4)} == {"web-2"}
+
+
+# -- times ------------------------------------------------------------------------------
+
+
+def _echo(mesh: Mesh, timeouts: str) -> tuple[Pod, Pod, str]:
+    client = mesh.pod("client", node=1)
+    server = mesh.pod("web", node=2, labels={"app": "web"})
+    service, _ = mesh.service("web", app="web", port=80, target_port=8080)
+    _apply(mesh, f"timeouts: {{{timeouts}}}")
+    return client, server, service
+
+
+def _both_records(mesh: Mesh, reason: str) -> None:
+    for node in (1, 2):
+        record = mesh.record(node, close_reason=reason)
+        assert record["response_flags"] == "TIMEOUT"
+
+
+def test_an_idle_connection_is_cut_and_a_busy_one_is_not(mesh: Mesh) -> None:
+    client, server, service = _echo(mesh, "idle: 500ms")
+    server.serve_echo(8080)
+    with client.connect(service, 80) as idle, client.connect(service, 80) as busy:
+        idle.sendall(b"x")
+        assert idle.recv(1) == b"x"
+
+        def still_served() -> bool:
+            busy.sendall(b"y")
+            assert busy.recv(1) == b"y"
+            return bool(mesh.records(1, close_reason="idle_timeout"))
+
+        wait_for("the idle one to be cut", still_served)
+        with pytest.raises(ConnectionResetError):
+            idle.recv(1)
+        assert len(mesh.records(1, close_reason="idle_timeout")) == 1
+    _both_records(mesh, "idle_timeout")
+
+
+def test_a_connection_may_not_live_longer_than_that(mesh: Mesh) -> None:
+    client, server, service = _echo(mesh, "lifetime: 1s")
+    server.serve_echo(8080)
+
+    def talk() -> None:
+        while True:
+            connection.sendall(b"y")
+            assert connection.recv(1) == b"y"
+
+    with client.connect(service, 80) as connection, pytest.raises((ConnectionResetError, BrokenPipeError)):
+        talk()
+    _both_records(mesh, "lifetime_exceeded")
+
+
+def test_a_half_closed_connection_is_not_waited_for_for_ever(mesh: Mesh) -> None:
+    client, server, service = _echo(mesh, "halfClosed: 500ms")
+    listener = server.listen(8080)
+    with client.connect(service, 80) as connection:
+        accepted, _ = listener.accept()
+        with accepted:
+            connection.shutdown(socket.SHUT_WR)
+            assert accepted.recv(1) == b""
+            with pytest.raises(ConnectionResetError):
+                connection.recv(1)
+    listener.close()
+    _both_records(mesh, "idle_timeout")
+
+
+@pytest.mark.parametrize("who", ["client", "server"])
+def test_a_program_that_does_not_read_is_cut_after_its_time(mesh: Mesh, who: str) -> None:
+    client, server, service = _echo(mesh, "stalledWrite: 700ms")
+    listener = server.listen(8080)
+    with client.connect(service, 80) as connection:
+        accepted, _ = listener.accept()
+        with accepted:
+            writer = accepted if who == "client" else connection
+            with pytest.raises((ConnectionResetError, BrokenPipeError)):
+                writer.sendall(bytes(256 << 20))
+            assert mesh.record(1, direction="outbound")["close_reason"] == "stalled_write"
+            # Behind bytes that nobody takes no reason gets through; that it was no clean end does.
+            reason = mesh.record(2, direction="inbound")["close_reason"]
+            assert reason == "stalled_write" or (who == "server" and reason == "tunnel_lost")
+    listener.close()

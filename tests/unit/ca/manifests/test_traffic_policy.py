@@ -7,7 +7,16 @@ import pytest
 import yaml
 
 from ca.manifests import ManifestError, TrafficPolicy, parse_manifests
-from ca.manifests.traffic import DEFAULT, Balancing, LoadBalancing, LocalityMode, Traffic, WeightRule, default_for
+from ca.manifests.traffic import (
+    DEFAULT,
+    Balancing,
+    LoadBalancing,
+    LocalityMode,
+    Timeouts,
+    Traffic,
+    WeightRule,
+    default_for,
+)
 from ca.manifests.traffic_policy import SCHEMA_FILE
 
 _HEAD = {
@@ -57,7 +66,14 @@ def test_everything_at_once() -> None:
             "maxEjectionPercent": 50,
         },
         retry={"attempts": 5, "budgetPercent": 10, "minPerSecond": 1.5},
-        timeouts={"connect": "250ms"},
+        timeouts={
+            "connect": "250ms",
+            "handshake": "2s",
+            "idle": "0s",
+            "lifetime": "24h",
+            "halfClosed": "1m",
+            "stalledWrite": "30s",
+        },
     )
     assert policy.port == 80
     traffic = policy.traffic
@@ -72,7 +88,9 @@ def test_everything_at_once() -> None:
     assert (traffic.locality.mode, traffic.locality.levels) == (LocalityMode.PREFER, ("node", "zone"))
     assert (traffic.outlier.base_ejection_s, traffic.outlier.max_ejection_s) == (0.5, 3600.0)
     assert (traffic.retry.attempts, traffic.retry.budget_percent, traffic.retry.min_per_s) == (5, 10, 1.5)
-    assert traffic.timeouts.connect_s == 0.25
+    assert traffic.timeouts == Timeouts(
+        connect_s=0.25, handshake_s=2.0, idle_s=0.0, lifetime_s=86400.0, half_closed_s=60.0, stalled_write_s=30.0
+    )
     for field in fields(traffic):
         assert getattr(traffic, field.name) != getattr(DEFAULT, field.name), f"{field.name} is not covered here"
 
