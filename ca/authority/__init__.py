@@ -13,6 +13,13 @@ A request walks through the files in this order::
     profile.py      what each certificate must look like (core)
     store/          the journal: written before anything leaves (edge: SQLite, PostgreSQL)
 
-``keys.py`` keeps private keys encrypted, ``hierarchy.py`` makes and loads
-root and intermediate, ``config.py`` reads ca.toml.
+What it signs with has a life of its own::
+
+    founding.py         the first root and intermediate; external.py: a root that is somebody else's
+    hierarchy.py        what is loaded and published    rehearsal.py: whether agents would accept it
+    rotation.py         when one key makes way for the next (core)
+    succession.py       the steps, each a transaction; root_succession.py, installation.py
+    caretaker.py        the server does what is due and needs nobody (edge: a thread of trio's)
+
+``keys.py`` keeps private keys encrypted, ``config.py`` reads ca.toml.
 """

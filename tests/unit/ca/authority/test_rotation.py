@@ -7,6 +7,7 @@ import pytest
 from ca.authority.records import AuthorityKind, AuthorityState
 from ca.authority.rotation import (
     Activate,
+    Duty,
     Prepare,
     Retire,
     SigningKey,
@@ -182,7 +183,7 @@ def test_an_old_root_is_due_when_the_last_of_what_is_below_it_is() -> None:
         intermediate("i2", under="r2"),
     ]
     found = {due.what: due.at for due in upcoming(keys, at=BEGIN, root_key_at_hand=True)}
-    assert found["retire the old root"] == found["retire the old intermediate"] == last + timedelta(seconds=60)
+    assert found[Duty.RETIRE_ROOT] == found[Duty.RETIRE_INTERMEDIATE] == last + timedelta(seconds=60)
 
 
 def test_every_live_node_that_has_not_acknowledged_is_named() -> None:
