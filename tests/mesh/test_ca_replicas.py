@@ -37,26 +37,26 @@ def mesh(replicated: Mesh) -> Iterator[Mesh]:
     replicated.reset()
 
 
-def issued_by(replica: str) -> list[str]:
+def issued_by(replica: str) -> list[int]:
     """The serials that a replica has issued to nodes, by its log."""
     text = (STATE_DIR / replica / "log").read_text()
     # The shell that waits for it says "Killed" in between.
     lines = [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
-    return [line["serial"] for line in lines if line["event"] == "issued" and line["node"]]
+    return [int(line["serial"], 16) for line in lines if line["event"] == "issued" and line["node"]]
 
 
-def journal() -> list[str]:
+def journal() -> list[int]:
     store = Store.open(AuthorityConfig.load(STATE_DIR / "ca" / "ca.toml").database)
     try:
-        return [each.serial_hex for each in store.certificates()]
+        return [each.serial for each in store.certificates()]
     finally:
         store.close()
 
 
-def held_by(mesh: Mesh, node: int) -> dict[str, str]:
+def held_by(mesh: Mesh, node: int) -> dict[str, int]:
     """Identity to serial of every certificate that an agent has."""
     rows: list[dict[str, Any]] = mesh.ringfence(node, "certs")
-    return {row["identity"]: row["serial"] for row in rows if row.get("serial")}
+    return {row["identity"]: int(row["serial"], 16) for row in rows if row.get("serial")}
 
 
 def pid_of(mesh: Mesh, replica: str) -> int:
