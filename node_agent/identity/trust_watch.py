@@ -90,13 +90,13 @@ class TrustWatch:
             if own is None:
                 await trio.sleep(_LOOK_FOR_CERTIFICATE_S)
                 continue
-            answered = trio.current_time()
+            began = trio.current_time()
             try:
                 await self._follow(own)
                 failures = 0
                 continue
             except CaError as error:
-                if trio.current_time() - answered > _LONGEST_PAUSE_S:
+                if trio.current_time() - began > _LONGEST_PAUSE_S:
                     failures = 0  # it has worked meanwhile
                 self._note(error)
                 wish_s = error.retry_after_s if isinstance(error, CaRefused) else 0.0
