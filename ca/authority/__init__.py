@@ -21,5 +21,11 @@ What it signs with has a life of its own::
     succession.py       the steps, each a transaction; root_succession.py, installation.py
     caretaker.py        the server does what is due and needs nobody (edge: a thread of trio's)
 
+And what agents judge peers by::
+
+    trust_assembly.py   roots, federated bundles, JWT keys and revocations, as one value
+    trust_feed.py       looks for changes, wakes the agents that wait for them (edge: trio)
+    revocation.py       what the authority itself refuses to whoever is revoked
+
 ``keys.py`` keeps private keys encrypted, ``config.py`` reads ca.toml.
 """
