@@ -35,7 +35,12 @@ class Front:
         rng: random.Random,
     ) -> None:
         self._config = config
-        self._worker = Worker(handler=handler, limiter=limiter, rng=rng)
+        self._worker = Worker(
+            handler=handler,
+            limiter=limiter,
+            rng=rng,
+            handshakes_waiting=lambda: self.server.handshakes_waiting,
+        )
         drain, gate, statistics, admission = Drain(), LogGate(), Statistics(), Admission(config.limits)
         desk = FrontDesk(
             admission=admission,

@@ -7,13 +7,16 @@ of requests, in turns by peer, and writes what they add to the journal in one
 transaction: while one group waits for the disk the next one gathers, and a slow
 disk makes the groups larger, not the wait longer.
 
+While connections wait to shake hands the groups are small: who has shaken hands
+can be told when to come again, and who has not can only give up.
+
 What does not fit the queue, or would be answered after its client has given up,
 is turned away with the time to come again: an overloaded authority must not
 spend its time on answers that nobody waits for.
 """
 
 import random
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
@@ -44,12 +47,21 @@ class _Waiting:
 class Worker:
     """Answers requests, one group after the other.
 
-    ``limiter`` is that of the one thread that may use the store; ``run`` is to
-    be running while requests are answered.
+    ``limiter`` is that of the one thread that may use the store;
+    ``handshakes_waiting`` says how many connections wait to shake hands.
+    ``run`` is to be running while requests are answered.
     """
 
-    def __init__(self, *, handler: RequestHandler, limiter: trio.CapacityLimiter, rng: random.Random) -> None:
+    def __init__(
+        self,
+        *,
+        handler: RequestHandler,
+        limiter: trio.CapacityLimiter,
+        rng: random.Random,
+        handshakes_waiting: Callable[[], int],
+    ) -> None:
         self._handler = handler
+        self._handshakes_waiting = handshakes_waiting
         self._limiter = limiter
         self._rng = rng
         self._queue: FairQueue[_Waiting] = FairQueue(max_cost=MAX_WAITING, max_cost_a_peer=_MAX_WAITING_A_PEER)
@@ -85,7 +97,8 @@ class Worker:
                 self._overload.idle()
                 self._arrived = trio.Event()
                 await self._arrived.wait()
-            await self._answer(self._queue.take(most=min(self._overload.worth(_GROUP_S), _LARGEST_GROUP)))
+            group_s = 0.0 if self._handshakes_waiting() else _GROUP_S
+            await self._answer(self._queue.take(most=min(self._overload.worth(group_s), _LARGEST_GROUP)))
 
     async def _answer(self, group: list[_Waiting]) -> None:
         for waiting in group:
