@@ -22,17 +22,13 @@ _SETTLE_S: Final = 1.0
 
 
 def workers(testbed: Testbed, peer: Peer, seconds: float) -> Figures:
-    """One turn with each number of workers; afterwards there is one again."""
+    """One turn with each number of workers; the agents are left with the last one."""
     figures: Figures = {}
-    try:
-        for count in _COUNTS:
-            _set(testbed, count)
-            peer.restart()
-            time.sleep(_SETTLE_S)
-            figures |= {f"{name}_{count}": value for name, value in _turn(testbed, peer, seconds).items()}
-    finally:
-        _set(testbed, 1)
+    for count in _COUNTS:
+        _set(testbed, count)
         peer.restart()
+        time.sleep(_SETTLE_S)
+        figures |= {f"{name}_{count}": value for name, value in _turn(testbed, peer, seconds).items()}
     return figures
 
 
