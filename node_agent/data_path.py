@@ -100,7 +100,7 @@ def build_data_path(
     gate.guard(tunnels)
     stack.callback(tunnels.close)
     balancer = Balancer(rng=rng)
-    router = Router(registry, is_node_address=is_local_address)
+    router = Router(registry, is_node_address=is_local_address, draw=rng.random)
     connector = Connector(
         router=router,
         balancer=balancer,

@@ -6,6 +6,7 @@
     objects     the kinds that Ringfence uses, as values
     kinds       each kind of object from its fields
     schema      judging data by the JSON Schemas that ship
+    tcp_route   TCPRoute of the Gateway API, as far as a mesh uses it
     traffic     TrafficPolicy: its values; traffic_policy: its manifests
     parse       texts to objects
     enrolment   which pods belong to the mesh
@@ -24,7 +25,7 @@ from ca.manifests.directory import (
 )
 from ca.manifests.enrolment import MESH_LABEL, enrolled
 from ca.manifests.errors import ManifestError, ManifestProblem
-from ca.manifests.kinds import TRUST_DOMAIN_ANNOTATION, Skipped
+from ca.manifests.kinds import TRUST_DOMAIN_ANNOTATION
 from ca.manifests.names import ObjectKey
 from ca.manifests.objects import (
     ContainerPort,
@@ -40,6 +41,8 @@ from ca.manifests.objects import (
     SlicePort,
 )
 from ca.manifests.parse import ParsedFile, parse_manifests, parse_object
+from ca.manifests.skipped import Skipped
+from ca.manifests.tcp_route import TCPRoute
 from ca.manifests.traffic import Traffic, TrafficPolicy
 
 __all__ = [
@@ -63,6 +66,7 @@ __all__ = [
     "Skipped",
     "SliceEndpoint",
     "SlicePort",
+    "TCPRoute",
     "Traffic",
     "TrafficPolicy",
     "directory_digest",

@@ -8,7 +8,6 @@ slices of host names).
 import hashlib
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
@@ -27,6 +26,8 @@ from ca.manifests.objects import (
     SliceEndpoint,
     SlicePort,
 )
+from ca.manifests.skipped import Skipped
+from ca.manifests.tcp_route import parse_tcp_route
 from ca.manifests.traffic_policy import parse_traffic_policy
 from ca.spiffe import SpiffeId, SpiffeIdError
 
@@ -38,13 +39,6 @@ _PHASES: Final = ("Pending", "Running", "Succeeded", "Failed", "Unknown")
 _PROTOCOLS: Final = ("TCP", "UDP", "SCTP")
 _MTLS_MODES: Final = ("STRICT", "PERMISSIVE", "DISABLE", "UNSET")
 _SERVICE_TYPES: Final = ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName")
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """This object is well-formed but of no use to Ringfence."""
-
-    reason: str
 
 
 def _namespace(top: Fields) -> Namespace:
@@ -263,5 +257,6 @@ KINDS: Final[dict[tuple[str, str], tuple[tuple[str, ...], _Parser]]] = {
     ("", "Service"): (("v1",), _service),
     ("discovery.k8s.io", "EndpointSlice"): (("v1",), _endpoint_slice),
     ("security.istio.io", "PeerAuthentication"): (("v1", "v1beta1"), _peer_authentication),
+    ("gateway.networking.k8s.io", "TCPRoute"): (("v1alpha2", "v1alpha3", "v1"), parse_tcp_route),
     ("ringfence.io", "TrafficPolicy"): (("v1alpha1",), parse_traffic_policy),
 }

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ca.manifests.fields import NO_LABELS
 from ca.manifests.names import ObjectKey
+from ca.manifests.tcp_route import TCPRoute
 from ca.manifests.traffic import TrafficPolicy
 
 
@@ -151,4 +152,4 @@ class PeerAuthentication:
         return ObjectKey("PeerAuthentication", self.namespace, self.name)
 
 
-ManifestObject = Namespace | Node | Pod | Service | EndpointSlice | PeerAuthentication | TrafficPolicy
+ManifestObject = Namespace | Node | Pod | Service | EndpointSlice | PeerAuthentication | TrafficPolicy | TCPRoute

@@ -12,9 +12,10 @@ from typing import Any
 from ca.manifests.documents import DocumentError, Path, line_of, read_documents
 from ca.manifests.errors import ManifestError, ManifestProblem
 from ca.manifests.fields import FieldError, Fields, path_text, shown
-from ca.manifests.kinds import KINDS, Skipped
+from ca.manifests.kinds import KINDS
 from ca.manifests.names import ObjectKey
 from ca.manifests.objects import ManifestObject
+from ca.manifests.skipped import Skipped
 
 
 @dataclass(frozen=True, slots=True)

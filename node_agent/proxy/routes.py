@@ -20,6 +20,7 @@ from node_agent.config import CAPTURE_PORTS
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.model import Endpoint, EndpointAddress, OriginalDestination, ServicePort
 from node_agent.registry import Registry
+from node_agent.registry.tcp_routes import Split
 
 _REGISTRY_LAG_S: Final = 2.0
 _REGISTRY_LOOK_S: Final = 0.05
@@ -36,11 +37,18 @@ class Route:
 
 
 class Router:
-    """Asks the registry; ``is_node_address`` tells the node's own addresses inside the pod network."""
+    """Asks the registry.
 
-    def __init__(self, registry: Registry, *, is_node_address: Callable[[str], bool]) -> None:
+    ``is_node_address`` tells the node's own addresses inside the pod network;
+    ``draw`` gives numbers in [0, 1), for splits.
+    """
+
+    def __init__(
+        self, registry: Registry, *, is_node_address: Callable[[str], bool], draw: Callable[[], float]
+    ) -> None:
         self._registry = registry
         self._is_node_address = is_node_address
+        self._draw = draw
 
     async def route(self, destination: OriginalDestination) -> Route:
         """Return where a connection to ``destination`` may go; raises ConnectionFailure."""
@@ -72,6 +80,9 @@ class Router:
         ip, port = destination
         service = registry.service_at(ip, port)
         if service is not None:
+            split = registry.split(service)
+            if split is not None:
+                service = self._backend(service, split)
             return Route(
                 service=service,
                 candidates=registry.endpoints(service, 6 if ":" in ip else 4),
@@ -87,6 +98,25 @@ class Router:
         if registry.is_service_ip(ip):
             raise ConnectionFailure(CloseReason.UNKNOWN_DESTINATION, f"the service at {ip} has no port {port}")
         return None
+
+    def _backend(self, service: ServicePort, split: Split) -> ServicePort:
+        """The backend of a TCPRoute that gets this connection.
+
+        Gateway API: what falls to a backend that does not exist is refused, not given to the others.
+        """
+        chosen = split.backend(self._draw())
+        if chosen is None:
+            raise ConnectionFailure(
+                CloseReason.NO_SERVICE_ENDPOINTS,
+                f"TCPRoute {split.route} gives every backend of {service} the weight 0",
+            )
+        found = self._registry.service_port(*chosen)
+        if found is None:
+            raise ConnectionFailure(
+                CloseReason.NO_SERVICE_ENDPOINTS,
+                f"TCPRoute {split.route} of {service} leads to {chosen[0]} port {chosen[1]}, which does not exist",
+            )
+        return found
 
     def _is_missing_pod(self, ip: str) -> bool:
         return self._registry.in_pod_network(ip) and not self._is_node_address(ip)

@@ -80,6 +80,10 @@ class Services:
         state = self._states.get(name)
         return tuple(state.ports.values()) if state is not None else ()
 
+    def port(self, name: ObjectName, number: int) -> ServicePort | None:
+        state = self._states.get(name)
+        return state.ports.get(number) if state is not None else None
+
     def __iter__(self) -> Iterator[Service]:
         return (state.spec for state in self._states.values())
 

@@ -17,6 +17,7 @@ from ca.manifests import (
     PeerAuthentication,
     Pod,
     Service,
+    TCPRoute,
     Traffic,
     TrafficPolicy,
 )
@@ -25,12 +26,13 @@ from node_agent.registry.changes import Changes, Update
 from node_agent.registry.networks import PodNetworks
 from node_agent.registry.peer_authentication import PeerAuthentications
 from node_agent.registry.services import Services
+from node_agent.registry.tcp_routes import Split, TcpRoutes
 from node_agent.registry.traffic_policies import TrafficPolicies
 from node_agent.registry.workloads import WorkloadChange, Workloads
 
 DEFAULT_ROOT_NAMESPACE: Final = "istio-system"  # Istio's, so that existing PeerAuthentications mean the same
 
-K = TypeVar("K", Namespace, Node, Pod, Service, EndpointSlice, PeerAuthentication, TrafficPolicy)
+K = TypeVar("K", Namespace, Node, Pod, Service, EndpointSlice, PeerAuthentication, TrafficPolicy, TCPRoute)
 
 
 class Registry:
@@ -48,6 +50,7 @@ class Registry:
         self._nodes: dict[str, Node] = {}
         self._peer_authentications = PeerAuthentications(root_namespace)
         self._traffic_policies = TrafficPolicies()
+        self._tcp_routes = TcpRoutes()
         self._revision = 0
 
     @property
@@ -78,7 +81,9 @@ class Registry:
         services_changed, services_removed = self._services.apply(_of(Service, by_kind), _of(EndpointSlice, by_kind))
         workload_changes = self._workloads.apply(pods, namespaces, nodes)
         services_changed |= self._services.workloads_changed(workload_changes)
-        about = self._traffic_policies.apply(_of(TrafficPolicy, by_kind))
+        about = self._traffic_policies.apply(_of(TrafficPolicy, by_kind)) | self._tcp_routes.apply(
+            _of(TCPRoute, by_kind)
+        )
         services_changed |= {each for each in about if self._services.named(each) is not None}
         self._revision += 1
         return self._changes(workload_changes, services_changed, services_removed, bool(peer_authentications))
@@ -124,6 +129,14 @@ class Registry:
         """
         return self._services.endpoints(port, ip_version)
 
+    def split(self, port: ServicePort) -> Split | None:
+        """How a TCPRoute splits the connections to a service port, None if none does."""
+        return self._tcp_routes.split(port)
+
+    def service_port(self, service: ObjectName, port: int) -> ServicePort | None:
+        """The port of a service by its number."""
+        return self._services.port(service, port)
+
     def traffic(self, port: ServicePort) -> Traffic:
         """What its TrafficPolicy, or the defaults, want of connections to a service port.
 
@@ -145,7 +158,12 @@ class Registry:
 
     def conflicts(self) -> tuple[str, ...]:
         """One line for each address that several objects claim, and who holds it."""
-        return (*self._workloads.conflicts(), *self._services.conflicts(), *self._traffic_policies.conflicts())
+        return (
+            *self._workloads.conflicts(),
+            *self._services.conflicts(),
+            *self._traffic_policies.conflicts(),
+            *self._tcp_routes.conflicts(),
+        )
 
     def _put_nodes(self, nodes: Mapping[str, Node | None]) -> None:
         for name, node in nodes.items():

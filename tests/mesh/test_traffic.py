@@ -183,3 +183,43 @@ def test_a_program_that_does_not_read_is_cut_after_its_time(mesh: Mesh, who: str
             reason = mesh.record(2, direction="inbound")["close_reason"]
             assert reason == "stalled_write" or (who == "server" and reason == "tunnel_lost")
     listener.close()
+
+
+# -- a split --------------------------------------------------------------------------
+
+
+def _split(mesh: Mesh, first: int, second: int) -> None:
+    mesh.apply(
+        "apiVersion: gateway.networking.k8s.io/v1alpha2\nkind: TCPRoute\nmetadata: {name: canary}\nspec:\n"
+        '  parentRefs: [{group: "", kind: Service, name: web, port: 80}]\n'
+        f"  rules: [{{backendRefs: [{{name: v1, port: 80, weight: {first}}},"
+        f" {{name: v2, port: 80, weight: {second}}}]}}]\n"
+    )
+
+
+def test_a_canary_gets_its_weight_and_a_change_moves_new_connections_at_once(mesh: Mesh) -> None:
+    client = mesh.pod("client", node=1)
+    for version in ("v1", "v2"):
+        mesh.pod(version, node=2, labels={"app": version}).serve_whoami(8080)
+        mesh.service(version, app=version, port=80, target_port=8080)
+    service, _ = mesh.service("web", app="nobody", port=80, target_port=8080)
+    _split(mesh, 1, 0)
+    assert {client.ask_whoami(service, 80)[0] for _ in range(10)} == {"v1"}
+    _split(mesh, 0, 1)
+    assert {client.ask_whoami(service, 80)[0] for _ in range(10)} == {"v2"}
+    _split(mesh, 1, 1)
+    answers = Counter(client.ask_whoami(service, 80)[0] for _ in range(100))
+    assert 25 <= answers["v1"] <= 75, "a hundred throws of a coin"
+    record = mesh.records(1, direction="outbound")[-1]
+    assert record["service"] in ("default/v1:80", "default/v2:80")
+    assert record["original_destination"] == f"{service}:80"
+
+
+def test_what_falls_to_a_backend_that_does_not_exist_is_refused(mesh: Mesh) -> None:
+    client = mesh.pod("client", node=1)
+    service, _ = mesh.service("web", app="nobody", port=80, target_port=8080)
+    _split(mesh, 1, 1)
+    with pytest.raises(ConnectionResetError):
+        client.ask_whoami(service, 80)
+    record = mesh.record(1, close_reason="no_endpoints")
+    assert "TCPRoute default/canary of default/web:80 leads to default/v" in record["detail"]
