@@ -14,7 +14,7 @@ knows nothing of how it was built.  Sources: RFC 5280, SPIFFE X509-SVID.
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -287,10 +287,11 @@ def require_signature(certificate: x509.Certificate, issuer: x509.Certificate) -
 
 
 def _extension(certificate: x509.Certificate, kind: type[_ExtensionT]) -> x509.Extension[_ExtensionT]:
-    try:
-        return certificate.extensions.get_extension_for_class(kind)
-    except x509.ExtensionNotFound as exc:
-        raise ProfileError(f"the certificate has no {kind.__name__}") from exc
+    for extension in certificate.extensions:
+        if extension.oid == kind.oid:  # as in ca.svid
+            assert isinstance(extension.value, kind)
+            return cast("x509.Extension[_ExtensionT]", extension)
+    raise ProfileError(f"the certificate has no {kind.__name__}")
 
 
 def _require(fulfilled: bool, rule: str) -> None:
