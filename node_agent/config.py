@@ -105,6 +105,13 @@ class CaptureSection:
     netns_path: str = "/run/netns/{namespace}_{name}"
 
 
+class OutboundTrafficPolicy(StrEnum):
+    """What becomes of connections to places that the registry does not know; Istio's words."""
+
+    ALLOW_ANY = "allow-any"
+    REGISTRY_ONLY = "registry-only"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxySection:
     """``[proxy]``: deadlines and bounds of one connection."""
@@ -115,6 +122,7 @@ class ProxySection:
     open_timeout_s: float = _number(10.0, least=0.05, most=300.0)
     max_pending_handshakes: int = _number(2048, least=1, most=1_000_000)
     max_connect_attempts: int = _number(3, least=1, most=20)
+    outbound_traffic_policy: OutboundTrafficPolicy = OutboundTrafficPolicy.ALLOW_ANY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,10 +243,10 @@ def _of_text(kind: object, value: object) -> object:
         return HostPort.parse(value)
     if kind is str:
         return value
-    if kind is Attestation:
-        if value not in list(Attestation):
-            raise ValueError(f"expected one of {', '.join(Attestation)}")
-        return Attestation(value)
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        if value not in list(kind):
+            raise ValueError(f"expected one of {', '.join(kind)}")
+        return kind(value)
     path = Path(value)
     if not path.is_absolute():
         raise ValueError("expected an absolute path")

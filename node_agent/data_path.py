@@ -17,7 +17,7 @@ import trio
 
 from ca.spiffe import SpiffeId
 from node_agent.balance import Balancer
-from node_agent.config import Config
+from node_agent.config import Config, OutboundTrafficPolicy
 from node_agent.drain import Drain
 from node_agent.identity import Credentials, Identities, PeerCertificate, handshake_failure, peer_identity
 from node_agent.identity.trust import TrustStore
@@ -100,7 +100,12 @@ def build_data_path(
     gate.guard(tunnels)
     stack.callback(tunnels.close)
     balancer = Balancer(rng=rng)
-    router = Router(registry, is_node_address=is_local_address, draw=rng.random)
+    router = Router(
+        registry,
+        is_node_address=is_local_address,
+        draw=rng.random,
+        registry_only=config.proxy.outbound_traffic_policy is OutboundTrafficPolicy.REGISTRY_ONLY,
+    )
     connector = Connector(
         router=router,
         balancer=balancer,

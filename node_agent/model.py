@@ -108,6 +108,7 @@ class Workload:
     labels: Mapping[str, str] = field(default_factory=lambda: NO_LABELS, hash=False)
     locality: Locality = Locality()
     named_ports: Mapping[str, int] = field(default_factory=dict, hash=False)
+    proxy_protocol_ports: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -437,7 +437,7 @@ class Mesh:
             self.lab("start", what)
 
     @contextmanager
-    def configured(self, **proxy: float) -> Iterator[None]:
+    def configured(self, **proxy: float | str) -> Iterator[None]:
         """Run all agents with these values under ``[proxy]`` for the length of the block: two restarts each."""
         before = {path: path.read_text() for path in sorted(STATE_DIR.glob("agent-*/agent.toml"))}
         section = "".join(f"{key} = {value}\n" for key, value in proxy.items())

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Final
 
 from ca.manifests.enrolment import MESH_LABEL, MESH_VALUES
-from ca.manifests.fields import Fields
+from ca.manifests.fields import Fields, shown
 from ca.manifests.objects import (
     ContainerPort,
     EndpointSlice,
@@ -32,6 +32,7 @@ from ca.manifests.traffic_policy import parse_traffic_policy
 from ca.spiffe import SpiffeId, SpiffeIdError
 
 LOAD_BALANCING_ANNOTATION: Final = "ringfence.io/load-balancing"
+PROXY_PROTOCOL_ANNOTATION: Final = "ringfence.io/proxy-protocol"
 TRUST_DOMAIN_ANNOTATION: Final = "ringfence.io/trust-domain"
 LOAD_BALANCING: Final = ("least-latency", "round-robin")
 SERVICE_NAME_LABEL: Final = "kubernetes.io/service-name"
@@ -102,7 +103,24 @@ def _pod(top: Fields) -> Pod:
         phase=phase,
         addresses=tuple(addresses),
         ready=_ready_condition(status, phase),
+        proxy_protocol_ports=_proxy_protocol_ports(metadata.fields("annotations")),
     )
+
+
+def _proxy_protocol_ports(annotations: Fields) -> tuple[int, ...]:
+    """The ports of the programs that expect a PROXY protocol header, as ``"8080,9090"``."""
+    if not annotations.has(PROXY_PROTOCOL_ANNOTATION):
+        return ()
+    found = set()
+    for text in annotations.text(PROXY_PROTOCOL_ANNOTATION).split(","):
+        number = text.strip()
+        if not (number.isascii() and number.isdigit() and 1 <= int(number[:6]) <= 65535):
+            raise annotations.error(
+                PROXY_PROTOCOL_ANNOTATION,
+                f'must be ports with commas between them, such as "8080,9090", not {shown(text)}',
+            )
+        found.add(int(number))
+    return tuple(sorted(found))
 
 
 def _derived_uid(*parts: str) -> str:

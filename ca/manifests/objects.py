@@ -70,6 +70,7 @@ class Pod:
     phase: str = "Running"
     addresses: tuple[str, ...] = ()
     ready: bool = True
+    proxy_protocol_ports: tuple[int, ...] = ()
 
     @property
     def key(self) -> ObjectKey:

@@ -31,6 +31,7 @@ from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.frames import Open, Verdict, encode_verdict
 from node_agent.identity import Identities
 from node_agent.model import MtlsMode, OriginalDestination, PeerAddress, Workload
+from node_agent.proxy import proxy_protocol
 from node_agent.proxy.live import LiveConnections
 from node_agent.proxy.pod import Accepted, Pod
 from node_agent.proxy.trust_gate import TrustGate
@@ -276,6 +277,9 @@ class Inbound:
         upstream = pod.network.application_socket(destination.ip, source_ip=client.ip)
         try:
             await connect(upstream, destination.ip, destination.port, timeout_s=self._connect_timeout_s)
+            if destination.port in pod.workload.proxy_protocol_ports:
+                # The send queue of a new connection is empty: the header fits.
+                upstream.send(proxy_protocol.header(client, destination, record.source_identity))
         except BaseException:
             upstream.close()
             raise

@@ -40,15 +40,22 @@ class Router:
     """Asks the registry.
 
     ``is_node_address`` tells the node's own addresses inside the pod network;
-    ``draw`` gives numbers in [0, 1), for splits.
+    ``draw`` gives numbers in [0, 1), for splits.  ``registry_only``: what the
+    registry does not know is refused.
     """
 
     def __init__(
-        self, registry: Registry, *, is_node_address: Callable[[str], bool], draw: Callable[[], float]
+        self,
+        registry: Registry,
+        *,
+        is_node_address: Callable[[str], bool],
+        draw: Callable[[], float],
+        registry_only: bool = False,
     ) -> None:
         self._registry = registry
         self._is_node_address = is_node_address
         self._draw = draw
+        self._registry_only = registry_only
 
     async def route(self, destination: OriginalDestination) -> Route:
         """Return where a connection to ``destination`` may go; raises ConnectionFailure."""
@@ -61,6 +68,11 @@ class Router:
             if route is None:
                 raise _unknown(destination.ip)
         if route is None:
+            if self._registry_only:
+                raise ConnectionFailure(
+                    CloseReason.DESTINATION_NOT_ALLOWED,
+                    f"{destination} is no workload and no Service, and outbound_traffic_policy is registry-only",
+                )
             route = Route(
                 service=None,
                 candidates=(Endpoint(address=EndpointAddress(destination.ip, destination.port), workload=None),),

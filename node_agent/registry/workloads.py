@@ -164,6 +164,7 @@ class Workloads:
             labels=pod.labels,
             locality=self._localities.get(pod.node_name, Locality()),
             named_ports=_named_ports(pod.ports),
+            proxy_protocol_ports=pod.proxy_protocol_ports,
         )
 
     def _domain_of(self, node: str) -> str:

@@ -2,10 +2,16 @@
 
 import socket
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ca.spiffe import SpiffeId
+from node_agent.model import OriginalDestination, PeerAddress
+from node_agent.proxy.proxy_protocol import header
 from tests.mesh_builder import Mesh, Pod, wait_for
 
 pytestmark = pytest.mark.mesh
@@ -223,3 +229,86 @@ def test_what_falls_to_a_backend_that_does_not_exist_is_refused(mesh: Mesh) -> N
         client.ask_whoami(service, 80)
     record = mesh.record(1, close_reason="no_endpoints")
     assert "TCPRoute default/canary of default/web:80 leads to default/v" in record["detail"]
+
+
+# -- what the application is told, and where it may go ---------------------------------------
+
+
+def _first_bytes(server: Pod, connect: Callable[[], socket.socket], size: int) -> bytes:
+    listener = server.listen(8080)
+    with connect() as connection:
+        connection.sendall(b"hello")
+        accepted, _ = listener.accept()
+        with accepted:
+            accepted.settimeout(15)
+            received = b""
+            while len(received) < size:
+                received += accepted.recv(size - len(received))
+    listener.close()
+    return received
+
+
+def _wants_proxy_protocol(mesh: Mesh, pod: Pod) -> None:
+    mesh.lab(
+        "apply",
+        "-",
+        stdin=f"apiVersion: v1\nkind: Pod\nmetadata:\n  name: {pod.name}\n"
+        '  annotations: {ringfence.io/proxy-protocol: "8080"}\n',
+    )
+
+
+@pytest.mark.parametrize("version", ["ipv4", "ipv6"])
+def test_an_application_that_wants_it_is_told_who_the_client_is(mesh: Mesh, version: str) -> None:
+    client = mesh.pod("client", node=1, service_account="cart")
+    outsider = mesh.pod("outsider", node=1, mesh=False)
+    server = mesh.pod("server", node=2)
+    _wants_proxy_protocol(mesh, server)
+    address = server.ipv4 if version == "ipv4" else server.ipv6
+
+    ports: list[int] = []
+
+    def connect_from(pod: Pod) -> socket.socket:
+        connection = pod.connect(address, 8080)
+        ports.append(connection.getsockname()[1])
+        return connection
+
+    for pod, identity in ((client, client.identity), (outsider, None)):
+        source = PeerAddress(pod.ipv4 if version == "ipv4" else pod.ipv6, 0)
+        proven = None if identity is None else SpiffeId.parse(identity)
+        size = len(header(source, OriginalDestination(address, 8080), proven))
+        received = _first_bytes(server, partial(connect_from, pod), size + 5)
+        source = source._replace(port=ports[-1])
+        assert received == header(source, OriginalDestination(address, 8080), proven) + b"hello"
+
+
+def test_nginx_understands_the_header(mesh: Mesh, tmp_path: Path) -> None:
+    client = mesh.pod("client", node=1)
+    server = mesh.pod("server", node=2)
+    _wants_proxy_protocol(mesh, server)
+    (tmp_path / "nginx.conf").write_text(
+        f"daemon off; master_process off; pid {tmp_path}/pid; events {{}}\n"
+        "http { access_log off; server { listen 8080 proxy_protocol;\n"
+        '  location / { return 200 "$proxy_protocol_addr\\n"; } } }\n'
+    )
+    server.spawn("nginx", "-c", str(tmp_path / "nginx.conf"), "-e", str(tmp_path / "error.log"))
+    server.wait_until_open(8080)
+    answer = client.run("curl", "-sS", "--max-time", "15", f"http://{server.ipv4}:8080/")
+    assert answer.stdout.decode().strip() == client.ipv4
+
+
+def test_registry_only_lets_nothing_out_that_is_not_declared(mesh: Mesh) -> None:
+    client = mesh.pod("client", node=1)
+    server = mesh.pod("server", node=2)
+    server.serve_whoami(8080)
+    outside = mesh.node(2)
+    outside.serve_whoami(9000)
+    try:
+        assert client.ask_whoami(outside.ipv4, 9000)[0] == "node-2"
+        with mesh.configured(outbound_traffic_policy='"registry-only"'):
+            wait_for("the pod", lambda: client.ask_whoami(server.ipv4, 8080)[0] == "server")
+            with pytest.raises(ConnectionResetError):
+                client.ask_whoami(outside.ipv4, 9000)
+            record = mesh.record(1, close_reason="destination_not_allowed")
+            assert "is no workload and no Service, and outbound_traffic_policy is registry-only" in record["detail"]
+    finally:
+        outside.close()
