@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from bench import accounting
-from bench.authority import TRUST_DOMAIN, AuthorityProcess, node_name
+from bench.authority import TRUST_DOMAIN, AuthorityProcess, end_in_order, node_name
 from bench.testbed import ROOT, BenchError
 
 _GIVE_UP_S: Final = 60.0
@@ -51,6 +51,7 @@ readiness = "127.0.0.1:{readiness}"
 
 def main() -> None:
     """Measure and print."""
+    end_in_order()
     parser = argparse.ArgumentParser()
     parser.add_argument("--identities", type=int, default=200)
     options = parser.parse_args()

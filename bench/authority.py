@@ -8,6 +8,7 @@ to itself, as far as we can say: those who ask move to the others.
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,11 @@ metadata: {{name: app-{number}, namespace: default, labels: {{ringfence.io/mesh:
 spec: {{nodeName: {node}, serviceAccountName: app-{number}}}
 status: {{phase: Running, podIP: {ip}}}
 """
+
+
+def end_in_order() -> None:
+    """Let SIGTERM end this process as Ctrl-C does: what it has made goes with it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def node_name(number: int) -> str:
@@ -184,7 +190,9 @@ class AuthorityProcess:
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[:1])  # inherited by the server and all its threads
         try:
-            self._process = subprocess.Popen(self._serve, cwd=ROOT, stderr=self._log)
+            # It ends with us, also when we are killed.
+            command = ["setpriv", "--pdeathsig", "KILL", *self._serve]
+            self._process = subprocess.Popen(command, cwd=ROOT, stderr=self._log)
         finally:
             os.sched_setaffinity(0, cores[1:] or cores)
         give_up = time.monotonic() + _READY_S

@@ -18,7 +18,7 @@ import threading
 import time
 from typing import Final
 
-from bench.authority import AuthorityProcess, workload
+from bench.authority import AuthorityProcess, end_in_order, workload
 from bench.testbed import BenchError
 from ca.csr import build_csr, new_key
 from ca.messages import ALPN, Issued, SignRequest, SignWorkloads, parse_reply
@@ -34,6 +34,7 @@ _TIMEOUT_S: Final = 30.0
 
 def main() -> None:
     """Measure and print."""
+    end_in_order()
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one load")
     parser.add_argument("--database", help="the URL of an empty PostgreSQL database, instead of SQLite")

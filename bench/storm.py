@@ -24,7 +24,7 @@ from typing import Final
 import trio
 import trio.testing
 
-from bench.authority import TRUST_DOMAIN, AuthorityProcess, workload
+from bench.authority import TRUST_DOMAIN, AuthorityProcess, end_in_order, workload
 from bench.testbed import BenchError
 from ca.connection import CaConnection
 from ca.csr import build_csr, new_key
@@ -40,6 +40,7 @@ _BUSY: Final = (RefusalCode.UNAVAILABLE, RefusalCode.RATE_LIMITED)
 
 def main() -> None:
     """Measure and print."""
+    end_in_order()
     parser = argparse.ArgumentParser()
     parser.add_argument("--agents", type=int, default=1000)
     parser.add_argument("--identities", type=int, default=10, help="of each agent")
