@@ -139,6 +139,7 @@ class Channel:
             except BlockingIOError:
                 continue
             self._arrived.extend(_descriptors(ancillary))
+            self._fill_spare()
             if flags & socket.MSG_CTRUNC:
                 raise WireError("descriptors were lost: this process may have no more of them")
             if not data:
