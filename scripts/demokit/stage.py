@@ -38,14 +38,24 @@ _PODS: Final = (
 )
 WEB_PODS: Final = tuple(name for name, _, _, further in _PODS if "app=web" in further)
 
+EJECTED_S: Final = 5
+
 _SERVICES: Final = f"""\
 apiVersion: v1
 kind: Service
-metadata: {{name: web, annotations: {{ringfence.io/load-balancing: round-robin}}}}
+metadata: {{name: web}}
 spec:
   selector: {{app: web}}
   clusterIPs: [{WEB_V4}, "{WEB_V6}"]
   ports: [{{port: 80, targetPort: {WEB_PORT}}}]
+---
+apiVersion: ringfence.io/v1alpha1
+kind: TrafficPolicy
+metadata: {{name: web}}
+spec:
+  targetRef: {{kind: Service, name: web}}
+  loadBalancing: {{policy: round-robin}}
+  outlierDetection: {{consecutiveConnectFailures: 3, baseEjectionTime: {EJECTED_S}s, maxEjectionTime: {EJECTED_S}s}}
 ---
 apiVersion: v1
 kind: Service

@@ -1,12 +1,11 @@
 """Proofs of what happens in trouble: a backend killed, connections denied, an agent killed."""
 
-import json
 import os
 import secrets
 from pathlib import Path
 from typing import Final
 
-from demokit.stage import WEB_PORT, Stage
+from demokit.stage import EJECTED_S, WEB_PORT, Stage
 from demokit.traffic import CURL, ask_web, spread
 from demokit.wire import TUNNEL_PORT, Wire
 
@@ -51,46 +50,38 @@ def backend_killed(stage: Stage, number: int) -> None:
         f"connect_refused at web-2",
     )
 
-    screen.say("Its readiness probe would fail now; the lab has no kubelet, so the demo says it by a manifest:")
-    _set_ready(stage, "web-2", ready=False)
     since = stage.mark()
     counts = ask_web(stage, _ASK)
     records = stage.wait_for_records(1, since, _REQUESTS, direction="outbound")
     row = _endpoint(stage, "web-2")
     screen.check(
-        counts.total() == _REQUESTS and all(record["attempts"] == 1 for record in records) and not row["ready"],
+        counts.total() == _REQUESTS
+        and all(record["attempts"] == 1 for record in records)
+        and row["health"] == "ejected",
         "ejected: nobody tries it any more",
         f"{_REQUESTS} requests, {sum(record['attempts'] for record in records)} attempts; "
-        f"endpoint {row['address']} has ready={json.dumps(row['ready'])}",
+        f"`ringfence endpoints web`: {row['address']} is {row['health']} ({row['why']})",
     )
 
     screen.command("web-2", "nginx")
     stage.start_nginx("web-2")
     stage.wait_until_open("web-2", WEB_PORT)
-    _set_ready(stage, "web-2", ready=True)
+    screen.say(f"After {EJECTED_S} s, the TrafficPolicy's baseEjectionTime, one connection probes it:")
+    stage.wait("the time of web-2 to be up", lambda: _endpoint(stage, "web-2")["health"] == "probing")
     counts = ask_web(stage, _ASK)
+    row = _endpoint(stage, "web-2")
     screen.check(
-        counts.total() == _REQUESTS and counts["web-2"] > 0,
+        counts.total() == _REQUESTS and counts["web-2"] > 0 and row["health"] == "healthy",
         "back: it gets its share again",
-        f"{counts['web-2']} of {counts.total()} requests answered by web-2",
+        f"{counts['web-2']} of {counts.total()} requests answered by web-2, which is {row['health']}",
     )
 
 
-def _set_ready(stage: Stage, pod: str, *, ready: bool) -> None:
-    manifest = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": pod},
-        "status": {"conditions": [{"type": "Ready", "status": str(ready)}]},
-    }
-    stage.screen.command("", f"scripts/lab apply -   # Pod {pod}: condition Ready is {ready}")
-    stage.lab("apply", "-", stdin=json.dumps(manifest))
-
-
 def _endpoint(stage: Stage, pod: str) -> dict[str, object]:
+    """The pod's endpoint that is not healthy, if there is one: curl chooses between IPv4 and IPv6."""
     rows: list[dict[str, object]] = stage.ringfence(1, "endpoints", "web")
-    address = f"{stage.pods[pod]['ipv4']}:{WEB_PORT}"
-    return next(row for row in rows if row["address"] == address)
+    own = [row for row in rows if row["workload"] == f"default/{pod}"]
+    return next((row for row in own if row["health"] != "healthy"), own[0])
 
 
 def denied(stage: Stage, number: int) -> None:
