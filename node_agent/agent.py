@@ -119,7 +119,11 @@ class _Agent:
             workers=self._carrier.workers,
             not_carrying=self._carrier.not_ready,
             set_log_level=self._carrier.set_log_level,
-            warnings=lambda: [*self._identities.warnings(), *self._trust_watch.warnings()],
+            warnings=lambda: [
+                *self._identities.warnings(),
+                *self._trust_watch.warnings(),
+                *self._registry.faults(),
+            ],
         )
         self._workload_api = self._enable_workload_api(metrics, stack) if config.workload_api.enabled else None
         self._register_gauges(metrics)

@@ -17,10 +17,12 @@ import trio
 
 from ca.spiffe import SpiffeId
 from node_agent.balance import Balancer
+from node_agent.balance.limits import Ledger, LocalLedger
 from node_agent.config import Config, OutboundTrafficPolicy
 from node_agent.drain import Drain
 from node_agent.identity import Credentials, Identities, PeerCertificate, handshake_failure, peer_identity
 from node_agent.identity.trust import TrustStore
+from node_agent.proxy.admission import Admission
 from node_agent.proxy.inbound import Inbound
 from node_agent.proxy.live import LiveConnections
 from node_agent.proxy.outbound import Outbound
@@ -28,7 +30,7 @@ from node_agent.proxy.routes import Router, is_local_address
 from node_agent.proxy.serving import ACCEPTS_A_TURN, LocalServer
 from node_agent.proxy.timeouts import Timekeeper
 from node_agent.proxy.trust_gate import TrustGate
-from node_agent.proxy.upstream import Connector
+from node_agent.proxy.upstream import ANOTHER_MAY_WORK, Connector
 from node_agent.registry import Registry
 from node_agent.relay import Relay
 from node_agent.telemetry.access_log import AccessLog
@@ -76,10 +78,12 @@ def build_data_path(
     stack: ExitStack,
     accepts_a_turn: int = ACCEPTS_A_TURN,
     run: str | None = None,
+    ledger: Ledger | None = None,
 ) -> DataPath:
     """Wire the data path of this process; ``stack`` closes what has to be closed.  Inside trio only.
 
-    ``run`` is a part of the ids of access records, drawn if it is not given.
+    ``run`` is a part of the ids of access records, drawn if it is not given;
+    ``ledger`` is where limits are counted, if that is not in this process alone.
     """
 
     def verify(tls: ssl.SSLSocket, at: datetime) -> PeerCertificate:
@@ -120,6 +124,7 @@ def build_data_path(
         access_log=access_log,
         live=live,
         router=router,
+        admission=Admission(registry=registry, ledger=ledger or LocalLedger(), drawn=rng.random, metrics=metrics),
         connector=connector,
         tunnels=tunnels,
         relay=relay,

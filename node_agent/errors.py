@@ -24,6 +24,9 @@ class CloseReason(StrEnum):
     PLAINTEXT_REFUSED = "plaintext_refused"
     POLICY_DENIED = "policy_denied"
     IDENTITY_UNAVAILABLE = "identity_unavailable"
+    LIMIT_EXCEEDED = "limit_exceeded"
+    RATE_LIMITED = "rate_limited"
+    FAULT_INJECTED = "fault_injected"  # or after some bytes
     # The way to the other side.
     CONNECT_REFUSED = "connect_refused"
     CONNECT_TIMEOUT = "connect_timeout"

@@ -59,6 +59,7 @@ CUTS: Final = frozenset(
         CloseReason.IDLE_TIMEOUT,
         CloseReason.LIFETIME_EXCEEDED,
         CloseReason.STALLED_WRITE,
+        CloseReason.FAULT_INJECTED,
     }
 )
 """Why an agent ends a connection that was running; the other agent's record then says the same."""
@@ -66,7 +67,7 @@ CUTS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
-    """The source asks for a connection: to whom, for whom."""
+    """The source asks for a connection: to whom, for whom; or, with ``check``, only whether there could be one."""
 
     destination: OriginalDestination
     source: PeerAddress

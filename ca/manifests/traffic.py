@@ -80,6 +80,30 @@ class OutlierDetection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """None is no limit."""
+
+    max_connections: int | None = None
+    max_pending_connects: int | None = None
+    max_connections_per_source: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimit:
+    """Rates a second, None is no limit; a burst is one second's worth where it was not said."""
+
+    connections_per_s: float | None = None
+    connections_burst: float = 0.0
+    bytes_per_s: float | None = None
+    bytes_burst: float = 0.0
+    per_source: bool = False
+
+
+_NO_LIMITS: Final = Limits()
+_NO_RATE_LIMIT: Final = RateLimit()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
     """``attempts`` counts the first one too; None is the agent's own."""
 
@@ -101,6 +125,20 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One disturbance of ``percent`` of the connections; exactly one of the last three is set.
+
+    ``sources`` are SPIFFE IDs, empty for every source.
+    """
+
+    percent: float
+    sources: tuple[str, ...] = ()
+    delay_s: float | None = None
+    refuse: bool = False
+    reset_after_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
     """What is in force for one port of one Service."""
 
@@ -108,8 +146,16 @@ class Traffic:
     locality: LocalityPreference = LocalityPreference()
     panic_threshold_percent: int = 50
     outlier: OutlierDetection = OutlierDetection()
+    limits: Limits = Limits()
+    rate_limit: RateLimit = RateLimit()
     retry: Retry = Retry()
     timeouts: Timeouts = Timeouts()
+    faults: tuple[Fault, ...] = ()
+
+    @property
+    def restrains(self) -> bool:
+        """Whether connections are limited, slowed down or disturbed."""
+        return bool(self.faults) or self.limits != _NO_LIMITS or self.rate_limit != _NO_RATE_LIMIT
 
 
 DEFAULT: Final = Traffic()

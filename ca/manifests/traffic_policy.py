@@ -6,7 +6,7 @@ the defaults are filled in, and what a schema can not say is checked.
 
 import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ca.manifests import schema
@@ -15,11 +15,14 @@ from ca.manifests.fields import FieldError, Fields
 from ca.manifests.traffic import (
     DEFAULT,
     Balancing,
+    Fault,
     HashBy,
+    Limits,
     LoadBalancing,
     LocalityMode,
     LocalityPreference,
     OutlierDetection,
+    RateLimit,
     Retry,
     Timeouts,
     Traffic,
@@ -68,6 +71,9 @@ def _traffic(spec: Mapping[str, Any], path: Path) -> Traffic:
         locality=_locality(spec.get("locality", {})),
         panic_threshold_percent=spec.get("panicThresholdPercent", DEFAULT.panic_threshold_percent),
         outlier=_outlier(spec.get("outlierDetection", {}), (*path, "outlierDetection")),
+        limits=_limits(spec.get("limits", {})),
+        rate_limit=_rate_limit(spec.get("rateLimit", {}), (*path, "rateLimit")),
+        faults=_faults(spec.get("faults", ()), (*path, "faults")),
         retry=_retry(spec.get("retry", {})),
         timeouts=_timeouts(spec.get("timeouts", {})),
     )
@@ -113,6 +119,56 @@ def _outlier(said: Mapping[str, Any], path: Path) -> OutlierDetection:
         base_ejection_s=base_s,
         max_ejection_s=max_s,
         max_ejection_percent=said.get("maxEjectionPercent", default.max_ejection_percent),
+    )
+
+
+def _limits(said: Mapping[str, Any]) -> Limits:
+    return Limits(
+        max_connections=said.get("maxConnections"),
+        max_pending_connects=said.get("maxPendingConnects"),
+        max_connections_per_source=said.get("maxConnectionsPerSource"),
+    )
+
+
+def _rate_limit(said: Mapping[str, Any], path: Path) -> RateLimit:
+    for burst, rate in (("connectionsBurst", "connectionsPerSecond"), ("bytesBurst", "bytesPerSecond")):
+        if burst in said and rate not in said:
+            raise FieldError((*path, burst), f"is without effect; add {rate}")
+    connections, octets = said.get("connectionsPerSecond"), said.get("bytesPerSecond")
+    if "perSource" in said and connections is None and octets is None:
+        raise FieldError((*path, "perSource"), "is without effect; add connectionsPerSecond or bytesPerSecond")
+    return RateLimit(
+        connections_per_s=None if connections is None else float(connections),
+        connections_burst=0.0 if connections is None else float(said.get("connectionsBurst", max(1.0, connections))),
+        bytes_per_s=None if octets is None else float(octets),
+        bytes_burst=float(said.get("bytesBurst", octets or 0.0)),
+        per_source=said.get("perSource", False),
+    )
+
+
+def _faults(said: Sequence[Mapping[str, Any]], path: Path) -> tuple[Fault, ...]:
+    faults = tuple(_fault(each, (*path, number)) for number, each in enumerate(said))
+    for source in ("", *(source for each in faults for source in each.sources)):
+        share = 0.0
+        for number, each in enumerate(faults):
+            if not each.sources or source in each.sources:
+                share += each.percent
+            if share > 100:
+                whom = source or "every source"
+                raise FieldError((*path, number, "percent"), f"with the entries before it more than 100 for {whom}")
+    return faults
+
+
+def _fault(said: Mapping[str, Any], path: Path) -> Fault:
+    delay_s = _seconds(said, "delay", 0.0) if "delay" in said else None
+    if delay_s == 0.0:
+        raise FieldError((*path, "delay"), "must be more than 0s")
+    return Fault(
+        percent=float(said["percent"]),
+        sources=tuple(said.get("sources", ())),
+        delay_s=delay_s,
+        refuse=said.get("refuse", False),
+        reset_after_bytes=said.get("resetAfterBytes"),
     )
 
 

@@ -1,6 +1,6 @@
 """The story of a connection that a local workload opened.
 
-    accept > where was it going > resolve > choose > tunnel or passthrough > relay > account
+    accept > where was it going > resolve > admit > choose > tunnel or passthrough > relay > account
 
 Read ``handle`` from top to bottom; each step is one call into one folder.
 """
@@ -16,13 +16,14 @@ from node_agent.balance import Pick
 from node_agent.capture import original_destination
 from node_agent.errors import CloseReason
 from node_agent.model import PeerAddress
+from node_agent.proxy.admission import Admission
 from node_agent.proxy.live import LiveConnections
 from node_agent.proxy.pod import Accepted, Pod
 from node_agent.proxy.routes import Router
 from node_agent.proxy.timeouts import Timekeeper
 from node_agent.proxy.trust_gate import TrustGate
 from node_agent.proxy.upstream import Connector, Upstream
-from node_agent.relay import Ending, Outcome, Pair, Relay
+from node_agent.relay import Ending, Meter, Outcome, Pair, Relay
 from node_agent.telemetry.access_log import AccessLog
 from node_agent.telemetry.connection_record import ConnectionRecord
 from node_agent.tunnel import Tunnel, TunnelClient, TunnelKey
@@ -46,6 +47,7 @@ class Outbound:
         access_log: AccessLog,
         live: LiveConnections,
         router: Router,
+        admission: Admission,
         connector: Connector,
         tunnels: TunnelClient,
         relay: Relay,
@@ -55,6 +57,7 @@ class Outbound:
         self._access_log = access_log
         self._live = live
         self._router = router
+        self._admission = admission
         self._connector = connector
         self._tunnels = tunnels
         self._relay = relay
@@ -77,16 +80,19 @@ class Outbound:
             route = await self._router.route(destination)
             record.note(service=route.service)
 
-            upstream = await self._connector.reach(pod, peer, route, record)
-            try:
-                record.opened()
-                outcome = await self._carry(
-                    pod, accepted.take(), upstream, record, partial(self._times.keep, live, route.traffic.timeouts)
-                )
-                _tell_pick(upstream.pick, outcome, record)
-            finally:
-                if upstream.pick is not None:
-                    upstream.pick.release(trio.current_time())
+            with await self._admission.admit(route, pod.workload.identity, record) as passage:
+                upstream = await self._connector.reach(pod, peer, route, record)
+                passage.connected()
+                try:
+                    record.opened()
+                    keep_times = partial(self._times.keep, live, route.traffic.timeouts)
+                    outcome = await self._carry(
+                        pod, accepted.take(), upstream, record, keep_times=keep_times, meter=passage.meter
+                    )
+                    _tell_pick(upstream.pick, outcome, record)
+                finally:
+                    if upstream.pick is not None:
+                        upstream.pick.release(trio.current_time())
 
             if outcome.ending is not Ending.COMPLETE:
                 record.close_because(outcome.reason or _CLOSE_REASONS[outcome.ending])
@@ -97,7 +103,9 @@ class Outbound:
         downstream: socket.socket,
         upstream: Upstream,
         record: ConnectionRecord,
+        *,
         keep_times: Callable[[Pair], None],
+        meter: Meter | None,
     ) -> Outcome:
         """Move the bytes until both directions have ended; takes both sockets over."""
 
@@ -107,12 +115,12 @@ class Outbound:
 
         if upstream.tunnel is None:
             assert upstream.plain is not None
-            return await self._relay.run_plain(downstream, upstream.plain, started)
+            return await self._relay.run_plain(downstream, upstream.plain, started, meter=meter)
         assert upstream.key is not None
         outcome: Outcome | None = None
         try:
             outcome = await self._relay.run_tunnel(
-                downstream, upstream.tunnel.lend(), started, why=lambda: record.close_reason
+                downstream, upstream.tunnel.lend(), started, why=lambda: record.close_reason, meter=meter
             )
         finally:
             if outcome is None:

@@ -148,6 +148,15 @@ class Registry:
         """The TrafficPolicy that is in force for a service port."""
         return self._traffic_policies.policy(port)
 
+    def faults(self) -> Iterator[str]:
+        """One line for each TrafficPolicy that disturbs connections."""
+        for policy in self._traffic_policies.in_force():
+            service = ObjectName(policy.namespace, policy.service)
+            if any(each.percent for each in policy.traffic.faults) and self._services.ports(service):
+                port = "" if policy.port is None else f":{policy.port}"
+                name = ObjectName(policy.namespace, policy.name)
+                yield f"faults are injected into connections to {service}{port} (TrafficPolicy {name})"
+
     def in_pod_network(self, ip: str) -> bool:
         """Whether the address is in some node's podCIDRs: a pod's, known or not."""
         return ip in self._networks

@@ -54,6 +54,15 @@ class TrafficPolicies:
         policy = self.policy(port)
         return policy.traffic if policy is not None else default_for(port.load_balancing)
 
+    def in_force(self) -> Iterator[TrafficPolicy]:
+        """Every policy that no other one keeps out of force."""
+        for policies in self._of_service.values():
+            seen = set()
+            for each in policies:
+                if each.port not in seen:
+                    seen.add(each.port)
+                    yield each
+
     def conflicts(self) -> Iterator[str]:
         """One line for each policy that another one keeps out of force."""
         for service, policies in sorted(self._of_service.items()):

@@ -2,7 +2,8 @@
 
 from node_agent.relay.ending import Ending, Outcome
 from node_agent.relay.linger import reset_on_close
+from node_agent.relay.meter import Meter
 from node_agent.relay.relay import Pair, Relay
 from node_agent.relay.settlement import Settlement
 
-__all__ = ["Ending", "Outcome", "Pair", "Relay", "Settlement", "reset_on_close"]
+__all__ = ["Ending", "Meter", "Outcome", "Pair", "Relay", "Settlement", "reset_on_close"]

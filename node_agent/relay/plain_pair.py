@@ -5,7 +5,7 @@ Each direction is a ``_Flow`` in one of these states:
     reading --send blocked--> holding --flushed--> reading --EOF--> ended (the other socket is shut for writing)
 
 The pair is complete when both flows have ended.  A reset of one socket resets
-the other.
+the other.  While a meter has it paused nothing is read (meter.py).
 """
 
 import socket
@@ -16,6 +16,7 @@ from node_agent.errors import CloseReason
 from node_agent.relay.ending import Ending, Outcome
 from node_agent.relay.linger import end_on_close, reset_on_close
 from node_agent.relay.loop import ARENA_BYTES, ERR, HUP, IN, OUT, RelayLoop
+from node_agent.relay.meter import Meter, Metered
 from node_agent.relay.send_queue import unsent_bytes
 
 _SILENT: Final = -1
@@ -58,7 +59,19 @@ class PlainPair:
     and ``down_bytes`` may be read at any time.
     """
 
-    __slots__ = ("_down", "_first", "_loop", "_masks", "_on_done", "_over", "_second", "_up")
+    __slots__ = (
+        "_down",
+        "_first",
+        "_loop",
+        "_masks",
+        "_meter",
+        "_most_bytes",
+        "_on_done",
+        "_over",
+        "_paused",
+        "_second",
+        "_up",
+    )
 
     def __init__(
         self,
@@ -67,6 +80,7 @@ class PlainPair:
         first: socket.socket,
         second: socket.socket,
         on_done: Callable[[Outcome], None],
+        meter: Meter | None = None,
     ) -> None:
         self._loop = loop
         self._first = first
@@ -76,6 +90,10 @@ class PlainPair:
         self._down = _Flow(second, first, source_broken=Ending.PEER_RESET, sink_broken=Ending.PLAIN_RESET)
         self._masks = {first.fileno(): IN, second.fileno(): IN}
         self._over = False
+        self._paused = False
+        self._meter = None if meter is None else Metered(loop=loop, pair=self, meter=meter)
+        self._most_bytes = ARENA_BYTES if meter is None else meter.most_bytes
+        self._up.read_bytes = self._down.read_bytes = min(_FIRST_READ_BYTES, self._most_bytes)
 
     @property
     def up_bytes(self) -> int:
@@ -98,12 +116,45 @@ class PlainPair:
         """Hand both sockets to the loop; called once."""
         second_fd = self._second.fileno()
         first_fd = self._first.fileno()
-        self._loop.adopt(second_fd, IN, lambda event: self._serve(event, second_fd, self._down, self._up))
-        self._loop.adopt(first_fd, IN, lambda event: self._serve(event, first_fd, self._up, self._down))
+
+        def on_second(event: int) -> None:
+            self._serve(event, second_fd, self._down, self._up)
+
+        def on_first(event: int) -> None:
+            self._serve(event, first_fd, self._up, self._down)
+
+        meter = self._meter
+        self._loop.adopt(second_fd, IN, on_second if meter is None else meter.handler(on_second))
+        self._loop.adopt(first_fd, IN, on_first if meter is None else meter.handler(on_first))
+        if meter is not None:
+            meter.start()
 
     def cut(self, _reason: CloseReason | None) -> None:
         """Abort both sides; called from any thread, harmless when it is over."""
         self._loop.call_soon(lambda: self._abort(Ending.CUT))
+
+    # -- for the meter ------------------------------------------------------
+
+    @property
+    def is_over(self) -> bool:
+        return self._over
+
+    def abort(self, _reason: CloseReason) -> None:
+        """Abort both sides, from within the loop."""
+        self._abort(Ending.CUT)
+
+    def pause(self) -> None:
+        """Read neither socket."""
+        self._paused = True
+        if not self._over:
+            self._update_interest()
+
+    def resume(self) -> None:
+        self._paused = False
+        if not self._over:
+            self._update_interest()
+
+    # -- events -------------------------------------------------------------
 
     def _serve(self, event: int, fd: int, outgoing: _Flow, incoming: _Flow) -> None:
         """Obey an event of the socket that ``outgoing`` reads from and ``incoming`` writes to."""
@@ -141,7 +192,7 @@ class PlainPair:
             return
         flow.moved_bytes += received
         if received == flow.read_bytes:
-            flow.read_bytes = min(received * 4, ARENA_BYTES)
+            flow.read_bytes = min(received * 4, self._most_bytes)
         try:
             sent = flow.send(arena[:received])
         except BlockingIOError:
@@ -179,7 +230,7 @@ class PlainPair:
             (self._second, self._down, self._up),
         ):
             fd = sock.fileno()
-            mask = (IN if not outgoing.ended and outgoing.held is None else 0) | (
+            mask = (IN if not outgoing.ended and outgoing.held is None and not self._paused else 0) | (
                 OUT if incoming.held is not None else 0
             )
             if mask != self._masks[fd]:

@@ -13,6 +13,7 @@ import trio
 from node_agent.errors import AgentError, CloseReason
 from node_agent.relay.ending import Ending, Outcome
 from node_agent.relay.loop import RelayLoop
+from node_agent.relay.meter import Meter
 from node_agent.relay.plain_pair import PlainPair
 from node_agent.relay.settlement import Settlement
 from node_agent.relay.tunnel_pair import TunnelPair
@@ -124,6 +125,7 @@ class Relay(trio.abc.Instrument):
         on_start: Callable[[Pair], None],
         *,
         why: Callable[[], CloseReason | None],
+        meter: Meter | None = None,
     ) -> Outcome:
         """Relay between an application's socket and a tunnel until both directions have ended.
 
@@ -131,10 +133,10 @@ class Relay(trio.abc.Instrument):
         given back if the ending is COMPLETE, or later by the outcome's settlement
         (``when_settled``, ``settled``).  ``on_start`` gets the pair, to read its
         counters.  Cancellation cuts the pair first, and tells the peer agent
-        what ``why`` then returns.
+        what ``why`` then returns.  ``meter`` is asked how the bytes may move.
         """
         waiting = _Relaying(self)
-        pair = TunnelPair(loop=self._loop, plain=plain, tunnel=tunnel, on_done=waiting.done)
+        pair = TunnelPair(loop=self._loop, plain=plain, tunnel=tunnel, on_done=waiting.done, meter=meter)
         on_start(pair)
         return await _wait(pair, waiting, why)
 
@@ -166,10 +168,17 @@ class Relay(trio.abc.Instrument):
             await trio.lowlevel.wait_task_rescheduled(abandon)
         return settlement.leftover
 
-    async def run_plain(self, first: socket.socket, second: socket.socket, on_start: Callable[[Pair], None]) -> Outcome:
+    async def run_plain(
+        self,
+        first: socket.socket,
+        second: socket.socket,
+        on_start: Callable[[Pair], None],
+        *,
+        meter: Meter | None = None,
+    ) -> Outcome:
         """Relay between two sockets; takes both over and closes both."""
         waiting = _Relaying(self)
-        pair = PlainPair(loop=self._loop, first=first, second=second, on_done=waiting.done)
+        pair = PlainPair(loop=self._loop, first=first, second=second, on_done=waiting.done, meter=meter)
         on_start(pair)
         return await _wait(pair, waiting, _nobody_to_tell)
 

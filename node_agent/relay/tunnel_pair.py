@@ -11,7 +11,8 @@ A direction is in one of these states:
 When both have ended the pair is complete and the tunnel can be used again.
 Anything else is an abort: the application gets a RST, never a FIN, because a
 FIN would call a truncated stream whole.  After the reset of an application the
-tunnel can be saved (settlement.py).
+tunnel can be saved (settlement.py).  While a meter has it paused neither side
+is read (meter.py).
 """
 
 import socket
@@ -37,6 +38,7 @@ from node_agent.relay.farewell import Farewell
 from node_agent.relay.last_words import find_reset
 from node_agent.relay.linger import end_on_close, reset_on_close
 from node_agent.relay.loop import ARENA_BYTES, ERR, HUP, IN, OUT, RDHUP, READ, RelayLoop
+from node_agent.relay.meter import Meter, Metered
 from node_agent.relay.send_queue import unsent_bytes
 from node_agent.relay.settlement import Settlement
 from node_agent.relay.skim import Skimmer
@@ -66,10 +68,14 @@ class TunnelPair:
     __slots__ = (
         "_down_ended",
         "_header",
+        "_last_start",
         "_leftover",
         "_loop",
+        "_meter",
+        "_most_up_bytes",
         "_on_done",
         "_over",
+        "_paused",
         "_plain",
         "_plain_fd",
         "_plain_mask",
@@ -96,6 +102,7 @@ class TunnelPair:
         plain: socket.socket,
         tunnel: ssl.SSLSocket,
         on_done: Callable[[Outcome], None],
+        meter: Meter | None = None,
     ) -> None:
         self._loop = loop
         self._plain = plain
@@ -122,6 +129,16 @@ class TunnelPair:
         self._tunnel_mask = IN
         self.up_bytes = 0
         self.down_bytes = 0
+        self._paused = False
+        self._most_up_bytes = MAX_DATA_BYTES
+        self._last_start = _LAST_START
+        self._meter: Metered | None = None
+        if meter is not None:
+            self._meter = Metered(loop=loop, pair=self, meter=meter)
+            self._most_up_bytes = min(meter.most_bytes, MAX_DATA_BYTES)
+            self._read_bytes = min(self._read_bytes, self._most_up_bytes)
+            # At least a whole record, or bytes would hide in SSL.
+            self._last_start = min(meter.most_bytes, ARENA_BYTES) - _TLS_RECORD_BYTES
 
     @property
     def is_half_closed(self) -> bool:
@@ -137,12 +154,40 @@ class TunnelPair:
         if self._tunnel.pending():
             # Bytes already inside SSL raise no event of their own; "writable" is true at once and brings us there.
             self._tunnel_mask = IN | OUT
-        self._loop.adopt(self._tunnel_fd, self._tunnel_mask, self._on_tunnel)
-        self._loop.adopt(self._plain_fd, READ, self._on_plain)
+        meter = self._meter
+        self._loop.adopt(
+            self._tunnel_fd, self._tunnel_mask, self._on_tunnel if meter is None else meter.handler(self._on_tunnel)
+        )
+        self._loop.adopt(self._plain_fd, READ, self._on_plain if meter is None else meter.handler(self._on_plain))
+        if meter is not None:
+            meter.start()
 
     def cut(self, reason: CloseReason | None) -> None:
         """Abort both sides and tell the peer agent why; called from any thread, harmless when it is over."""
         self._loop.call_soon(lambda: self._abort(Ending.CUT, reason))
+
+    # -- for the meter ------------------------------------------------------
+
+    @property
+    def is_over(self) -> bool:
+        return self._over
+
+    def abort(self, reason: CloseReason) -> None:
+        """Abort both sides and tell the peer agent why, from within the loop."""
+        self._abort(Ending.CUT, reason)
+
+    def pause(self) -> None:
+        """Read neither side."""
+        self._paused = True
+        self._update_interest()
+
+    def resume(self) -> None:
+        if self._over:
+            return
+        self._paused = False
+        self._update_interest()
+        if self._to_plain is None and self._tunnel.pending():
+            self._pump_down()  # bytes already inside SSL raise no event of their own
 
     # -- events -------------------------------------------------------------
 
@@ -171,11 +216,11 @@ class TunnelPair:
         if event & OUT:
             if self._to_tunnel is not None:
                 self._flush_tunnel()
-            elif self._to_plain is None and not self._over:
+            elif self._to_plain is None and not self._paused and not self._over:
                 self._pump_down()
                 self._update_interest()
                 return
-        if self._to_plain is None:
+        if self._to_plain is None and not self._paused:
             if event & ~OUT and not self._over:
                 self._pump_down()
         elif event & (ERR | RDHUP) and not self._over:
@@ -197,8 +242,8 @@ class TunnelPair:
             self.up_bytes += received
             arena = loop.arena
             _pack_header(arena, 0, _DATA_WORD | received)
-            if received == self._read_bytes and received < MAX_DATA_BYTES:
-                self._read_bytes = min((received + HEADER_BYTES) * 4 - HEADER_BYTES, MAX_DATA_BYTES)
+            if received == self._read_bytes and received < self._most_up_bytes:
+                self._read_bytes = min((received + HEADER_BYTES) * 4 - HEADER_BYTES, self._most_up_bytes)
             end = HEADER_BYTES + received
             try:
                 is_last = is_last and received < _FIRST_READ_BYTES and not self._plain.recv(1, socket.MSG_PEEK)
@@ -264,7 +309,7 @@ class TunnelPair:
                     self._send_payload(arena[HEADER_BYTES:end])
                     return
             got = end
-            while got == _TLS_RECORD_BYTES and end <= _LAST_START:
+            while got == _TLS_RECORD_BYTES and end <= self._last_start:
                 got = read(_TLS_RECORD_BYTES, arena[end:])
                 end += got
             lost = got == 0
@@ -403,7 +448,7 @@ class TunnelPair:
     def _update_interest(self) -> None:
         if self._over:
             return
-        plain = (READ if not self._up_ended and self._to_tunnel is None else 0) | (
+        plain = (READ if not self._up_ended and self._to_tunnel is None and not self._paused else 0) | (
             OUT if self._to_plain is not None else 0
         )
         if plain != self._plain_mask:
@@ -413,11 +458,12 @@ class TunnelPair:
                 self._loop.forget(self._plain_fd)
             else:
                 self._loop.interest(self._plain_fd, plain)
-        if self._to_plain is None:
+        if self._to_plain is None and not self._paused:
             tunnel = IN
         else:
-            # Not reading, because the application does not.  A peer that leaves now has not heard our EOF: it aborts,
-            # and the application must hear of that although it does not read.  After our EOF it may leave in peace.
+            # Not reading, because the application does not, or the meter has us wait.  A peer that leaves now has not
+            # heard our EOF: it aborts, and the application must hear of that although it does not read.  After our EOF
+            # it may leave in peace.
             tunnel = 0 if self._up_ended else RDHUP
         if self._to_tunnel is not None:
             tunnel |= OUT

@@ -37,7 +37,7 @@ class ConnectionRecord:
     ``attempts`` (endpoints tried), ``sent_bytes`` and ``received_bytes``, or
     ``byte_counts``, a callable that returns both, in that order, at any time;
     ``stands_on``, identity and serial number of the certificates without which
-    it may not go on.
+    it may not go on; ``fault``, what a TrafficPolicy does to it on purpose.
     """
 
     __slots__ = (
@@ -56,6 +56,7 @@ class ConnectionRecord:
         "detail",
         "direction",
         "endpoint",
+        "fault",
         "id",
         "original_destination",
         "policy",
@@ -87,6 +88,7 @@ class ConnectionRecord:
         self.destination: Workload | None = None
         self.destination_identity: SpiffeId | None = None
         self.policy: str | None = None
+        self.fault: str | None = None
         self.security: SecurityPolicy = "none"
         self.byte_counts: ByteCounts | None = None
         self.sent_bytes = 0
@@ -220,7 +222,7 @@ class ConnectionRecord:
             f',"connection_security_policy":"{self.security}"'
             f',"sent_bytes":{self.sent_bytes},"received_bytes":{self.received_bytes}'
             f',"duration_ms":{(now - self._began_at) * 1000:.3f},"connect_ms":{connect_ms},"attempts":{self.attempts}'
-            f',"policy":{_json(self.policy)},"close_reason":"{reason}"'
+            f',"policy":{_json(self.policy)},"fault":{_json(self.fault)},"close_reason":"{reason}"'
             f',"response_flags":"{RESPONSE_FLAGS[reason]}","detail":{_json(self.detail[:_MAX_DETAIL_CHARS])}}}'
         )
 

@@ -26,6 +26,7 @@ class ResponseFlag(StrEnum):
     TIMEOUT = "TIMEOUT"
     CUT = "CUT"
     OVERLOAD = "OVERLOAD"
+    FAULT = "FAULT"
     INTERNAL_ERROR = "INTERNAL_ERROR"
 
 
@@ -38,6 +39,9 @@ RESPONSE_FLAGS: Final[Mapping[CloseReason, ResponseFlag]] = MappingProxyType(
         CloseReason.PLAINTEXT_REFUSED: ResponseFlag.DENY,
         CloseReason.POLICY_DENIED: ResponseFlag.DENY,
         CloseReason.IDENTITY_UNAVAILABLE: ResponseFlag.IDENTITY_ERROR,
+        CloseReason.LIMIT_EXCEEDED: ResponseFlag.OVERLOAD,
+        CloseReason.RATE_LIMITED: ResponseFlag.OVERLOAD,
+        CloseReason.FAULT_INJECTED: ResponseFlag.FAULT,
         CloseReason.CONNECT_REFUSED: ResponseFlag.CONNECT,
         CloseReason.CONNECT_TIMEOUT: ResponseFlag.CONNECT,
         CloseReason.CONNECT_UNREACHABLE: ResponseFlag.CONNECT,

@@ -10,6 +10,7 @@ the metrics; workers own connections, from accept to access record.
     pods        the pods that all of them serve         carrier    all of this as the agent's ``Carrier``
     figures     the answers of all, added up            view       the whole as one agent, for people and Prometheus
     worker      the other side: the data path, fed      answers    what it says when asked
+    ledger      limits that all of them count in together
     received    its copy of the identities              __main__   where its process begins
 
 The registry, the trust and the identities of a worker are copies, always behind

@@ -14,6 +14,7 @@ from node_agent import process
 from node_agent.identity import prefer_aes128
 from node_agent.telemetry.logs import configure_logging
 from node_agent.workers.channel import DESCRIPTORS, Channel
+from node_agent.workers.ledger import SharedLedger
 from node_agent.workers.messages import Start, ToWorker
 from node_agent.workers.worker import run_worker
 
@@ -44,16 +45,19 @@ async def _run(sock: socket.socket) -> int:
             return 1
         if not received:
             return 1
-        (start, locks), *first = received
+        (start, descriptors), *first = received
         if not isinstance(start, Start):
             raise WireError("the first message is not Start")
         _prctl(_PR_SET_NAME, f"ringfence-w{start.worker}".encode())
-        logs = configure_logging(start.log_level, locks=(locks[0], locks[1]), worker=start.worker)
-        for lock in locks:
-            os.close(lock)
+        stdout_lock, stderr_lock, counts = descriptors
+        logs = configure_logging(start.log_level, locks=(stdout_lock, stderr_lock), worker=start.worker)
+        ledger = SharedLedger(counts, workers=start.workers, worker=start.worker)
+        for each in descriptors:
+            os.close(each)
         try:
-            return await run_worker(start, first, channel, logs)
+            return await run_worker(start, first, channel, logs, ledger)
         finally:
+            ledger.close()
             logs.close()
     finally:
         channel.close()

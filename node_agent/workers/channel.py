@@ -21,7 +21,7 @@ import trio
 from ca.errors import WireError
 from node_agent.workers.messages import Message, MessageDecoder, ServePod, Start, encode_message
 
-DESCRIPTORS: Final[Mapping[type, int]] = {Start: 2, ServePod: 4}
+DESCRIPTORS: Final[Mapping[type, int]] = {Start: 3, ServePod: 4}
 """How many descriptors go with a message; none with the others."""
 
 _INT: Final = struct.Struct("i")

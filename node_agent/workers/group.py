@@ -29,6 +29,7 @@ from node_agent.registry import Update
 from node_agent.telemetry.access_log import new_run
 from node_agent.workers import messages as say
 from node_agent.workers.figures import OPEN, RESIDENT_BYTES, Figures
+from node_agent.workers.ledger import SharedLedger
 from node_agent.workers.pods import SharedPods
 from node_agent.workers.process import NoAnswer, WorkerProcess
 from node_agent.workers.received import svid_message
@@ -70,7 +71,9 @@ class Workers:
         self._count = config.agent.workers
         self._state = state
         self._identities = identities
-        self._stream_locks = stream_locks
+        # Open as long as the process: a worker may be told of it until the end.
+        self._ledger, ledger_fd = SharedLedger.create(config.agent.workers)
+        self._shared = (*stream_locks, ledger_fd)
         self._log_level = config.agent.log_level
         self._run = new_run()
         self._starts = 0
@@ -125,6 +128,7 @@ class Workers:
             return await worker.run(self._handle)
         finally:
             del self._running[number]
+            self._ledger.forget(number)
             self.figures.ended(number)
             self.pods.worker_ended(number)
 
@@ -132,12 +136,13 @@ class Workers:
         self._starts += 1
         start = say.Start(
             worker=worker.number,
+            workers=self._count,
             run=f"{self._run}.{self._starts}",
             config=self._config_of(),
             log_level=self._log_level,
             trust=self._state.trust(),
         )
-        worker.channel.post(start, self._stream_locks)
+        worker.channel.post(start, self._shared)
         worker.channel.post_lazily(iter(say.registry_parts(tuple(self._state.objects()), ())))
         for credentials in self._state.credentials():
             worker.channel.post(svid_message(credentials))

@@ -49,9 +49,14 @@ _OBJECTS_A_PART: Final = 500  # 50 to 100 KB, a few milliseconds to read
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Who you are.  With two descriptors: the locks that keep lines of several processes apart (telemetry/logs.py)."""
+    """Who you are, one of how many.
+
+    With three descriptors: the locks that keep lines of several processes apart
+    (telemetry/logs.py), and the counts that all workers share (ledger.py).
+    """
 
     worker: int
+    workers: int
     run: str  # RUN.N: the agent's start, and which start of a worker this is
     config: Config
     log_level: str

@@ -43,6 +43,7 @@ from node_agent.telemetry.process_metrics import register_resources
 from node_agent.workers import messages as say
 from node_agent.workers.answers import answer, last_figures
 from node_agent.workers.channel import Channel, Received
+from node_agent.workers.ledger import SharedLedger
 from node_agent.workers.received import ReceivedIdentities, key_and_chain
 
 _log: Final = logging.getLogger("ringfence.worker")
@@ -56,7 +57,9 @@ _LAST_WORDS_S: Final = 1.0
 class Worker:
     """Every part, wired; ``stack`` closes what has to be closed."""
 
-    def __init__(self, start: say.Start, channel: Channel, logs: Logging, stack: ExitStack) -> None:
+    def __init__(
+        self, start: say.Start, channel: Channel, logs: Logging, stack: ExitStack, ledger: SharedLedger
+    ) -> None:
         self._channel = channel
         self._crash: BaseException | None = None
         self._ended = trio.Event()  # there is nothing more to wait for
@@ -88,6 +91,7 @@ class Worker:
             stack=stack,
             accepts_a_turn=ACCEPTS_A_TURN,
             run=start.run,
+            ledger=ledger,
         )
         self._home = open_home()
         stack.callback(os.close, self._home)
@@ -279,8 +283,10 @@ class Worker:
         self._ended.set()
 
 
-async def run_worker(start: say.Start, first: list[Received], channel: Channel, logs: Logging) -> int:
+async def run_worker(
+    start: say.Start, first: list[Received], channel: Channel, logs: Logging, ledger: SharedLedger
+) -> int:
     """Be the worker that ``start`` describes; returns the exit code."""
     with ExitStack() as stack:
-        worker = Worker(start, channel, logs, stack)
+        worker = Worker(start, channel, logs, stack, ledger)
         return await worker.run(first)

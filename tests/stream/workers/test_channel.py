@@ -57,19 +57,19 @@ async def test_messages_arrive_in_order_also_those_made_when_their_turn_comes() 
 
 async def test_descriptors_arrive_with_their_message_and_refer_to_the_same_file() -> None:
     async with pair() as (parent, worker):
-        start = say.Start(worker=1, run="r", config=CONFIG, log_level="info", trust=b"")
-        first, second = os.memfd_create("one"), os.memfd_create("two")
+        start = say.Start(worker=1, workers=1, run="r", config=CONFIG, log_level="info", trust=b"")
+        passed = [os.memfd_create(name) for name in ("one", "two", "three")]
         parent.post(part(2000))  # more than one write takes
-        parent.post(start, [first, second])
-        inodes = [os.fstat(first).st_ino, os.fstat(second).st_ino]
-        os.close(first)  # posted is posted
-        os.close(second)
+        parent.post(start, passed)
+        inodes = [os.fstat(fd).st_ino for fd in passed]
+        for fd in passed:
+            os.close(fd)  # posted is posted
         parent.post(say.Drain())
         received: list[Received] = []
         while len(received) < 3:
             received += await worker.receive()
         assert [type(each.message) for each in received] == [say.RegistryPart, say.Start, say.Drain]
-        assert [len(each.descriptors) for each in received] == [0, 2, 0]
+        assert [len(each.descriptors) for each in received] == [0, 3, 0]
         assert [os.fstat(fd).st_ino for fd in received[1].descriptors] == inodes
         assert not any(os.get_inheritable(fd) for fd in received[1].descriptors)
         for fd in received[1].descriptors:
@@ -104,11 +104,11 @@ async def test_descriptors_that_did_not_find_their_way_are_closed(open_descripto
     before = next(open_descriptors)
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     parent = Channel(one, receives=say.ToParent)
-    start = say.Start(worker=1, run="r", config=CONFIG, log_level="info", trust=b"")
+    start = say.Start(worker=1, workers=1, run="r", config=CONFIG, log_level="info", trust=b"")
     lock = os.memfd_create("lock")
-    parent.post(start, [lock, lock])
+    parent.post(start, [lock] * 3)
     parent.close()
-    parent.post(start, [lock, lock])
+    parent.post(start, [lock] * 3)
     os.close(lock)
     other.close()
     assert next(open_descriptors) == before
@@ -131,7 +131,7 @@ async def test_a_message_without_its_descriptors_is_refused() -> None:
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     worker = Channel(other, receives=say.ToWorker)
     with one:
-        start = say.Start(worker=1, run="r", config=CONFIG, log_level="info", trust=b"")
+        start = say.Start(worker=1, workers=1, run="r", config=CONFIG, log_level="info", trust=b"")
         one.sendall(say.encode_message(start))
         with pytest.raises(WireError, match="descriptors"):
             await worker.receive()
@@ -141,8 +141,8 @@ async def test_a_message_without_its_descriptors_is_refused() -> None:
 async def test_descriptors_arrive_at_a_process_that_has_none_left() -> None:
     """A worker with as many connections as it may have must still be able to take in a pod, and the next one."""
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    parent, worker = Channel(one, receives=say.ToParent), Channel(other, receives=say.ToWorker, spare_descriptors=2)
-    start = say.Start(worker=1, run="r", config=CONFIG, log_level="info", trust=b"")
+    parent, worker = Channel(one, receives=say.ToParent), Channel(other, receives=say.ToWorker, spare_descriptors=3)
+    start = say.Start(worker=1, workers=1, run="r", config=CONFIG, log_level="info", trust=b"")
     lock = os.memfd_create("lock")
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken: list[int] = []
@@ -159,13 +159,13 @@ async def test_descriptors_arrive_at_a_process_that_has_none_left() -> None:
                     async with trio.open_nursery() as receiving:
                         receiving.start_soon(receive)
                         await trio.testing.wait_all_tasks_blocked()  # it has its spare ones
-                        parent.post(start, [lock, lock])
+                        parent.post(start, [lock] * 3)
                         resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
                         with contextlib.suppress(OSError):
                             while True:
                                 taken.append(os.dup(lock))
                 resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-                assert [len(each.descriptors) for each in arrived] == [2] * (turn + 1)
+                assert [len(each.descriptors) for each in arrived] == [3] * (turn + 1)
             nursery.cancel_scope.cancel()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)

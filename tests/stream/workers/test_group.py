@@ -22,6 +22,7 @@ from node_agent.telemetry.logs import make_stream_locks
 from node_agent.workers import messages as say
 from node_agent.workers.figures import OPEN, RESIDENT_BYTES
 from node_agent.workers.group import State, Workers
+from node_agent.workers.ledger import SharedLedger
 from node_agent.workers.messages import pack_trust
 from node_agent.workers.process import NoAnswer, WorkerProcess
 from tests.certificates import TRUST_DOMAIN, der, make_root
@@ -164,10 +165,12 @@ async def one_worker() -> AsyncIterator[tuple[WorkerProcess, list[say.Message]]]
 
 def post_start(worker: WorkerProcess) -> None:
     locks = make_stream_locks()
-    start = say.Start(worker=1, run="r.1", config=CONFIG, log_level="info", trust=pack_trust(trust()))
-    worker.channel.post(start, locks)
-    for lock in locks:
-        os.close(lock)
+    start = say.Start(worker=1, workers=1, run="r.1", config=CONFIG, log_level="info", trust=pack_trust(trust()))
+    ledger, counts = SharedLedger.create(1)
+    ledger.close()
+    worker.channel.post(start, (*locks, counts))
+    for fd in (*locks, counts):
+        os.close(fd)
 
 
 async def until(said: list[say.Message], kind: type) -> None:

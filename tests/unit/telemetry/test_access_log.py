@@ -121,6 +121,7 @@ def test_a_good_connection_leaves_one_record_with_every_field(bench: Bench) -> N
         "connect_ms": 1.235,
         "attempts": 2,
         "policy": "default/allow-cart",
+        "fault": None,
         "close_reason": "ok",
         "response_flags": "-",
         "detail": "",

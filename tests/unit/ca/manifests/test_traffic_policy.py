@@ -10,8 +10,11 @@ from ca.manifests import ManifestError, TrafficPolicy, parse_manifests
 from ca.manifests.traffic import (
     DEFAULT,
     Balancing,
+    Fault,
+    Limits,
     LoadBalancing,
     LocalityMode,
+    RateLimit,
     Timeouts,
     Traffic,
     WeightRule,
@@ -65,6 +68,13 @@ def test_everything_at_once() -> None:
             "maxEjectionTime": "1h",
             "maxEjectionPercent": 50,
         },
+        limits={"maxConnections": 10, "maxPendingConnects": 3, "maxConnectionsPerSource": 2},
+        rateLimit={"connectionsPerSecond": 0.5, "bytesPerSecond": 1000, "bytesBurst": 500, "perSource": True},
+        faults=[
+            {"percent": 10, "delay": "1m"},
+            {"percent": 0.5, "refuse": True, "sources": ["spiffe://a/b"]},
+            {"percent": 1, "resetAfterBytes": 0},
+        ],
         retry={"attempts": 5, "budgetPercent": 10, "minPerSecond": 1.5},
         timeouts={
             "connect": "250ms",
@@ -90,6 +100,15 @@ def test_everything_at_once() -> None:
     assert (traffic.retry.attempts, traffic.retry.budget_percent, traffic.retry.min_per_s) == (5, 10, 1.5)
     assert traffic.timeouts == Timeouts(
         connect_s=0.25, handshake_s=2.0, idle_s=0.0, lifetime_s=86400.0, half_closed_s=60.0, stalled_write_s=30.0
+    )
+    assert traffic.limits == Limits(max_connections=10, max_pending_connects=3, max_connections_per_source=2)
+    assert traffic.rate_limit == RateLimit(
+        connections_per_s=0.5, connections_burst=1.0, bytes_per_s=1000.0, bytes_burst=500.0, per_source=True
+    )
+    assert traffic.faults == (
+        Fault(percent=10.0, delay_s=60.0),
+        Fault(percent=0.5, refuse=True, sources=("spiffe://a/b",)),
+        Fault(percent=1.0, reset_after_bytes=0),
     )
     for field in fields(traffic):
         assert getattr(traffic, field.name) != getattr(DEFAULT, field.name), f"{field.name} is not covered here"
@@ -136,7 +155,33 @@ def test_nothing_is_as_good_as_not_written() -> None:
         ({"outlierDetection": {"latencyFactor": 0.5}}, "spec.outlierDetection.latencyFactor: must be more than 1"),
         ({"outlierDetection": {"latencyFactor": float("nan")}}, "spec.outlierDetection.latencyFactor: must be"),
         ({"retry": {"attempts": 11}}, "spec.retry.attempts: must be at most 10, not 11"),
-        ({"faults": []}, "spec.faults: is not known here"),
+        ({"limits": {"maxConnections": 0}}, "spec.limits.maxConnections: must be at least 1, not 0"),
+        ({"rateLimit": {"bytesPerSecond": 0}}, "spec.rateLimit.bytesPerSecond: must be more than 0, not 0"),
+        (
+            {"rateLimit": {"bytesBurst": 5, "connectionsPerSecond": 1}},
+            "spec.rateLimit.bytesBurst: is without effect; add bytesPerSecond",
+        ),
+        ({"rateLimit": {"perSource": True}}, "spec.rateLimit.perSource: is without effect; add connectionsPerSecond"),
+        ({"faults": [{"percent": 1}]}, "spec.faults[0]"),
+        ({"faults": [{"percent": 1, "refuse": True, "delay": "1s"}]}, "spec.faults[0]"),
+        ({"faults": [{"percent": 1, "refuse": False}]}, "spec.faults[0].refuse: must be True, not False"),
+        ({"faults": [{"percent": 1, "delay": "0s"}]}, "spec.faults[0].delay: must be more than 0s"),
+        ({"faults": [{"percent": 1, "refuse": True, "sources": ["cart"]}]}, "spec.faults[0].sources[0]"),
+        (
+            {"faults": [{"percent": 60, "refuse": True}, {"percent": 41, "delay": "1s"}]},
+            "spec.faults[1].percent: with the entries before it more than 100 for every source",
+        ),
+        (
+            {
+                "faults": [
+                    {"percent": 60, "refuse": True, "sources": ["spiffe://a/b"]},
+                    {"percent": 60, "refuse": True, "sources": ["spiffe://a/c"]},
+                    {"percent": 41, "delay": "1s", "sources": ["spiffe://a/c"]},
+                ]
+            },
+            "spec.faults[2].percent: with the entries before it more than 100 for spiffe://a/c",
+        ),
+        ({"mirror": {}}, "spec.mirror: is not known here"),
     ],
 )
 def test_mistakes_are_named_where_they_are(spec: dict[str, Any], said: str) -> None:
