@@ -69,7 +69,7 @@ class EndpointLoad(NamedTuple):
 
     ``latency_s`` is None before the first connect.  ``health`` is ``healthy``,
     ``unhealthy`` (by active checks), ``ejected`` or ``probing``; ``why`` is why
-    it was ejected, ``ejected_for_s`` for how long it still is.
+    it is not healthy, ``ejected_for_s`` for how long it still is.
     """
 
     open_connections: int
@@ -98,7 +98,7 @@ class _Pool:
 class Pick:
     """One connection's endpoint.  Its methods may be called in any order; only the first end counts."""
 
-    __slots__ = ("_balancer", "_ended", "_picked_at", "_pool", "_state", "endpoint", "is_probe")
+    __slots__ = ("_balancer", "_ended", "_is_connecting", "_picked_at", "_pool", "_state", "endpoint", "is_probe")
 
     def __init__(self, balancer: "Balancer", pool: _Pool, member: Member, now: float) -> None:
         self.endpoint = member.endpoint
@@ -107,13 +107,16 @@ class Pick:
         self._pool = pool
         self._picked_at = now
         self._ended = False
+        self._is_connecting = True
         self._state.open_connections += 1
+        self._state.waits(now)
         self.is_probe = self._state.outlier.picked(now)
 
     def connected(self, now: float) -> None:
         """The destination accepted the connection; the time since the pick is the sample."""
         if not self._ended:
             state, sample_s = self._state, now - self._picked_at
+            self._answered(now)
             if state.latency is None:
                 state.latency = PeakEwma(sample_s, now)
             else:
@@ -149,11 +152,17 @@ class Pick:
         """The connection is over, however far it got; harmless when already ended."""
         if not self._ended:
             self._ended = True
+            self._answered(now)
             self._state.open_connections -= 1
             self._state.used_at = now
             if self.is_probe:
                 self._state.outlier.given_up()
                 self._balancer.health_changed()
+
+    def _answered(self, now: float) -> None:
+        if self._is_connecting:
+            self._is_connecting = False
+            self._state.answered(now)
 
 
 class Balancer:
@@ -226,13 +235,15 @@ class Balancer:
         for (address, uid), state in self._states.items():
             yield address, uid, _shown(state, now)
 
-    def set_unhealthy(self, endpoint: Endpoint, is_unhealthy: bool, now: float) -> None:
-        """What active health checks found."""
+    def set_unhealthy(self, endpoint: Endpoint, is_unhealthy: bool, now: float, *, why: str = "") -> None:
+        """What active health checks found, and ``why`` for operators."""
         state = self._states.use(endpoint, now)
+        state.why_unhealthy = why if is_unhealthy else ""
         if state.is_unhealthy != is_unhealthy:
             state.is_unhealthy = is_unhealthy
             if not is_unhealthy:
                 state.since = now
+                state.latency = None  # it is not judged by how it was when it failed
             self.health_changed()
 
     # -- for picks ----------------------------------------------------------------
@@ -377,16 +388,17 @@ def _why_none(service: ServicePort, candidates: Sequence[Endpoint], pool: _Pool)
 
 def _shown(state: EndpointState, now: float) -> EndpointLoad:
     until = state.outlier.ejected_until
+    why = None if state.outlier.why is None else str(state.outlier.why)
     if until is not None and now < until:
         health = "ejected"
     elif state.is_unhealthy:
-        health = "unhealthy"
+        health, why = "unhealthy", state.why_unhealthy or why
     else:
         health = "healthy" if until is None else "probing"
     return EndpointLoad(
         state.open_connections,
         state.latency.at(now) if state.latency else None,
         health,
-        None if state.outlier.why is None else str(state.outlier.why),
+        why,
         None if until is None else max(0.0, until - now),
     )

@@ -9,6 +9,10 @@ estimated connect latency times (open connections + 1); of a member that was
 never connected to, nothing is known but its open connections: it counts as
 being as fast as the other one, so it is neither starved nor flooded.
 
+If both of two are bad (half a service is gone, or all but one of three are far
+away), the better one is bad too.  So when it costs many times what was taken of
+late, and enough for a client to notice, *least-latency* draws again.
+
 Weights are shares of the draws.  A member in slow start is drawn less often:
 from a tenth of its share to all of it, in proportion to the time.
 """
@@ -25,6 +29,10 @@ from node_agent.balance.tiers import Member
 
 Draw = Callable[[], float]
 _SLOWEST_SHARE: Final = 0.1  # Envoy's min_weight_percent
+_PAIRS: Final = 4  # with half of all endpoints gone, one connection in 256 meets two of them each time
+_FAR_OFF: Final = 4.0
+_NOT_FAR_S: Final = 0.01  # within a region; below it, going far is better than crowding the near ones
+_NEWS: Final = 0.1
 _DRAWS: Final = 8  # for one that is not in slow start, or a second one; then whichever came
 
 
@@ -114,22 +122,37 @@ class AtRandom:
 class BetterOfTwo:
     """The one of two that costs less."""
 
-    __slots__ = ("_by_latency", "_draws")
+    __slots__ = ("_by_latency", "_draws", "_usual_s")
 
     def __init__(self, draws: Draws, *, by_latency: bool) -> None:
         self._draws = draws
         self._by_latency = by_latency
+        self._usual_s = 0.0  # what those that were taken cost of late
 
     def choose(self, now: float, key: str) -> Member:
         if self._draws.count == 1:
             return self._draws.one(now)
-        one, other = self._draws.two(now)
-        cost, other_cost = one.state.open_connections + 1.0, other.state.open_connections + 1.0
-        latency, other_latency = one.state.latency, other.state.latency
-        if self._by_latency and latency is not None and other_latency is not None:
-            cost *= latency.at(now)
-            other_cost *= other_latency.at(now)
-        return one if cost <= other_cost else other
+        if not self._by_latency:
+            one, other = self._draws.two(now)
+            return one if one.state.open_connections <= other.state.open_connections else other
+        better, cost_s = _cheaper(*self._draws.two(now), now)
+        for _ in range(_PAIRS - 1):
+            if cost_s is None or cost_s <= max(self._usual_s * _FAR_OFF, _NOT_FAR_S):
+                break
+            better, cost_s = _cheaper(*self._draws.two(now), now)
+        if cost_s is not None:
+            self._usual_s += (cost_s - self._usual_s) * _NEWS
+        return better
+
+
+def _cheaper(one: Member, other: Member, now: float) -> tuple[Member, float | None]:
+    """The one that costs less, and its cost where the latency of both is known."""
+    open_one, open_other = one.state.open_connections + 1.0, other.state.open_connections + 1.0
+    latency_s, other_latency_s = one.state.connect_latency_s(now), other.state.connect_latency_s(now)
+    if latency_s is None or other_latency_s is None:
+        return (one if open_one <= open_other else other), None
+    cost_s, other_cost_s = open_one * latency_s, open_other * other_latency_s
+    return (one, cost_s) if cost_s <= other_cost_s else (other, other_cost_s)
 
 
 class RoundRobin:

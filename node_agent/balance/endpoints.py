@@ -14,23 +14,65 @@ from node_agent.balance.outlier import Outlier
 from node_agent.model import Endpoint, EndpointAddress
 
 _FORGET_AFTER_S: Final = 60.0  # six decay times: what is left of an estimate is 0.2 %
+_LONG_S: Final = 0.01  # of an endpoint that nothing else is known of
 _SWEPT_AT_ONCE: Final = 2  # at most one entry is added per pick, so the table shrinks
 
 _Key = tuple[EndpointAddress, str]
 
 
 class EndpointState:
-    """One endpoint of one incarnation of a workload; ``since`` is when it came or became ready (slow start)."""
+    """One endpoint of one incarnation of a workload; ``since`` is when it came or became ready (slow start).
 
-    __slots__ = ("is_unhealthy", "latency", "open_connections", "outlier", "since", "used_at")
+    ``connecting`` of its connections have no verdict yet; if there are any, ``waiting_since`` is
+    when the last verdict came, or the first of them was sent there.
+    """
+
+    __slots__ = (
+        "connecting",
+        "is_unhealthy",
+        "latency",
+        "open_connections",
+        "outlier",
+        "since",
+        "used_at",
+        "waiting_since",
+        "why_unhealthy",
+    )
 
     def __init__(self, since: float) -> None:
         self.open_connections = 0
+        self.connecting = 0
+        self.waiting_since = 0.0
         self.latency: PeakEwma | None = None
         self.outlier = Outlier()
         self.is_unhealthy = False
+        self.why_unhealthy = ""
         self.since = since
         self.used_at = since
+
+    def waits(self, now: float) -> None:
+        """A connection is sent there."""
+        if not self.connecting:
+            self.waiting_since = now
+        self.connecting += 1
+
+    def answered(self, now: float) -> None:
+        """One of those that were sent there has its verdict, or was given up."""
+        self.connecting -= 1
+        self.waiting_since = now
+
+    def connect_latency_s(self, now: float) -> float | None:
+        """The estimate, or what is being waited already if that is more; None if nothing is known.
+
+        An endpoint that is gone without a word would else look as good as ever
+        until the first connect times out.
+        """
+        known_s = None if self.latency is None else self.latency.at(now)
+        if self.connecting:
+            waited_s = now - self.waiting_since
+            if waited_s > (_LONG_S if known_s is None else known_s):
+                return waited_s
+        return known_s
 
     def may_serve(self, now: float) -> bool:
         """Whether a connection may be sent there."""

@@ -43,6 +43,8 @@ class LeastLatency(RuleBasedStateMachine):
         self.picked_at: dict[int, float] = {}
         self.open: dict[EndpointAddress, int] = {}
         self.latency: dict[EndpointAddress, tuple[float, float, float]] = {}
+        self.no_verdict: dict[EndpointAddress, set[int]] = {}
+        self.waiting_since: dict[EndpointAddress, float] = {}
         self.not_ready: set[EndpointAddress] = set()
 
     @rule(seconds=st.floats(0.0, 5.0))
@@ -57,6 +59,11 @@ class LeastLatency(RuleBasedStateMachine):
             if each.ready and each.address in self.not_ready:
                 self.latency.pop(each.address, None)
                 costs[each.address] = costs[each.address]._replace(latency_s=None)
+        for address, load in costs.items():
+            if self.no_verdict.get(address):
+                waited_s = self.now - self.waiting_since[address]
+                if waited_s > (0.01 if load.latency_s is None else load.latency_s):
+                    costs[address] = load._replace(latency_s=waited_s)
         self.not_ready = {each.address for each in candidates if not each.ready}
         self.rng.drawn.clear()
         pick = self.balancer.pick(SERVICE, candidates, self.now, traffic=CALM)
@@ -72,12 +79,16 @@ class LeastLatency(RuleBasedStateMachine):
             (other,) = pair - {pick.endpoint.address}
             assert cost(costs[pick.endpoint.address], costs[other]) <= cost(costs[other], costs[pick.endpoint.address])
         self.picked_at[id(pick)] = self.now
+        if not self.no_verdict.get(pick.endpoint.address):
+            self.waiting_since[pick.endpoint.address] = self.now
+        self.no_verdict.setdefault(pick.endpoint.address, set()).add(id(pick))
         self.open[pick.endpoint.address] = self.open.get(pick.endpoint.address, 0) + 1
         return pick
 
     @rule(pick=picks)
     def connected(self, pick: Pick) -> None:
         pick.connected(self.now)
+        self.verdict(pick)
         self.sample(pick.endpoint.address, self.now - self.picked_at[id(pick)])
 
     @rule(pick=consumes(picks))
@@ -96,10 +107,17 @@ class LeastLatency(RuleBasedStateMachine):
         self.end(pick, failed=False)
 
     def end(self, pick: Pick, *, failed: bool) -> None:
+        self.verdict(pick)
         (pick.failed if failed else pick.release)(self.now)
         pick.release(self.now)
         pick.failed(self.now)
         self.open[pick.endpoint.address] -= 1
+
+    def verdict(self, pick: Pick) -> None:
+        waiting = self.no_verdict[pick.endpoint.address]
+        if id(pick) in waiting:
+            waiting.remove(id(pick))
+            self.waiting_since[pick.endpoint.address] = self.now
 
     def sample(self, address: EndpointAddress, value: float) -> None:
         estimate, at, decay_s = self.latency.get(address, (0.0, self.now, DECAY_S))

@@ -56,6 +56,46 @@ def test_open_connections_weigh_against_a_quick_endpoint() -> None:
     assert counts == {"10.1.0.1": 20, "10.1.0.2": 20}
 
 
+def test_the_near_one_of_three_is_taken_though_two_that_are_drawn_may_both_be_far() -> None:
+    balancer = Balancer(rng=Random(1))
+    near, *far = candidates = endpoints(3)
+    for one, latency_s in ((near, 0.001), (far[0], 0.05), (far[1], 0.06)):
+        pick = balancer.pick(QUICK, (one,), 0.0)
+        pick.connected(latency_s)
+        pick.release(latency_s)
+    counts: Counter[Endpoint] = Counter()
+    for _ in range(300):
+        pick = balancer.pick(QUICK, candidates, 0.1)
+        counts[pick.endpoint] += 1
+        pick.release(0.1)
+    assert counts[near] > 280, "of two at random it would be among them in two of three cases"
+
+
+def test_what_all_cost_is_not_far_off() -> None:
+    balancer = Balancer(rng=Random(1))
+    candidates = endpoints(3)
+    for one in candidates:
+        pick = balancer.pick(QUICK, (one,), 0.0)
+        pick.connected(0.05)
+        pick.release(0.05)
+    counts = Counter(balancer.pick(QUICK, candidates, 0.05).endpoint for _ in range(300))
+    assert all(95 <= count <= 105 for count in counts.values())
+
+
+def test_an_endpoint_that_does_not_answer_is_left_before_its_first_connect_has_timed_out() -> None:
+    balancer = Balancer(rng=Random(1))
+    gone, here = candidates = endpoints(2)
+    for one in candidates:
+        pick = balancer.pick(QUICK, (one,), 0.0)
+        pick.connected(0.001)
+        pick.release(0.001)
+    silent = balancer.pick(QUICK, (gone,), 1.0)
+    held = [balancer.pick(QUICK, candidates, 1.5) for _ in range(20)]
+    assert {each.endpoint for each in held} == {here}
+    silent.connected(1.6)
+    assert balancer.load_of(gone, 1.6).latency_s == pytest.approx(0.6)
+
+
 def test_a_new_endpoint_is_neither_starved_nor_flooded() -> None:
     balancer = Balancer(rng=Random(1))
     old, new = candidates = endpoints(2)
