@@ -33,35 +33,52 @@ class TcpRoutes:
 
     def __init__(self) -> None:
         self._routes: dict[ObjectName, TCPRoute] = {}
+        self._of_service: dict[ObjectName, dict[ObjectName, TCPRoute]] = {}
         self._splits: dict[ObjectName, dict[int | None, Split]] = {}
-        self._conflicts: list[str] = []
+        self._conflicts: dict[ObjectName, list[str]] = {}
 
     def apply(self, routes: Mapping[ObjectName, TCPRoute | None]) -> frozenset[ObjectName]:
-        """Take in what is new (or None for gone); returns the services that it is about."""
+        """Take in what is new (or None for gone); returns the services that it is about.
+
+        Costs what it touches, not what there is.
+        """
         touched = set()
         for name, route in routes.items():
-            for each in (self._routes.pop(name, None), route):
-                if each is not None:
-                    touched |= {ObjectName(each.namespace, parent.service) for parent in each.parents}
+            before = self._routes.pop(name, None)
+            for service in _services(before):
+                touched.add(service)
+                del self._of_service[service][name]
             if route is not None:
                 self._routes[name] = route
-        if routes:
-            self._work_out()
+                for service in _services(route):
+                    touched.add(service)
+                    self._of_service.setdefault(service, {})[name] = route
+        for service in touched:
+            self._work_out(service)
         return frozenset(touched)
 
-    def _work_out(self) -> None:
-        self._splits, self._conflicts = {}, []
-        for route in sorted(self._routes.values(), key=lambda each: (each.created, each.namespace, each.name)):
+    def _work_out(self, service: ObjectName) -> None:
+        routes = sorted(self._of_service[service].values(), key=lambda each: (each.created, each.name))
+        splits: dict[int | None, Split] = {}
+        conflicts: list[str] = []
+        for route in routes:
             split = _split(route)
-            for parent in route.parents:
-                of_service = self._splits.setdefault(ObjectName(route.namespace, parent.service), {})
-                holder = of_service.setdefault(parent.port, split)
+            for port in dict.fromkeys(parent.port for parent in route.parents if parent.service == service.name):
+                holder = splits.setdefault(port, split)
                 if holder is not split:
-                    port = "" if parent.port is None else f" port {parent.port}"
-                    self._conflicts.append(
-                        f"TCPRoutes {holder.route} and {split.route} both split service "
-                        f"{route.namespace}/{parent.service}{port}; {holder.route} is in force"
+                    which = "" if port is None else f" port {port}"
+                    conflicts.append(
+                        f"TCPRoutes {holder.route} and {split.route} both split service {service}{which}; "
+                        f"{holder.route} is in force"
                     )
+        self._conflicts.pop(service, None)
+        if conflicts:
+            self._conflicts[service] = conflicts
+        if routes:
+            self._splits[service] = splits
+        else:
+            del self._of_service[service]
+            self._splits.pop(service, None)
 
     def split(self, port: ServicePort) -> Split | None:
         """The split of a service port, None if there is none."""
@@ -72,7 +89,15 @@ class TcpRoutes:
 
     def conflicts(self) -> Iterator[str]:
         """One line for each route that another one keeps out of force."""
-        return iter(self._conflicts)
+        for _, lines in sorted(self._conflicts.items()):
+            yield from lines
+
+
+def _services(route: TCPRoute | None) -> frozenset[ObjectName]:
+    """What a route is about."""
+    if route is None:
+        return frozenset()
+    return frozenset(ObjectName(route.namespace, parent.service) for parent in route.parents)
 
 
 def _split(route: TCPRoute) -> Split:

@@ -63,3 +63,46 @@ def test_a_route_that_goes_or_moves_is_out_of_force() -> None:
     assert registry.split(WEB) is not None
     registry.apply(Update(deletes=(ObjectKey("TCPRoute", "shop", "canary"),)))
     assert registry.split(WEB) is None
+
+
+def test_what_is_in_force_does_not_depend_on_the_order_of_arrival() -> None:
+    routes = [
+        _route("narrow", 1, port=80, created="2022"),
+        _route("late", 1, created="2023"),
+        _route("wide", 1, created="2020"),
+        _route("later", 1, port=80, created="2024"),
+    ]
+    at_once = _registry(*routes)
+    one_by_one = _registry()
+    for each in reversed(routes):
+        one_by_one.apply(Update(upserts=(each,)))
+    assert one_by_one.split(WEB) == at_once.split(WEB)
+    assert sorted(one_by_one.conflicts()) == sorted(at_once.conflicts())
+    assert len(at_once.conflicts()) == 2
+
+
+def test_a_route_that_leaves_makes_room_for_the_next_and_its_conflict_is_gone() -> None:
+    registry = _registry(_route("old", 1, created="2020"), _route("new", 1, created="2021"))
+    assert len(registry.conflicts()) == 1
+    registry.apply(Update(deletes=(ObjectKey("TCPRoute", "shop", "old"),)))
+    split = registry.split(WEB)
+    assert split is not None
+    assert split.route == ("shop", "new")
+    assert registry.conflicts() == ()
+
+
+def test_a_route_that_names_a_service_twice_counts_once() -> None:
+    twice = replace(_route("canary", 1), parents=(ParentPort("web", None), ParentPort("web", None)))
+    registry = _registry(twice, _route("late", 1, created="2023"))
+    assert len(registry.conflicts()) == 1
+    registry.apply(Update(deletes=(ObjectKey("TCPRoute", "shop", "canary"),)))
+    assert registry.conflicts() == ()
+
+
+def test_a_change_of_a_route_leaves_the_splits_of_other_services_as_they_are() -> None:
+    """Each change costs what it touches: with thousands of routes, all of them anew would take seconds."""
+    registry = _registry(_route("canary", 1))
+    before = registry.split(WEB)
+    other = replace(_route("other", 1), parents=(ParentPort("other", None),))
+    registry.apply(Update(upserts=(other,)))
+    assert registry.split(WEB) is before
