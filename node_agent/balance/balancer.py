@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ca.manifests.traffic import HashBy, Traffic, default_for
 from node_agent.balance.budget import RetryBudget
-from node_agent.balance.choosers import Chooser, chooser
+from node_agent.balance.choosers import Chooser, HashTable, chooser, table_for
 from node_agent.balance.endpoints import EndpointState, EndpointStates
 from node_agent.balance.latency import PeakEwma
 from node_agent.balance.outlier import Why, may_eject_another
@@ -91,6 +91,7 @@ class _Pool:
     members: tuple[Member, ...]
     tiers: Tiers
     choosers: tuple[Chooser, ...]
+    table: HashTable | None
     used_at: float = 0.0
     latency_looked_at: float = 0.0
 
@@ -318,11 +319,14 @@ class Balancer:
         )
         if before is not None and before.traffic is traffic and before.near == near and before.members == members:
             members = before.members
+            table = before.table
+        else:
+            table = table_for(traffic.balancing, members)
         tiers = build(members, traffic, near, now)
-        if before is not None and before.traffic is traffic and before.tiers == tiers:
+        if before is not None and before.traffic is traffic and before.tiers == tiers and before.table is table:
             choosers = before.choosers  # round-robin goes on where it was
         else:
-            choosers = tuple(chooser(traffic.balancing, each.members, self._random) for each in tiers.tiers)
+            choosers = tuple(chooser(traffic.balancing, each.members, self._random, table) for each in tiers.tiers)
         ends = [until for each in members if (until := each.state.outlier.ejected_until) is not None and until > now]
         return _Pool(
             candidates,
@@ -333,6 +337,7 @@ class Balancer:
             members,
             tiers,
             choosers,
+            table,
             latency_looked_at=before.latency_looked_at if before is not None else now,
         )
 
@@ -362,7 +367,7 @@ class Balancer:
         for members in (tiers[number].members, tuple(each for tier in tiers for each in tier.members), pool.members):
             left = tuple(each for each in members if each.endpoint.address not in exclude)
             if left:
-                return chooser(balancing, left, self._random).choose(now, key)
+                return chooser(balancing, left, self._random, pool.table).choose(now, key)
         return None
 
     def _sweep(self, now: float) -> None:

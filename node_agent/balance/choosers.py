@@ -43,8 +43,27 @@ class Chooser(Protocol):
         """``key`` is what a consistent hash goes by."""
 
 
-def chooser(balancing: Balancing, members: Sequence[Member], draw: Draw) -> Chooser:
-    """Make the chooser of a policy; ``members`` are not empty."""
+class HashTable:
+    """The Maglev table of all members, whether they may be chosen now or not.
+
+    Health comes and goes too often to fill a table each time, which takes up to 0.1 s.
+    """
+
+    __slots__ = ("everyone", "maglev")
+
+    def __init__(self, everyone: Sequence[Member]) -> None:
+        self.everyone = everyone
+        self.maglev = Maglev([str(each.endpoint.address) for each in everyone], [each.weight for each in everyone])
+
+
+def table_for(balancing: Balancing, everyone: Sequence[Member]) -> HashTable | None:
+    """What ``chooser`` needs for a consistent hash; None for the other policies, and of nobody."""
+    is_wanted = balancing.policy is LoadBalancing.CONSISTENT_HASH and everyone
+    return HashTable(everyone) if is_wanted else None
+
+
+def chooser(balancing: Balancing, members: Sequence[Member], draw: Draw, table: HashTable | None = None) -> Chooser:
+    """Make the chooser of a policy; ``members`` are not empty, and among those of the ``table``."""
     match balancing.policy:
         case LoadBalancing.LEAST_LATENCY:
             return BetterOfTwo(Draws(members, draw, balancing.slow_start_s), by_latency=True)
@@ -55,7 +74,7 @@ def chooser(balancing: Balancing, members: Sequence[Member], draw: Draw) -> Choo
         case LoadBalancing.ROUND_ROBIN:
             return RoundRobin(members, draw, balancing.slow_start_s)
         case LoadBalancing.CONSISTENT_HASH:
-            return ConsistentHash(members)
+            return ConsistentHash(members, table or HashTable(members))
 
 
 def _is_held_back(member: Member, slow_start_s: float, now: float, draw: Draw) -> bool:
@@ -184,13 +203,15 @@ class RoundRobin:
 
 
 class ConsistentHash:
-    """Whose place in the Maglev table the key falls into."""
+    """Whose place in the Maglev table the key falls into, or the next one's that may be chosen."""
 
     __slots__ = ("_members", "_table")
 
-    def __init__(self, members: Sequence[Member]) -> None:
-        self._members = members
-        self._table = Maglev([str(each.endpoint.address) for each in members], [each.weight for each in members])
+    def __init__(self, members: Sequence[Member], table: HashTable) -> None:
+        self._members = {id(each.state) for each in members}
+        self._table = table
 
     def choose(self, now: float, key: str) -> Member:
-        return self._members[self._table.index(key)]
+        everyone = self._table.everyone
+        places = self._table.maglev.from_key(key)
+        return next(member for index in places if id((member := everyone[index]).state) in self._members)

@@ -10,7 +10,7 @@ shares differ by about 1 % at most.
 Hashes are BLAKE2b of names: the same on every node and after every restart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import Final
 
@@ -38,6 +38,15 @@ class Maglev:
     def place(self, number: int) -> int:
         """Whose the place ``number`` is, from 0 to ``size``."""
         return self._table[number]
+
+    def from_key(self, key: str) -> Iterator[int]:
+        """Whose place ``key`` falls into, and whose the places after that are, once around.
+
+        Who is not to be had is passed over: only its keys move, and they move to all the others.
+        """
+        start = _hash(key, b"key") % len(self._table)
+        for number in range(start, start + len(self._table)):
+            yield self._table[number % len(self._table)]
 
 
 def _fill(names: Sequence[str], weights: Sequence[float]) -> list[int]:

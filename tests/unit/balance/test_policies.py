@@ -277,3 +277,28 @@ def test_a_tenth_may_be_ejected_but_one_always_and_never_the_last() -> None:
     for _ in range(10):
         alone.pick(SERVICE, _NEAR[:1], 0.0, traffic=traffic).failed(0.0)
     assert alone.load_of(_NEAR[0], 0.0).health == "healthy"
+
+
+def test_when_an_endpoint_falls_ill_only_its_clients_move_and_when_it_is_well_they_come_back() -> None:
+    candidates = tuple(_endpoint(number) for number in range(1, 21))
+    traffic = Traffic(balancing=Balancing(policy=LoadBalancing.CONSISTENT_HASH))
+    balancer = Balancer(rng=Random(1))
+
+    def places() -> dict[str, Endpoint]:
+        found = {}
+        for number in range(500):
+            client = Client(address=f"10.9.{number // 250}.{number % 250}")
+            pick = balancer.pick(SERVICE, candidates, 0.0, traffic=traffic, client=client)
+            pick.release(0.0)
+            found[client.address] = pick.endpoint
+        return found
+
+    before = places()
+    ill = candidates[7]
+    balancer.set_unhealthy(ill, True, 0.0)
+    during = places()
+    moved = {client for client, endpoint in before.items() if during[client] is not endpoint}
+    assert moved == {client for client, endpoint in before.items() if endpoint is ill}
+    assert len({during[client].address for client in moved}) > 5, "they are not all sent to one other endpoint"
+    balancer.set_unhealthy(ill, False, 0.0)
+    assert places() == before
