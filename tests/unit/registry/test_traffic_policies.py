@@ -62,3 +62,24 @@ def test_a_policy_that_moves_to_another_service_leaves_the_first() -> None:
     registry = _registry(_policy("a", panic=1))
     registry.apply(Update(upserts=(replace(_policy("a", panic=1), service="other"),)))
     assert _in_force(registry)[80] is DEFAULT
+
+
+def test_what_is_in_force_does_not_depend_on_the_order_of_arrival() -> None:
+    policies = [
+        _policy("wide", panic=1, created="2020"),
+        _policy("narrow", port=81, panic=2, created="2021"),
+        _policy("late", panic=3, created="2022"),
+    ]
+    at_once = _registry(*policies)
+    one_by_one = _registry()
+    for each in reversed(policies):
+        one_by_one.apply(Update(upserts=(each,)))
+    assert _in_force(one_by_one) == _in_force(at_once)
+    assert one_by_one.conflicts() == at_once.conflicts() != ()
+
+
+def test_a_policy_that_leaves_makes_room_for_the_next_and_its_conflict_is_gone() -> None:
+    registry = _registry(_policy("old", panic=1, created="2020"), _policy("new", panic=2, created="2021"))
+    registry.apply(Update(deletes=(ObjectKey("TrafficPolicy", "shop", "old"),)))
+    assert _in_force(registry)[80].panic_threshold_percent == 2
+    assert registry.conflicts() == ()
