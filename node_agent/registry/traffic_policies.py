@@ -6,22 +6,10 @@ one gets the defaults, and the load balancing of its annotation.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 from ca.manifests import Traffic, TrafficPolicy
 from ca.manifests.traffic import default_for
 from node_agent.model import ObjectName, ServicePort
-
-
-class _Target(NamedTuple):
-    """A Service and a ServiceEntry may have the same name."""
-
-    kind: str
-    service: ObjectName
-
-
-def _target(policy: TrafficPolicy) -> _Target:
-    return _Target(policy.kind, ObjectName(policy.namespace, policy.service))
 
 
 class TrafficPolicies:
@@ -58,7 +46,7 @@ class TrafficPolicies:
     def policy(self, port: ServicePort) -> TrafficPolicy | None:
         """The policy that is in force, None if there is none."""
         wide = None
-        for each in self._of_service.get((port.kind, port.service), ()):
+        for each in self._of_service.get(port.service, ()):
             if each.port == port.port:
                 return each
             if each.port is None and wide is None:
@@ -81,7 +69,7 @@ class TrafficPolicies:
 
     def conflicts(self) -> Iterator[str]:
         """One line for each policy that another one keeps out of force."""
-        for (_, service), policies in sorted(self._of_service.items()):
+        for service, policies in sorted(self._of_service.items()):
             holders: dict[int | None, TrafficPolicy] = {}
             for each in policies:
                 holder = holders.setdefault(each.port, each)
