@@ -23,6 +23,8 @@ from node_agent.drain import Drain
 from node_agent.identity import Credentials, Identities, PeerCertificate, handshake_failure, peer_identity
 from node_agent.identity.trust import TrustStore
 from node_agent.proxy.admission import Admission
+from node_agent.proxy.health_checks import HealthChecker
+from node_agent.proxy.health_probe import CHECK_FAILED
 from node_agent.proxy.inbound import Inbound
 from node_agent.proxy.live import LiveConnections
 from node_agent.proxy.outbound import Outbound
@@ -57,12 +59,14 @@ class DataPath:
     relay: Relay
     server: LocalServer
     times: Timekeeper
+    health: HealthChecker
 
     async def run(self) -> None:
         """Do what the data path does by itself, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.tunnels.run)
             nursery.start_soon(self.times.run)
+            nursery.start_soon(self.health.run)
 
 
 def build_data_path(
@@ -110,12 +114,23 @@ def build_data_path(
         draw=rng.random,
         registry_only=config.proxy.outbound_traffic_policy is OutboundTrafficPolicy.REGISTRY_ONLY,
     )
+    health = HealthChecker(
+        registry=registry,
+        router=router,
+        balancer=balancer,
+        identities=known,
+        tunnels=tunnels,
+        drawn=rng.random,
+        metrics=metrics,
+        failing=ANOTHER_MAY_WORK | CHECK_FAILED,
+    )
     connector = Connector(
         router=router,
         balancer=balancer,
         identities=known,
         tunnels=tunnels,
         gate=gate,
+        health=health,
         connect_timeout_s=config.proxy.connect_timeout_s,
         max_connect_attempts=config.proxy.max_connect_attempts,
     )
@@ -159,4 +174,5 @@ def build_data_path(
         relay=relay,
         server=server,
         times=times,
+        health=health,
     )

@@ -36,6 +36,9 @@ TYPE_SHIFT: Final = 24
 MAX_DATA_BYTES: Final = 256 * 1024 - HEADER_BYTES  # with its header, exactly sixteen full TLS records
 ALPN: Final = "ringfence/1"
 MAX_CONTROL_BYTES: Final = 16 * 1024  # OPEN with two 253-byte names and a trace context is under 1 KiB
+_TCP: Final = "tcp"
+_TLS: Final = "tls"
+_MAX_CHECK_MS: Final = 3_600_000  # no TrafficPolicy has a longer timeout
 
 
 class FrameType(IntEnum):
@@ -66,6 +69,14 @@ CUTS: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """How an application is asked whether it is alive: does it accept a connection, and, ``tls``, shake hands?"""
+
+    tls: bool
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
     """The source asks for a connection: to whom, for whom; or, with ``check``, only whether there could be one."""
 
@@ -73,6 +84,7 @@ class Open:
     source: PeerAddress
     workload: ObjectName
     trace_parent: str = ""
+    check: Check | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,30 +92,35 @@ class Verdict:
     """The destination's answer, before any application byte.
 
     ``reason`` is ``CloseReason.OK`` when the application accepted the
-    connection, otherwise why not; ``detail`` is for people.
+    connection, otherwise why not; ``detail`` is for people.  ``is_check``: it
+    answers a check, and there is no connection.
     """
 
     reason: CloseReason
     detail: str = ""
+    is_check: bool = False
 
 
 def encode_open(message: Open) -> bytes:
     """Return the OPEN frame."""
-    return _control(
-        FrameType.OPEN,
-        {
-            "dst": list(message.destination),
-            "src": list(message.source),
-            "ns": message.workload.namespace,
-            "name": message.workload.name,
-            "trace": message.trace_parent,
-        },
-    )
+    fields: dict[str, object] = {
+        "dst": list(message.destination),
+        "src": list(message.source),
+        "ns": message.workload.namespace,
+        "name": message.workload.name,
+        "trace": message.trace_parent,
+    }
+    if message.check is not None:
+        fields["check"] = [_TLS if message.check.tls else _TCP, max(1, round(message.check.timeout_s * 1000))]
+    return _control(FrameType.OPEN, fields)
 
 
 def encode_verdict(message: Verdict) -> bytes:
     """Return the VERDICT frame."""
-    return _control(FrameType.VERDICT, {"reason": str(message.reason), "detail": message.detail[:1024]})
+    fields: dict[str, object] = {"reason": str(message.reason), "detail": message.detail[:1024]}
+    if message.is_check:
+        fields["check"] = True
+    return _control(FrameType.VERDICT, fields)
 
 
 def encode_reset(reason: CloseReason | None) -> bytes:
@@ -146,6 +163,7 @@ def decode_open(payload: bytes) -> Open:
         source=PeerAddress(*_address(fields, "src")),
         workload=ObjectName(_text(fields, "ns", 253), _text(fields, "name", 253)),
         trace_parent=_text(fields, "trace", 128),
+        check=_check(fields),
     )
 
 
@@ -158,10 +176,11 @@ def decode_verdict(payload: bytes) -> Verdict:
     fields = _fields(payload, "VERDICT")
     reason = _text(fields, "reason", 64)
     detail = _text(fields, "detail", 1024)
+    is_check = fields.get("check", False) is True
     try:
-        return Verdict(reason=CloseReason(reason), detail=detail)
+        return Verdict(reason=CloseReason(reason), detail=detail, is_check=is_check)
     except ValueError:
-        return Verdict(reason=CloseReason.CONNECT_FAILED, detail=f"{reason}: {detail}")
+        return Verdict(reason=CloseReason.CONNECT_FAILED, detail=f"{reason}: {detail}", is_check=is_check)
 
 
 def _fields(payload: bytes, what: str) -> Mapping[object, object]:
@@ -189,3 +208,15 @@ def _address(fields: Mapping[object, object], key: str) -> tuple[str, int]:
     if not isinstance(ip, str) or len(ip) > 45 or type(port) is not int or not 0 < port < 65536:
         raise RemoteProtocolError(f"{key}: expected [ip, port]")
     return ip, port
+
+
+def _check(fields: Mapping[object, object]) -> Check | None:
+    value = fields.get("check")
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 2:
+        raise RemoteProtocolError("check: expected [kind, milliseconds]")
+    kind, milliseconds = value
+    if kind not in (_TCP, _TLS) or type(milliseconds) is not int or not 0 < milliseconds <= _MAX_CHECK_MS:
+        raise RemoteProtocolError("check: expected [kind, milliseconds]")
+    return Check(tls=kind == _TLS, timeout_s=milliseconds / 1000)

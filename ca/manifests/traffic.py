@@ -67,6 +67,18 @@ class LocalityPreference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HealthCheck:
+    """``port`` is None for the endpoint's own; ``tls``: with a handshake."""
+
+    tls: bool = False
+    port: int | None = None
+    interval_s: float = 5.0
+    timeout_s: float = 1.0
+    unhealthy_threshold: int = 3
+    healthy_threshold: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutlierDetection:
     """``latency_factor`` 0 is off.  The defaults are Envoy's."""
 
@@ -145,6 +157,7 @@ class Traffic:
     balancing: Balancing = Balancing()
     locality: LocalityPreference = LocalityPreference()
     panic_threshold_percent: int = 50
+    health_check: HealthCheck | None = None
     outlier: OutlierDetection = OutlierDetection()
     limits: Limits = Limits()
     rate_limit: RateLimit = RateLimit()

@@ -17,6 +17,7 @@ from ca.manifests.traffic import (
     Balancing,
     Fault,
     HashBy,
+    HealthCheck,
     Limits,
     LoadBalancing,
     LocalityMode,
@@ -31,6 +32,8 @@ from ca.manifests.traffic import (
 )
 
 SCHEMA_FILE: Final = "traffic_policy.schema.json"
+
+_CHECK_INTERVAL_S: Final = (0.1, 3600.0)  # every node that uses the Service checks every endpoint so often
 
 
 def parse_traffic_policy(top: Fields) -> TrafficPolicy:
@@ -79,6 +82,7 @@ def _traffic(spec: Mapping[str, Any], path: Path) -> Traffic:
     )
 
 
+        health_check=_health_check(spec["healthCheck"], (*path, "healthCheck")) if "healthCheck" in spec else None,
 def _balancing(said: Mapping[str, Any]) -> Balancing:
     default = DEFAULT.balancing
     return Balancing(
@@ -110,6 +114,24 @@ def _outlier(said: Mapping[str, Any], path: Path) -> OutlierDetection:
     if max_s < base_s:
         raise FieldError((*path, "maxEjectionTime"), "must not be less than baseEjectionTime")
     if 0 < said.get("latencyFactor", 0) <= 1:
+def _health_check(said: Mapping[str, Any], path: Path) -> HealthCheck:
+    default = HealthCheck()
+    interval_s = _seconds(said, "interval", default.interval_s)
+    check = HealthCheck(
+        tls=said.get("type") == "tls",
+        port=said.get("port"),
+        interval_s=interval_s,
+        timeout_s=_seconds(said, "timeout", min(default.timeout_s, interval_s)),
+        unhealthy_threshold=said.get("unhealthyThreshold", default.unhealthy_threshold),
+        healthy_threshold=said.get("healthyThreshold", default.healthy_threshold),
+    )
+    if not _CHECK_INTERVAL_S[0] <= check.interval_s <= _CHECK_INTERVAL_S[1]:
+        raise FieldError((*path, "interval"), "must be at least 100ms and at most 1h")
+    if not 0 < check.timeout_s <= check.interval_s:
+        raise FieldError((*path, "timeout"), "must be more than 0s and at most the interval")
+    return check
+
+
         raise FieldError((*path, "latencyFactor"), "must be more than 1, or 0 for off")
     return OutlierDetection(
         enabled=said.get("enabled", default.enabled),

@@ -28,10 +28,11 @@ from node_agent.capture import original_destination
 from node_agent.config import CAPTURE_PORTS
 from node_agent.drain import Drain
 from node_agent.errors import CloseReason, ConnectionFailure
-from node_agent.frames import Open, Verdict, encode_verdict
+from node_agent.frames import Check, Open, Verdict, encode_verdict
 from node_agent.identity import Identities
 from node_agent.model import MtlsMode, OriginalDestination, PeerAddress, Workload
 from node_agent.proxy import proxy_protocol
+from node_agent.proxy.health_probe import probe
 from node_agent.proxy.live import LiveConnections
 from node_agent.proxy.pod import Accepted, Pod
 from node_agent.proxy.trust_gate import TrustGate
@@ -95,7 +96,12 @@ class Inbound:
             fresh_since: float | None = accepted_at
             while (message := await self._next(pod, tunnel, peer, fresh_since)) is not None:
                 fresh_since = None
-                if not await self._serve(pod, tunnel, message):
+                is_usable = (
+                    await self._serve(pod, tunnel, message)
+                    if message.check is None
+                    else await self._answer_check(pod, tunnel, message, message.check)
+                )
+                if not is_usable:
                     return
         finally:
             if pod.gone.is_set():
@@ -158,6 +164,29 @@ class Inbound:
             if first or failure.reason is not CloseReason.OPEN_TIMEOUT:
                 self._record_refusal(pod, peer, failure, began_at=fresh_since, proven=tunnel.peer.identity)
         return None
+
+    async def _answer_check(self, pod: Pod, tunnel: Tunnel, message: Open, check: Check) -> bool:
+        """Say whether the application would be connected; False when the tunnel is gone.
+
+        It is no connection: no record, no metric.
+        """
+        verdict = Verdict(reason=CloseReason.OK, is_check=True)
+        try:
+            self._gate.admit_check(pod.workload.identity, tunnel)
+            self._check(pod, tunnel, message)
+            ip, port = message.destination
+            sock = pod.network.application_socket(ip, source_ip=message.source.ip)
+            greeting = proxy_protocol.LOCAL if port in pod.workload.proxy_protocol_ports else b""
+            await probe(sock, ip, port, check, greeting=greeting)
+        except ConnectionFailure as failure:
+            verdict = Verdict(reason=failure.reason, detail=failure.detail, is_check=True)
+        except OSError as error:  # of descriptors, or the pod's namespace is gone
+            verdict = Verdict(reason=CloseReason.INTERNAL_ERROR, detail=str(error), is_check=True)
+        try:
+            await tunnel.send(encode_verdict(verdict))
+        except ConnectionFailure:
+            return False  # who asked has not waited for it
+        return True
 
     async def _serve(self, pod: Pod, tunnel: Tunnel, message: Open) -> bool:
         """Serve one connection in ``tunnel``; False when the tunnel can not be used again."""

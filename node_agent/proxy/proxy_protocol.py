@@ -15,9 +15,14 @@ from node_agent.model import OriginalDestination, PeerAddress
 
 SPIFFE_ID_TLV: Final = 0xD0
 _SIGNATURE: Final = b"\r\n\r\n\x00\r\nQUIT\n"
+_VERSION_2_LOCAL: Final = 0x20
 _VERSION_2_PROXY: Final = 0x21
 _TCP_OVER: Final = {4: 0x11, 6: 0x21}
 _TLV: Final = struct.Struct(">BH")
+
+# "The connection was established on purpose by the proxy without being relayed.  [...] Such connections exist
+# when the proxy sends health checks to the server." (section 2.2)
+LOCAL: Final = _SIGNATURE + struct.pack(">BBH", _VERSION_2_LOCAL, 0, 0)
 
 
 def header(client: PeerAddress, destination: OriginalDestination, identity: SpiffeId | None) -> bytes:

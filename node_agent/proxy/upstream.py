@@ -17,6 +17,7 @@ from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.frames import Open
 from node_agent.identity import Identities
 from node_agent.model import Endpoint, EndpointAddress, OriginalDestination, PeerAddress, ServicePort
+from node_agent.proxy.health_checks import HealthChecker
 from node_agent.proxy.pod import Pod
 from node_agent.proxy.routes import Route, Router
 from node_agent.proxy.trust_gate import TrustGate
@@ -65,6 +66,7 @@ class Connector:
         identities: Identities,
         tunnels: TunnelClient,
         gate: TrustGate,
+        health: HealthChecker,
         connect_timeout_s: float,
         max_connect_attempts: int,
     ) -> None:
@@ -73,6 +75,7 @@ class Connector:
         self._identities = identities
         self._tunnels = tunnels
         self._gate = gate
+        self._health = health
         self._connect_timeout_s = connect_timeout_s
         self._max_connect_attempts = max_connect_attempts
 
@@ -92,6 +95,8 @@ class Connector:
     ) -> Upstream:
         """Try endpoint after endpoint while no application byte was sent."""
         traffic = route.traffic
+        if traffic.health_check is not None:
+            self._health.used(pod, service, 6 if ":" in peer.ip else 4)
         client = Client(Near.of(pod.workload), peer.ip, str(pod.workload.identity))
         tried: set[EndpointAddress] = set()
         last: ConnectionFailure | None = None

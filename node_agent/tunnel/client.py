@@ -117,6 +117,27 @@ class TunnelClient:
         refused, with ours when there is no way to it.  Until the verdict no
         application byte has left, so the caller may try another endpoint.
         """
+        tunnel, verdict = await self._ask(key, message, dialler)
+        if verdict.reason is CloseReason.OK:
+            return tunnel
+        self.release(key, tunnel)
+        raise ConnectionFailure(verdict.reason, verdict.detail or "refused by the destination's agent")
+
+    async def check(self, key: TunnelKey, message: Open, dialler: Dialler) -> Verdict:
+        """Ask whether a connection would be accepted; raises ConnectionFailure if there is no way to the destination.
+
+        ``message`` has a ``check``.  A destination that does not know what that is has opened a connection, and
+        it is reset with its tunnel.
+        """
+        tunnel, verdict = await self._ask(key, message, dialler)
+        if verdict.is_check or verdict.reason is not CloseReason.OK:
+            self.release(key, tunnel)
+        else:
+            self.discard(tunnel)
+        return verdict
+
+    async def _ask(self, key: TunnelKey, message: Open, dialler: Dialler) -> tuple[Tunnel, Verdict]:
+        """Hear a verdict; the tunnel is the caller's, and counted as busy."""
         frame = encode_open(message)
         while True:
             tunnel, fresh = await self._acquire(key, dialler)
@@ -132,10 +153,7 @@ class TunnelClient:
             except BaseException:
                 self.discard(tunnel)
                 raise
-            if verdict.reason is CloseReason.OK:
-                return tunnel
-            self.release(key, tunnel)
-            raise ConnectionFailure(verdict.reason, verdict.detail or "refused by the destination's agent")
+            return tunnel, verdict
 
     async def _hear_verdict(self, tunnel: Tunnel, connect_timeout_s: float) -> Verdict:
         deadline = trio.current_time() + connect_timeout_s + _VERDICT_GRACE_S

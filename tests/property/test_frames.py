@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ca.wire import pack
+from ca.wire import pack, unpack
 from node_agent.errors import CloseReason, LocalProtocolError, RemoteProtocolError
 from node_agent.frames import (
     CUTS,
@@ -13,6 +13,7 @@ from node_agent.frames import (
     MAX_CONTROL_BYTES,
     MAX_DATA_BYTES,
     TYPE_SHIFT,
+    Check,
     FrameType,
     Open,
     Verdict,
@@ -35,6 +36,8 @@ _opens = st.builds(
     source=st.builds(PeerAddress, _ips, _ports),
     workload=st.builds(ObjectName, _names, _names),
     trace_parent=st.one_of(st.just(""), st.text(max_size=128)),
+    check=st.none()
+    | st.builds(Check, tls=st.booleans(), timeout_s=st.integers(1, 3_600_000).map(lambda ms: ms / 1000)),
 )
 _texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=1500)
 _values = st.recursive(
@@ -47,10 +50,23 @@ _addresses = st.one_of(
     st.tuples(_values, _values).map(list),
     st.tuples(_ips, st.one_of(st.integers(-(2**63), 2**64 - 1), st.booleans())).map(list),
 )
-_open_maps = st.fixed_dictionaries(
-    {}, optional={"dst": _addresses, "src": _addresses, "ns": _values, "name": _values, "trace": _values, "x": _values}
+_checks = st.one_of(
+    _values,
+    st.tuples(st.one_of(_values, st.sampled_from(["tcp", "tls"])), st.one_of(_values, st.integers())).map(list),
 )
-_verdict_maps = st.fixed_dictionaries({}, optional={"reason": _values, "detail": _values})
+_open_maps = st.fixed_dictionaries(
+    {},
+    optional={
+        "dst": _addresses,
+        "src": _addresses,
+        "ns": _values,
+        "name": _values,
+        "trace": _values,
+        "check": _checks,
+        "x": _values,
+    },
+)
+_verdict_maps = st.fixed_dictionaries({}, optional={"reason": _values, "detail": _values, "check": _values})
 
 
 def _payload(frame: bytes, kind: FrameType) -> bytes:
@@ -64,10 +80,21 @@ def test_open_comes_out_as_it_went_in(message: Open) -> None:
     assert decode_open(_payload(encode_open(message), FrameType.OPEN)) == message
 
 
-@given(st.sampled_from(CloseReason), _texts)
-def test_verdict_comes_out_as_it_went_in(reason: CloseReason, detail: str) -> None:
-    decoded = decode_verdict(_payload(encode_verdict(Verdict(reason=reason, detail=detail)), FrameType.VERDICT))
-    assert decoded == Verdict(reason=reason, detail=detail[:1024])
+@given(st.sampled_from(CloseReason), _texts, st.booleans())
+def test_verdict_comes_out_as_it_went_in(reason: CloseReason, detail: str, is_check: bool) -> None:
+    message = Verdict(reason=reason, detail=detail, is_check=is_check)
+    decoded = decode_verdict(_payload(encode_verdict(message), FrameType.VERDICT))
+    assert decoded == Verdict(reason=reason, detail=detail[:1024], is_check=is_check)
+
+
+@given(_opens, st.sampled_from(CloseReason))
+def test_what_is_no_check_travels_as_it_did_before_there_were_checks(message: Open, reason: CloseReason) -> None:
+    fields = unpack(_payload(encode_open(message), FrameType.OPEN), MAX_CONTROL_BYTES)
+    assert isinstance(fields, dict)
+    assert ("check" in fields) is (message.check is not None)
+    verdict = unpack(_payload(encode_verdict(Verdict(reason=reason)), FrameType.VERDICT), MAX_CONTROL_BYTES)
+    assert isinstance(verdict, dict)
+    assert verdict.keys() == {"reason", "detail"}
 
 
 @given(st.text(min_size=1, max_size=64, alphabet=st.characters(exclude_categories=["Cs"])), _texts)

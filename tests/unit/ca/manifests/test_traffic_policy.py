@@ -11,6 +11,7 @@ from ca.manifests.traffic import (
     DEFAULT,
     Balancing,
     Fault,
+    HealthCheck,
     Limits,
     LoadBalancing,
     LocalityMode,
@@ -60,6 +61,14 @@ def test_everything_at_once() -> None:
         },
         locality={"mode": "prefer", "levels": ["node", "zone"], "spilloverPercent": 50},
         panicThresholdPercent=0,
+        healthCheck={
+            "type": "tls",
+            "port": 8443,
+            "interval": "2s",
+            "timeout": "500ms",
+            "unhealthyThreshold": 4,
+            "healthyThreshold": 1,
+        },
         outlierDetection={
             "consecutiveConnectFailures": 2,
             "consecutiveEarlyResets": 3,
@@ -96,6 +105,9 @@ def test_everything_at_once() -> None:
     )
     assert traffic.balancing.hash_by == "source-identity"
     assert (traffic.locality.mode, traffic.locality.levels) == (LocalityMode.PREFER, ("node", "zone"))
+    assert traffic.health_check == HealthCheck(
+        tls=True, port=8443, interval_s=2.0, timeout_s=0.5, unhealthy_threshold=4, healthy_threshold=1
+    )
     assert (traffic.outlier.base_ejection_s, traffic.outlier.max_ejection_s) == (0.5, 3600.0)
     assert (traffic.retry.attempts, traffic.retry.budget_percent, traffic.retry.min_per_s) == (5, 10, 1.5)
     assert traffic.timeouts == Timeouts(
@@ -144,6 +156,12 @@ def test_nothing_is_as_good_as_not_written() -> None:
         ({"panicThresholdPercent": True}, "spec.panicThresholdPercent: must be a whole number, not True"),
         ({"port": 0}, "spec.port: must be at least 1, not 0"),
         ({"port": "http"}, "spec.port: must be a whole number, not 'http'"),
+        ({"healthCheck": {"type": "http"}}, "spec.healthCheck.type: must be one of tcp, tls"),
+        ({"healthCheck": {"interval": "50ms"}}, "spec.healthCheck.interval: must be at least 100ms and at most 1h"),
+        ({"healthCheck": {"interval": "2h"}}, "spec.healthCheck.interval: must be at least 100ms and at most 1h"),
+        ({"healthCheck": {"timeout": "6s"}}, "spec.healthCheck.timeout: must be more than 0s and at most the interval"),
+        ({"healthCheck": {"timeout": "0s"}}, "spec.healthCheck.timeout: must be more than 0s and at most the interval"),
+        ({"healthCheck": {"unhealthyThreshold": 0}}, "spec.healthCheck.unhealthyThreshold: must be at least 1"),
         (
             {"outlierDetection": {"baseEjectionTime": "0s"}},
             "spec.outlierDetection.baseEjectionTime: must be more than 0s",

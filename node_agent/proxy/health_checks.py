@@ -1,0 +1,271 @@
+"""Active health checks: ask the endpoints that local workloads use, and tell the balancer.
+
+A service is checked while it is in use, that is while a local workload has
+connected to it within the last minutes; an idle one costs nothing, and what was
+found of it is forgotten.  Each agent checks for itself, because each node has
+its own way to an endpoint: one whose link is cut is unhealthy from here and
+healthy from there.
+
+    enrolled       through a tunnel of a workload that uses the service: an OPEN with ``check``, which
+                   the endpoint's agent judges like any other and answers without making a connection of it
+    not enrolled   from the namespace of that workload, directly
+
+What says nothing about the endpoint (no certificate of ours, one of ours revoked,
+a wrong one of its agent's) changes nothing: wrong certificates have to be seen, not avoided.
+"""
+
+import logging
+import math
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+import trio
+
+from ca.manifests import Traffic
+from ca.manifests.traffic import HealthCheck
+from node_agent.balance import Balancer
+from node_agent.balance.health import HealthChecks, Target
+from node_agent.balance.tiers import weight_of
+from node_agent.config import OUTBOUND_PORT
+from node_agent.errors import CloseReason, ConnectionFailure
+from node_agent.frames import Check, Open
+from node_agent.identity import Identities
+from node_agent.model import Endpoint, OriginalDestination, PeerAddress, ServicePort
+from node_agent.proxy.health_probe import probe
+from node_agent.proxy.pod import Pod
+from node_agent.proxy.routes import Router
+from node_agent.registry import Registry
+from node_agent.telemetry.metrics import Metrics
+from node_agent.tunnel import Dialler, TunnelClient, TunnelKey
+
+_log: Final = logging.getLogger("ringfence.health")
+
+_IN_USE_S: Final = 300.0
+_LOOK_S: Final = 0.5  # how soon a changed policy, or an endpoint that is new, is noticed
+_AT_A_TIME: Final = 64
+
+_SUCCESS: Final = "success"
+_FAILURE: Final = "failure"
+_NO_RESULT: Final = "no_result"
+
+_Use = tuple[ServicePort, int]  # and the IP version
+
+
+@dataclass(slots=True)
+class _Users:
+    """The local workloads that use a service, the latest last; and what was found when it was looked up."""
+
+    pods: dict[Pod, float] = field(default_factory=dict)
+    candidates: tuple[Endpoint, ...] = ()
+    traffic: Traffic | None = None
+
+
+class _Place(NamedTuple):
+    """Where a target is, and for whose connections."""
+
+    endpoint: Endpoint
+    users: _Users
+    service: ServicePort
+
+
+class HealthChecker:
+    """Checks what was ``used``, as long as ``run`` runs."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        router: Router,
+        balancer: Balancer,
+        identities: Identities,
+        tunnels: TunnelClient,
+        drawn: Callable[[], float],
+        metrics: Metrics,
+        failing: frozenset[CloseReason],
+    ) -> None:
+        """``drawn`` returns a random number of [0, 1); ``failing`` are the reasons that speak against an endpoint."""
+        self._registry = registry
+        self._router = router
+        self._balancer = balancer
+        self._identities = identities
+        self._tunnels = tunnels
+        self._failing = failing
+        self._checks = HealthChecks(drawn)
+        self._users: dict[_Use, _Users] = {}
+        self._places: dict[Target, _Place] = {}
+        self._running = 0
+        self._look_at = math.inf
+        self._woken = trio.Event()
+        self._results: dict[tuple[str, ...], int] = {(result,): 0 for result in (_SUCCESS, _FAILURE, _NO_RESULT)}
+        metrics.counter(
+            "ringfence_health_checks_total",
+            "Active health checks, by result.",
+            lambda: self._results,
+            labels=("result",),
+        )
+
+    def used(self, pod: Pod, service: ServicePort, ip_version: int) -> None:
+        """A connection of ``pod`` goes to a service whose policy wants checks."""
+        users = self._users.get((service, ip_version))
+        if users is None:
+            users = self._users[service, ip_version] = _Users()
+            self._look_at = -math.inf
+            self._woken.set()
+        users.pods.pop(pod, None)
+        users.pods[pod] = trio.current_time()
+
+    async def run(self) -> None:
+        """Check until cancelled; sleeps for as long as nothing is in use."""
+        async with trio.open_nursery() as checks:
+            while True:
+                now = trio.current_time()
+                self._woken = trio.Event()
+                if now >= self._look_at:
+                    self._look_up(now)
+                    self._look_at = now + _LOOK_S if self._users else math.inf
+                for target in self._checks.due(now, _AT_A_TIME - self._running):
+                    self._running += 1
+                    checks.start_soon(self._check, target)
+                wake_at = self._look_at
+                if self._running < _AT_A_TIME:
+                    wake_at = min(wake_at, self._checks.next_at())
+                with trio.CancelScope(deadline=wake_at):
+                    await self._woken.wait()
+
+    # -- what is to be checked ------------------------------------------------------
+
+    def _look_up(self, now: float) -> None:
+        """Bring the targets up to date with who uses what, the registry and the policies."""
+        is_changed = False
+        for use, users in list(self._users.items()):
+            while users.pods and _is_over(*next(iter(users.pods.items())), now):
+                del users.pods[next(iter(users.pods))]
+            traffic = self._registry.traffic(use[0])
+            candidates = self._registry.endpoints(*use)
+            if not users.pods or traffic.health_check is None:
+                del self._users[use]
+                is_changed = True
+            elif traffic is not users.traffic or candidates is not users.candidates:
+                users.traffic, users.candidates = traffic, candidates
+                is_changed = True
+        if is_changed:
+            self._retarget(now)
+
+    def _retarget(self, now: float) -> None:
+        before, self._places = self._places, {}
+        for (service, _), users in self._users.items():
+            traffic = users.traffic
+            if traffic is None or traffic.health_check is None:
+                continue
+            for endpoint in users.candidates:
+                if endpoint.ready and weight_of(endpoint, traffic) > 0:
+                    self._places[_target(endpoint, traffic.health_check)] = _Place(endpoint, users, service)
+        for target in self._checks.watch(self._places, now):
+            self._balancer.set_unhealthy(before[target].endpoint, False, now)
+
+    # -- a check ----------------------------------------------------------------------
+
+    async def _check(self, target: Target) -> None:
+        failure: str | None = None
+        try:
+            place = self._places.get(target)
+            pod = place and next((pod for pod in reversed(place.users.pods) if not _is_gone(pod)), None)
+            if place is not None and pod is not None:
+                failure = await self._ask(pod, place, target.check)
+        finally:
+            self._running -= 1
+            self._woken.set()
+        result = _NO_RESULT if failure is None else _FAILURE if failure else _SUCCESS
+        self._results[result,] += 1
+        now = trio.current_time()
+        if self._checks.ended(target, failure, now) and (place := self._places.get(target)) is not None:
+            self._tell(place, self._checks.why(target), now)
+
+    def _tell(self, place: _Place, why: str, now: float) -> None:
+        self._balancer.set_unhealthy(place.endpoint, bool(why), now, why=why)
+        if why:
+            _log.warning("endpoint %s of %s is unhealthy: %s", place.endpoint.address, place.service, why)
+        else:
+            _log.info("endpoint %s of %s is healthy again", place.endpoint.address, place.service)
+
+    async def _ask(self, pod: Pod, place: _Place, check: HealthCheck) -> str | None:
+        """Returns why the endpoint failed, empty text if it did not, None if nobody can tell."""
+        reason: CloseReason | None = None
+        # The application has the timeout to answer, and the way to it as long again.
+        with trio.move_on_after(check.timeout_s * 2) as too_late:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_end_with_pod, pod, nursery.cancel_scope)
+                try:
+                    reason = await self._reason(pod, place.endpoint, check)
+                except ConnectionFailure as failure:
+                    reason = failure.reason
+                except OSError as error:
+                    _log.debug("check of %s: %s", place.endpoint.address, error)
+                nursery.cancel_scope.cancel()
+        if _is_gone(pod):
+            self._tunnels.forget(pod.workload.uid)  # one that came back meanwhile would keep the pod's namespace
+            return None
+        if too_late.cancelled_caught:
+            reason = CloseReason.VERDICT_TIMEOUT
+        if reason is CloseReason.OK:
+            return ""
+        return f"health check: {reason}" if reason in self._failing else None
+
+    async def _reason(self, pod: Pod, endpoint: Endpoint, check: HealthCheck) -> CloseReason:
+        """What comes of a check: OK, or why not.  Raises ConnectionFailure for the latter, too, and OSError."""
+        ip, port = endpoint.address.ip, check.port or endpoint.address.port
+        asked = Check(tls=check.tls, timeout_s=check.timeout_s)
+        workload = endpoint.workload
+        if workload is None or not workload.enrolled:
+            if workload is None:
+                self._router.require_outside(endpoint.address)
+            await probe(pod.network.upstream_socket(ip), ip, port, asked)
+            return CloseReason.OK
+        credentials = self._identities.current(pod.workload.identity)
+        own_ip = next((each for each in pod.workload.addresses if (":" in each) is (":" in ip)), None)
+        if credentials is None or own_ip is None:
+            raise ConnectionFailure(CloseReason.IDENTITY_UNAVAILABLE)
+        verdict = await self._tunnels.check(
+            TunnelKey(pod.workload.uid, pod.workload.identity, ip, workload.identity),
+            Open(
+                destination=OriginalDestination(ip, port),
+                source=PeerAddress(own_ip, OUTBOUND_PORT),
+                workload=pod.workload.name,
+                check=asked,
+            ),
+            Dialler(
+                make_socket=lambda to: _socket(pod, to),
+                context=credentials.client_context,
+                not_after=credentials.not_after,
+                serial=credentials.serial,
+                connect_timeout_s=check.timeout_s,
+                handshake_timeout_s=check.timeout_s,
+            ),
+        )
+        return verdict.reason
+
+
+def _target(endpoint: Endpoint, check: HealthCheck) -> Target:
+    return Target(endpoint.address, endpoint.workload.uid if endpoint.workload is not None else "", check)
+
+
+def _is_over(pod: Pod, used_at: float, now: float) -> bool:
+    return _is_gone(pod) or now - used_at >= _IN_USE_S
+
+
+def _is_gone(pod: Pod) -> bool:
+    return pod.gone.is_set() or pod.closed.is_set()
+
+
+def _socket(pod: Pod, ip: str) -> socket.socket:
+    """Dialled later than it was asked for: the namespace may have been given back meanwhile."""
+    if _is_gone(pod):
+        raise ConnectionFailure(CloseReason.WORKLOAD_REMOVED, f"{pod.workload.name} is gone")
+    return pod.network.upstream_socket(ip)
+
+
+async def _end_with_pod(pod: Pod, scope: trio.CancelScope) -> None:
+    await pod.gone.wait()
+    scope.cancel()
