@@ -23,7 +23,7 @@ import yaml
 from yaml import cyaml
 
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024  # 100k pods in one file are about 60 MB
-_MAX_DEPTH: Final = 64  # the deepest Kubernetes object, a CRD's schema, needs about 40
+MAX_DEPTH: Final = 64  # the deepest Kubernetes object, a CRD's schema, needs about 40
 _MAX_NUMBER_CHARACTERS: Final = 40  # a 64-bit integer needs 20
 
 Path = tuple[str | int, ...]
@@ -140,8 +140,8 @@ class _Builder:
             return self._scalar(event)
         if kind is yaml.AliasEvent:
             raise self._error(event.start_mark, f"the alias *{event.anchor} is not supported; write the value out")
-        if depth == _MAX_DEPTH:
-            raise self._error(event.start_mark, f"nested deeper than {_MAX_DEPTH} levels; flatten it")
+        if depth == MAX_DEPTH:
+            raise self._error(event.start_mark, f"nested deeper than {MAX_DEPTH} levels; flatten it")
         if event.tag is not None and event.tag != "!" and not event.tag.startswith("tag:yaml.org,2002:"):
             raise self._error(event.start_mark, f"the tag {event.tag} is not supported; remove it")
         build = self._mapping if kind is yaml.MappingStartEvent else self._sequence

@@ -9,7 +9,7 @@ rules.
 from dataclasses import dataclass
 from typing import Any
 
-from ca.manifests.documents import DocumentError, Path, line_of, read_documents
+from ca.manifests.documents import MAX_DEPTH, DocumentError, Path, line_of, read_documents
 from ca.manifests.errors import ManifestError, ManifestProblem
 from ca.manifests.fields import FieldError, Fields, path_text, shown
 from ca.manifests.kinds import KINDS
@@ -53,6 +53,12 @@ def parse_manifests(text: str, *, origin: str) -> ParsedFile:
         line = line_of(text, number, error.path)
         problem = ManifestProblem(
             file=origin, document=number, line=line, path=path_text(error.path), reason=error.reason
+        )
+        raise ManifestError(problem) from error
+    except RecursionError as error:
+        # JSON is read without a limit of its own, and who walks over it runs out of stack.
+        problem = ManifestProblem(
+            file=origin, document=number, reason=f"nested deeper than {MAX_DEPTH} levels; flatten it"
         )
         raise ManifestError(problem) from error
     return ParsedFile(tuple(objects.values()), tuple(skipped))

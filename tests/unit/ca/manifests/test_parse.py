@@ -397,3 +397,11 @@ def test_a_node_may_be_of_another_trust_domain() -> None:
     for wrong in ("Other.Example", "spiffe://other.example", '""', "a/b"):
         with pytest.raises(ManifestError, match="ringfence.io/trust-domain"):
             parse_manifests(text % wrong, origin="node.yaml")
+
+
+@pytest.mark.parametrize("depth", [600, 700, 800, 900, 20_000])
+def test_json_that_is_nested_without_end_is_refused_like_yaml(depth: int) -> None:
+    """The JSON reader lets through what a walk over it has no stack for."""
+    nested = '{"a": ' * depth + "1" + "}" * depth
+    head = '{"apiVersion": "ringfence.io/v1alpha1", "kind": "TrafficPolicy", "metadata": {"name": "a"}, "spec": '
+    assert "nested deeper than" in refusal(head + nested + "}")
