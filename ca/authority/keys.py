@@ -156,8 +156,17 @@ class KeyFile:
         return str(self._path)
 
     def add(self, key_id: str, encrypted_pem: bytes) -> None:
-        """Write the file whole, or not at all."""
-        write_durably(self._path, encrypted_pem, mode=0o600, exclusive=True)
+        """Write the file whole, or not at all.
+
+        Raises:
+            AuthorityError: there is a file already.
+        """
+        try:
+            write_durably(self._path, encrypted_pem, mode=0o600, exclusive=True)
+        except FileExistsError as exc:
+            raise AuthorityError(
+                f"{self._path}: is there already, and no key is ever written over another; name a new file"
+            ) from exc
 
     def read(self, key_id: str) -> bytes:
         """Read the file."""

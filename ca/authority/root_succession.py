@@ -35,7 +35,9 @@ class RootSuccession:
 
         Raises:
             Overtaken: one is prepared already.
+            AuthorityError: as ``Succession.require_passphrase``.
         """
+        self._succession.require_passphrase()
         records = self._make(AuthorityState.PREPARED, at=at)
         self._publish(records)
         return records[0].key_id
@@ -63,7 +65,10 @@ class RootSuccession:
 
         Raises:
             Overtaken: no root with an intermediate under it is prepared any more.
+            AuthorityError: as ``Succession.require_passphrase``.
         """
+        _, waiting = _prepared(self._succession.signing_keys())
+        self._succession.require_passphrase(successor=waiting.key_id)
 
         def change(transaction: Transaction, keys: Sequence[SigningKey]) -> None:
             root, successor = _prepared(keys)

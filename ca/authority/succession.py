@@ -67,13 +67,35 @@ class Succession:
         root = rotation.active_root(self.signing_keys())
         return root is not None and self.root.keys.has(root.key_id)
 
+    def require_passphrase(self, *, successor: str | None = None) -> None:
+        """The server opens the keys that sign SVIDs with one passphrase, so nothing is rotated to a key under another.
+
+        That would stop the server at its next start, long after the command said
+        that all was well.  An emergency is the way to a new passphrase.
+
+        Raises:
+            AuthorityError: the key that signs now, or that of ``successor``, is not under our passphrase, or damaged.
+        """
+        active = rotation.active_intermediate(self.signing_keys())
+        for key_id in (None if active is None else active.key_id, successor):
+            if key_id is None or not self.store.keys.has(key_id):
+                continue
+            try:
+                read_key(self.store.keys, key_id, self.passphrase)
+            except AuthorityError as exc:
+                raise AuthorityError(
+                    f"{exc}; the key that signs and the next one have to be under the same passphrase, which the "
+                    "server has: nothing was changed"
+                ) from exc
+
     def prepare_intermediate(self, *, at: datetime) -> str:
         """Make the next intermediate under the active root; returns its key's identifier.
 
         Raises:
             Overtaken: there is one already.
-            AuthorityError: the root key is not at hand, or the root ends too soon.
+            AuthorityError: the root key is not at hand, or the root ends too soon; or as ``require_passphrase``.
         """
+        self.require_passphrase()
         root = self._record(rotation.active_root(self.signing_keys()))
         issuer = self._issuer(root)
         made = founding.make_intermediate(self.config, root=issuer, at=at)
@@ -101,7 +123,9 @@ class Succession:
 
         Raises:
             Overtaken: it is not prepared any more.
+            AuthorityError: as ``require_passphrase``.
         """
+        self.require_passphrase(successor=key_id)
 
         def change(transaction: Transaction, keys: Sequence[SigningKey]) -> None:
             prepared = rotation.prepared_intermediate(keys)

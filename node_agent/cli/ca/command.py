@@ -57,6 +57,8 @@ def opened(arguments: argparse.Namespace) -> Iterator[tuple[AuthorityConfig, Sto
 def _reported(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
     try:
         return run(arguments)
+    except BrokenPipeError:  # `ringfence ca status | head`: nobody is there to be told
+        raise
     except (AuthorityError, OSError) as exc:
         print(f"ringfence ca {arguments.ca_command}: {exc}", file=sys.stderr)
         return 1

@@ -56,7 +56,9 @@ def add_commands(commands: Commands) -> None:
     rotate.add_argument(
         "--root-cert", type=Path, metavar="FILE", help="root: the new one of the existing PKI; with --csr"
     )
-    rotate.add_argument("--own-root", action="store_true", help="root: leave the existing PKI, make a root here")
+    rotate.add_argument(
+        "--own-root", action="store_true", help="root: make it and keep its key here, whatever it was before"
+    )
     rotate.add_argument("--withdraw", action="store_true", help="root: take back one that is published but not active")
     rotate.add_argument(
         "--emergency", action="store_true", help="root: replace it at once, distrusting everything it signed"
@@ -227,6 +229,17 @@ def _require_own(succession: Succession, arguments: argparse.Namespace) -> None:
                 "the root is that of an existing PKI: give its new one with --root-cert FILE --csr FILE, or leave that "
                 "PKI with --own-root"
             )
+    if active is not None and arguments.root_key is None and not arguments.own_root:
+        _require_as_offline(succession, active)
+
+
+def _require_as_offline(succession: Succession, active: SigningKey) -> None:
+    """A root key that is kept elsewhere is not followed by one that lies here, by accident."""
+    if not succession.store.keys.has(active.key_id):
+        raise AuthorityError(
+            "the key of the root is kept elsewhere: say with --root-key FILE, a new file, where its successor's goes "
+            "(--root-passphrase-file FILE gives it a passphrase of its own), or keep that one here with --own-root"
+        )
 
 
 def _retiring(keys: list[SigningKey], kind: AuthorityKind) -> SigningKey | None:

@@ -138,6 +138,44 @@ def test_a_root_of_a_pki_is_not_replaced_by_one_of_ours_by_accident(
     assert main(["ca", "rotate", "root", "--own-root", "--config", str(config)]) == 0
 
 
+def test_nothing_is_rotated_under_a_passphrase_that_the_server_does_not_have(tmp_path: Path, ca: Ca) -> None:
+    other = tmp_path / "other"
+    other.touch(mode=0o600)
+    other.write_bytes(b"not the passphrase of the keys")
+    before = ca("status", "--json")
+    for arguments in (["intermediate"], ["root"]):
+        code, said = ca("rotate", *arguments, "--passphrase-file", str(other))
+        assert code == 1
+        assert "wrong passphrase" in said
+        assert "nothing was changed" in said
+    assert [key["key_id"] for key in json.loads(ca("status", "--json")[1])["authorities"]] == [
+        key["key_id"] for key in json.loads(before[1])["authorities"]
+    ]
+    assert ca("rotate", "root", "--emergency", "--passphrase-file", str(other))[0] == 0
+
+
+def test_an_offline_root_is_not_followed_by_one_whose_key_lies_here_by_accident(
+    tmp_path: Path, authority: Authority, store: Store, ca: Ca
+) -> None:
+    root = next(name for name in store.keys.names() if name == _root_id(ca))
+    medium = tmp_path / "medium.pem"
+    (authority.config.keys_dir / f"{root}.pem").rename(medium)
+    for emergency in ([], ["--emergency"]):
+        code, said = ca("rotate", "root", *emergency)
+        assert code == 1
+        assert "the key of the root is kept elsewhere: say with --root-key FILE" in said
+    code, said = ca("rotate", "root", "--root-key", str(medium))
+    assert code == 1
+    assert f"{medium}: is there already, and no key is ever written over another; name a new file" in said
+    assert ca("rotate", "root", "--root-key", str(tmp_path / "next.pem"))[0] == 0
+    assert _root_id(ca) not in store.keys.names()
+
+
+def _root_id(ca: Ca) -> str:
+    keys = json.loads(ca("status", "--json")[1])["authorities"]
+    return next(str(key["key_id"]) for key in keys if (key["kind"], key["state"]) == ("root", "active"))
+
+
 # -- waiting ----------------------------------------------------------------------
 
 

@@ -279,6 +279,22 @@ def test_in_an_emergency_nothing_of_the_old_hierarchy_is_left(desk: Desk) -> Non
     assert {record.state for record in desk.succession.records() if record.key_id in old} == {AuthorityState.RETIRED}
 
 
+def test_a_successor_under_another_passphrase_never_takes_over(desk: Desk) -> None:
+    before = desk.load(AT).issuer_key_id
+    stranger = Succession(config=desk.config, store=desk.store, passphrase=b"another passphrase, by mistake")
+    with pytest.raises(AuthorityError, match="nothing was changed"):
+        stranger.prepare_intermediate(at=AT)
+    with pytest.raises(AuthorityError, match="nothing was changed"):
+        RootSuccession(stranger).prepare(at=AT)
+    prepared = desk.succession.prepare_intermediate(at=AT)
+    with pytest.raises(AuthorityError, match="nothing was changed"):
+        stranger.activate_intermediate(prepared, at=AT)
+    desk.roots.prepare(at=AT)
+    with pytest.raises(AuthorityError, match="nothing was changed"):
+        RootSuccession(stranger).activate(at=AT)
+    assert desk.load(AT).issuer_key_id == before
+
+
 def test_a_new_root_key_may_go_to_a_medium_of_its_own_under_its_own_passphrase(desk: Desk, tmp_path: Path) -> None:
     medium = tmp_path / "medium.pem"
     access = RootAccess(keys=KeyFile(medium), passphrase=b"another passphrase, for the root")
