@@ -19,16 +19,16 @@ class Waiting:
 
 
 def waiting_for(store: Store, *, trust_domain: str, version: int, skipped: Collection[str], at: datetime) -> Waiting:
-    """Look who has not acknowledged ``version`` of the trust.  A node that is revoked is not asked.
+    """Look who has not acknowledged ``version`` of the trust.
+
+    A node that is revoked is not alive; one that was let in again is.
 
     Raises:
         AuthorityError: a node to skip is not alive, so that its name may be misspelt; or the store can not be asked.
     """
-    revoked = store.revocations.shut_out()
-    alive = live_nodes(store.database, trust_domain=trust_domain, at=at)
-    live = {node: ends_at for node, ends_at in alive.items() if node not in revoked}
+    live = live_nodes(store.database, trust_domain=trust_domain, at=at)
     agents = {agent.node: (agent.version, agent.seen_at) for agent in store.trust.agents()}
-    unknown = sorted(set(skipped) - alive.keys() - agents.keys())
+    unknown = sorted(set(skipped) - live.keys() - agents.keys())
     if unknown:
         known = ", ".join(sorted(live)) or "none"
         raise AuthorityError(f"--skip-node {unknown[0]}: no such node is alive; there are {known}")

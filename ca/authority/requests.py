@@ -189,11 +189,11 @@ class RequestHandler:
     def _by_expired_certificate(self, requester: Requester, ended: datetime, at: datetime) -> Attested:
         """A node that comes back after an outage renews the certificate that it had, once more.
 
-        Not if the node has shown a newer one since: then this is an old copy; nor if the node is shut out, because
-        revocations of certificates are forgotten when those have expired.
+        Not if the node has shown a newer one since: then this is an old copy; nor if it is of before the node was
+        revoked, because revocations of certificates are forgotten when those have expired.
         """
         attested = attestation.by_certificate(trust_domain=self._trust_domain, presented=requester.identity)
-        self._guard.current().require_admitted(attested.node)
+        self._guard.require_expired_certificate(attested.identity, requester.serial)
         if at > ended + self._node_grace:
             reason = f"expired at {ended:%Y-%m-%dT%H:%M:%SZ}, longer ago than node_grace_s"
         elif self._store.trust.has_shown_newer(attested.node, requester.serial):

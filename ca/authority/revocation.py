@@ -20,6 +20,7 @@ from ca.authority.errors import Refusal
 from ca.authority.store import Store
 from ca.messages import RefusalCode
 from ca.spiffe import SpiffeId
+from ca.svid import CLOCK_SKEW
 from ca.trust import Revocation, RevocationKind, serial_hex, serial_of
 
 
@@ -81,6 +82,19 @@ class RevocationGuard:
         revoked.require_certificate(identity, serial)
         node = identity.node_name
         if node is not None and node in revoked.shut_out and not self._store.revocations.knows(serial):
+            revoked.require_admitted(node)
+
+    def require_expired_certificate(self, identity: SpiffeId, serial: int) -> None:
+        """As ``require_certificate``, when the revocation of an expired certificate may have been forgotten already.
+
+        A node that was revoked and let in again has those that it was issued since.  A minute is left for clocks of
+        the authority's machines that differ: it falls on the side of the refusal.
+        """
+        revoked = self.current()
+        revoked.require_certificate(identity, serial)
+        node = identity.node_name or ""
+        found = revoked.shut_out.get(node)
+        if found is not None and not self._store.revocations.issued_since(serial, found[0] + CLOCK_SKEW):
             revoked.require_admitted(node)
 
 

@@ -151,7 +151,7 @@ def _agents(config: AuthorityConfig, store: Store, at: datetime) -> list[dict[st
             {
                 "node": node,
                 "live": node in live,
-                "shut_out": node in shut_out,
+                "shut_out": node in shut_out and node not in live,
                 "certificate_ends_at": _time(live.get(node)),
                 "version": 0 if agent is None else agent.version,
                 "acknowledged": agent is not None and agent.version == version,

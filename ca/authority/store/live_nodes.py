@@ -1,4 +1,4 @@
-"""Which nodes are alive: those that hold a node certificate which has not expired, by the journal."""
+"""Which nodes are alive: those that hold a node certificate which has not expired and is not revoked."""
 
 from datetime import datetime
 from typing import Final
@@ -16,7 +16,10 @@ WITH RECURSIVE known (node) AS (
 ) SELECT node FROM known WHERE node != ''
 """
 # An agent uses the certificate that it got last, whatever others still run.
-_LATEST: Final = "SELECT not_after FROM certificates WHERE identity = ? ORDER BY issued_at DESC, not_after DESC LIMIT 1"
+_LATEST: Final = (
+    "SELECT not_after, EXISTS (SELECT 1 FROM revoked_certificates WHERE serial = certificates.serial)"
+    " FROM certificates WHERE identity = ? ORDER BY issued_at DESC, not_after DESC LIMIT 1"
+)
 
 
 def live_nodes(database: Database, *, trust_domain: str, at: datetime) -> dict[str, datetime]:
@@ -28,6 +31,6 @@ def live_nodes(database: Database, *, trust_domain: str, at: datetime) -> dict[s
     found = {}
     for (node,) in database.query(_EVERY_NODE):
         rows = database.query(_LATEST, (str(SpiffeId.node(trust_domain, node)),))
-        if rows and rows[0][0] > to_seconds(at):
+        if rows and rows[0][0] > to_seconds(at) and not rows[0][1]:
             found[node] = from_seconds(rows[0][0])
     return found

@@ -218,8 +218,17 @@ class Revocations:
         """Whether the journal has a certificate."""
         return bool(self._database.query("SELECT 1 FROM certificates WHERE serial = ?", (serial_hex(serial),)))
 
+    def issued_since(self, serial: int, moment: datetime) -> bool:
+        """Whether the journal has a certificate, and issued it after a moment."""
+        return bool(
+            self._database.query(
+                "SELECT 1 FROM certificates WHERE serial = ? AND issued_at > ?",
+                (serial_hex(serial), to_seconds(moment)),
+            )
+        )
+
     def shut_out(self) -> dict[str, tuple[datetime, str]]:
-        """The nodes that are shut out: since when, and why."""
+        """The nodes that are shut out, but for join tokens: since when, and why.  Also those that came back by one."""
         rows = self._database.query(
             "SELECT value, revoked_at, why FROM revocations WHERE kind = ?", (str(RevocationKind.NODE),)
         )
@@ -233,11 +242,17 @@ class Revocations:
 def _write(
     transaction: Transaction, kind: RevocationKind, value: str, *, at: datetime, until: datetime | None, why: str
 ) -> None:
-    """Add a revocation; one that is there already keeps the time of the first and gets the newer reason."""
+    """Add a revocation; one that is there already gets the newer reason.
+
+    It keeps the time of the first, but for a node: that may have come back meanwhile, and what it was issued since is
+    told by the time (``ca.authority.revocation``).
+    """
     transaction.execute(
         "INSERT INTO revocations (kind, value, revoked_at, until, why) VALUES (?, ?, ?, ?, ?)"
-        " ON CONFLICT (kind, value) DO UPDATE SET until = excluded.until, why = excluded.why",
-        (str(kind), value, to_seconds(at), None if until is None else to_seconds(until), why),
+        " ON CONFLICT (kind, value) DO UPDATE SET until = excluded.until, why = excluded.why,"
+        " revoked_at = CASE WHEN excluded.kind = ? AND excluded.revoked_at > revocations.revoked_at"
+        " THEN excluded.revoked_at ELSE revocations.revoked_at END",
+        (str(kind), value, to_seconds(at), None if until is None else to_seconds(until), why, str(RevocationKind.NODE)),
     )
     rows = transaction.query(
         "SELECT count(*), CAST(sum(length(value) + length(why) + ?) AS INTEGER) FROM revocations", (_REVOCATION_BYTES,)

@@ -138,6 +138,21 @@ async def test_a_node_that_is_shut_out_does_not_come_back_when_its_revocation_ha
     assert await refused(authority, own, "the node node-1 is revoked .*: stolen") == RefusalCode.REVOKED
 
 
+async def test_a_node_that_was_let_in_again_renews_late_what_it_was_issued_since(authority: Authority) -> None:
+    """An outage after a node was revoked and rebuilt heals by itself too; what was stolen stays worthless."""
+    at = datetime.now(UTC)
+    stolen = issued(authority, ago=5 * HOUR)
+    with_store(authority, lambda store: store.revocations.revoke_node("node-1", at=at - 4.5 * HOUR, why="stolen"))
+    rebuilt = issued(authority, ago=3 * HOUR)
+    with_store(authority, lambda store: store.revocations.forget_expired(at=at))
+    assert await refused(authority, stolen, "the node node-1 is revoked .*: stolen") == RefusalCode.REVOKED
+    await renewed(authority, rebuilt)
+
+    with_store(authority, lambda store: store.revocations.revoke_node("node-1", at=at - 2.5 * HOUR, why="again"))
+    with_store(authority, lambda store: store.revocations.forget_expired(at=at))
+    assert await refused(authority, rebuilt, "the node node-1 is revoked .*: again") == RefusalCode.REVOKED
+
+
 async def test_what_the_journal_does_not_know_is_not_renewed_late(authority: Authority) -> None:
     own = authority.node_credentials("node-1", at=datetime.now(UTC) - 2 * HOUR)
     await refused(authority, own, "the client certificate is refused")

@@ -210,6 +210,18 @@ def test_a_node_that_is_revoked_is_not_waited_for(ca: Ca, store: Store) -> None:
     assert ca("rotate", "root", "--timeout-s", "1")[0] == 0
 
 
+def test_a_node_that_was_revoked_and_let_in_again_is_waited_for(ca: Ca, store: Store) -> None:
+    join(store, "rebuilt", version=1)
+    store.revocations.revoke_node("rebuilt", at=datetime.now(UTC), why="")
+    assert "revoked " in ca("status")[1]
+    join(store, "rebuilt", version=1, ends_in=2 * HOUR)
+    code, said = ca("rotate", "root", "--timeout-s", "1")
+    assert code == 1
+    assert "these agents do not trust the new root yet: rebuilt" in said
+    agent = json.loads(ca("status", "--json")[1])["agents"][0]
+    assert (agent["node"], agent["live"], agent["shut_out"]) == ("rebuilt", True, False)
+
+
 def test_an_acknowledgement_of_before_a_restore_does_not_count(ca: Ca, store: Store) -> None:
     join(store, "from-before", version=1000)
     code, said = ca("rotate", "root", "--timeout-s", "1")
