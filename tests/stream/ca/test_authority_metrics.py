@@ -1,5 +1,6 @@
 """What Prometheus sees of a serving authority."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from ca.authority.store import Store
 from ca.errors import CaRefused
 from tests.authority_builder import Authority, connected, make_authority, serving, sign, tcp, workload
 
+ROOT = Path(__file__).parents[3]
+
 
 @pytest.fixture
 def authority(tmp_path: Path, unused_port: int) -> Authority:
@@ -37,8 +40,8 @@ def unused_port() -> int:
     return port
 
 
-async def scraped(authority: Authority) -> dict[str, float]:
-    """Every sample by its name and labels, as Prometheus reads them."""
+async def page(authority: Authority) -> str:
+    """What a scrape gets."""
     assert authority.config.metrics_address is not None
     client = h11.Connection(h11.CLIENT)
     body = b""
@@ -54,12 +57,25 @@ async def scraped(authority: Authority) -> dict[str, float]:
                 assert event.status_code == 200
             elif isinstance(event, h11.Data):
                 body += event.data
+    return body.decode()
+
+
+async def scraped(authority: Authority) -> dict[str, float]:
+    """Every sample by its name and labels, as Prometheus reads them."""
     found = {}
-    for family in text_string_to_metric_families(body.decode()):
+    for family in text_string_to_metric_families(await page(authority)):
         for sample in family.samples:
             labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()) if name != "key_id")
             found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
     return found
+
+
+async def test_the_documentation_lists_exactly_what_is_served(authority: Authority) -> None:
+    section = (ROOT / "docs/metrics.md").read_text().split("\n## The certificate authority\n")[1].split("\n## ")[0]
+    documented = set(re.findall(r"^\| `(ringfence_ca_[a-z_]+)`", section, re.MULTILINE))
+    async with serving(authority):
+        served = set(re.findall(r"^# TYPE (ringfence_ca_[a-z_]+)", await page(authority), re.MULTILINE))
+    assert documented == served
 
 
 async def test_what_was_issued_refused_and_limited_is_counted(authority: Authority) -> None:
