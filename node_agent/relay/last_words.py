@@ -15,6 +15,7 @@ from node_agent.relay.skim import Skimmer
 
 _READ_BYTES: Final = 16384  # one TLS record
 _PATIENCE_BYTES: Final = 4 * 1024 * 1024  # a few milliseconds of the relay's time
+_PATIENCE_READS: Final = 4096  # as many, if the records are small
 
 
 def find_reset(read: Callable[[int], bytes], *, remaining: int, header: bytes) -> tuple[bool, CloseReason | None]:
@@ -24,17 +25,23 @@ def find_reset(read: Callable[[int], bytes], *, remaining: int, header: bytes) -
     frames were understood (see ``Skimmer``).
     """
     skimmer = Skimmer(remaining=remaining, header=header)
-    for _ in range(_PATIENCE_BYTES // _READ_BYTES):
+    has_ended = False
+    got_bytes = 0
+    for _ in range(_PATIENCE_READS):
         try:
             more = read(_READ_BYTES)
         except OSError:
             break
-        if not more:
+        got_bytes += len(more)
+        if not more or got_bytes > _PATIENCE_BYTES:
             break
         try:
             while (end := skimmer.feed(more)) is not None:
                 if end.kind is FrameType.RESET:
                     return True, end.reason
+                if has_ended:
+                    return False, None  # nothing but RESET may follow an EOF, least of all thousands of them
+                has_ended = True
                 more = end.rest
         except RemoteProtocolError:
             break

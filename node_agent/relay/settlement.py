@@ -39,7 +39,18 @@ class Settlement:
     is lost; a lost one is closed here.
     """
 
-    __slots__ = ("_call", "_loop", "_read", "_skimmed", "_skimmer", "_to_write", "_tunnel", "is_over", "leftover")
+    __slots__ = (
+        "_call",
+        "_is_wanted",
+        "_loop",
+        "_read",
+        "_skimmed",
+        "_skimmer",
+        "_to_write",
+        "_tunnel",
+        "is_over",
+        "leftover",
+    )
 
     def __init__(
         self,
@@ -60,14 +71,21 @@ class Settlement:
         self.leftover = leftover
         self.is_over = False
         self._call: Callable[[], None] | None = None
+        self._is_wanted = True
 
     def start(self) -> None:
         """Take over the events of the tunnel."""
         fd = self._tunnel.fileno()
         self._write()
+        if self.leftover is None and not self.is_over and self._tunnel.pending():
+            self._skim()  # bytes already inside SSL raise no event of their own
         if not self.is_over:
-            self._loop.take_over(fd, IN | OUT if self._to_write else IN, self._on_event)
+            self._loop.take_over(fd, self._mask(), self._on_event)
             self._loop.call_later(_PATIENCE_S, self._lose_patience)
+
+    def _mask(self) -> int:
+        # Behind the peer's end there may be more, which is not ours to read: it must not wake us again and again.
+        return (OUT if self._to_write else 0) | (IN if self.leftover is None else 0)
 
     def tell(self, call: Callable[[], None]) -> None:
         """Call ``call`` in the loop when it is over; only for one that is not."""
@@ -76,13 +94,14 @@ class Settlement:
     def abandon(self) -> None:
         """The tunnel is not wanted back any more; harmless when it is over."""
         self._call = None
+        self._is_wanted = False
         self._loop.call_soon(self._lose_patience)
 
     def _on_event(self, event: int) -> None:
         if event & OUT and self._to_write:
             self._write()
             if not self._to_write and not self.is_over:
-                self._loop.interest(self._tunnel.fileno(), IN)
+                self._loop.interest(self._tunnel.fileno(), self._mask())
         if event & ~OUT and not self.is_over and self.leftover is None:
             self._skim()
 
@@ -117,12 +136,17 @@ class Settlement:
             if end is not None:
                 self.leftover = end.rest
                 self._settle_if_ended()
+                if not self.is_over:
+                    self._loop.interest(self._tunnel.fileno(), self._mask())
                 return
         if self._skimmed > _PATIENCE_BYTES:
             self._lose_patience()
 
     def _settle_if_ended(self) -> None:
         if self.leftover is not None and not self._to_write:
+            if not self._is_wanted:
+                self._lose()
+                return
             self._loop.forget(self._tunnel.fileno())
             self._end(self.leftover)
 

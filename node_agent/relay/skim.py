@@ -14,6 +14,8 @@ from node_agent.frames import (
     decode_reset,
 )
 
+_LEAST_DATA_BYTES: Final = 1  # DATA is never empty
+_MOST_FRAMES: Final = 16384  # about ten milliseconds of the relay's time: a peer that sends more makes us busy
 _MOST_BYTES: Final = {FrameType.DATA: MAX_DATA_BYTES, FrameType.EOF: 0, FrameType.RESET: MAX_CONTROL_BYTES}
 
 
@@ -37,16 +39,17 @@ class Skimmer:
     payload bytes to come of a DATA frame, or the beginning of a header.
     """
 
-    __slots__ = ("_pending", "_remaining")
+    __slots__ = ("_frames", "_pending", "_remaining")
 
     def __init__(self, *, remaining: int = 0, header: bytes = b"") -> None:
         self._remaining = remaining
         self._pending = header
+        self._frames = 0
 
     def feed(self, data: bytes) -> End | None:
         """Return the next EOF or RESET in the stream; its ``rest`` is to be fed again if a RESET may follow.
 
-        Raises RemoteProtocolError for any other frame.
+        Raises RemoteProtocolError for any other frame, and for too many of them.
         """
         pending = self._pending + data
         start = 0
@@ -59,8 +62,11 @@ class Skimmer:
             (word,) = HEADER.unpack_from(pending, start)
             kind, length = word >> TYPE_SHIFT, word & LENGTH_MASK
             most = _MOST_BYTES.get(kind)
-            if most is None or length > most:
+            if most is None or length > most or (kind == FrameType.DATA and length < _LEAST_DATA_BYTES):
                 raise RemoteProtocolError(f"a frame of type {kind} and {length} bytes where a connection is to end")
+            self._frames += 1
+            if self._frames > _MOST_FRAMES:
+                raise RemoteProtocolError(f"more than {_MOST_FRAMES} frames where a connection is to end")
             if kind == FrameType.DATA:
                 start += HEADER_BYTES
                 self._remaining = length

@@ -487,7 +487,7 @@ class TunnelPair:
         self._abort(Ending.PEER_RESET if was_reset else Ending.TUNNEL_LOST, reason)
 
     def _reset_by_application(self) -> None:
-        self._settle(Ending.PLAIN_RESET, behind_peers_end=b"" if self._down_ended else None)
+        self._settle(Ending.PLAIN_RESET, behind_peers_end=self._leftover if self._down_ended else None)
 
     def _settle(self, ending: Ending, *, behind_peers_end: bytes | None) -> None:
         """An application has reset the connection: abort, but try to keep the tunnel."""

@@ -3,7 +3,9 @@
 import queue
 import random
 import socket
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
@@ -11,9 +13,11 @@ import pytest
 from node_agent.errors import CloseReason
 from node_agent.frames import FrameType, encode_reset
 from node_agent.relay import Ending, Settlement
+from node_agent.relay.skim import Skimmer
 from tests.relay_builder import (
     DEADLINE_S,
     EOF,
+    QUIET_S,
     RESET,
     JoinedTunnel,
     RelayBench,
@@ -151,6 +155,105 @@ def test_answer_waits_for_a_blocked_write(bench: RelayBench) -> None:
     assert last == FrameType.RESET
     assert _settled(bench, joined, Ending.PEER_RESET) == b""
     assert _usable(joined)
+
+
+# -- at the same moment -------------------------------------------------------------
+
+
+def _held_back(bench: RelayBench, act: Callable[[], None]) -> None:
+    """Do something while the relay loop does nothing, so that it sees all of it at once."""
+    is_held, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        is_held.set()
+        go_on.wait(DEADLINE_S)
+
+    bench.loop.call_soon(lambda: bench.loop.call_later(0, hold))  # what comes then: events first, calls after them
+    is_held.wait(DEADLINE_S)
+    act()
+    go_on.set()
+
+
+def test_open_behind_the_peers_eof_survives_an_application_that_resets_at_the_end(bench: RelayBench) -> None:
+    """Both directions have ended for the peer, which may go on at once, in the same record (section 4)."""
+    joined = bench.tunnel(source_side=False)
+    joined.app.shutdown(socket.SHUT_WR)
+    assert joined.peer.read_stream() == (b"", FrameType.EOF)
+
+    def ends() -> None:
+        joined.peer.send(EOF + _NEXT)
+        reset(joined.app)
+
+    _held_back(bench, ends)
+    assert _settled(bench, joined, Ending.PLAIN_RESET) == _NEXT
+
+
+def test_tunnel_that_is_abandoned_as_the_answer_comes_is_closed(bench: RelayBench) -> None:
+    """Nobody is there any more to take it back."""
+    joined = bench.tunnel()
+    reset(joined.app)
+    assert joined.peer.read_stream() == (b"", FrameType.RESET)
+    settlement = joined.finish.wait().settlement
+    assert settlement is not None
+
+    def answers() -> None:
+        joined.peer.send(RESET)
+        settlement.abandon()
+
+    _held_back(bench, answers)
+    joined.peer.read_end()
+    assert joined.tunnel.fileno() == -1
+
+
+def test_answer_that_lies_in_ssl_already_is_read(bench: RelayBench) -> None:
+    joined = bench.tunnel(start=False)
+    joined.peer.send(b"!" + RESET)
+    joined.tunnel.settimeout(DEADLINE_S)
+    assert joined.tunnel.recv(1) == b"!"
+    joined.tunnel.setblocking(False)
+    assert _by_itself(bench, joined, to_write=[memoryview(RESET)], leftover=None).get(timeout=DEADLINE_S) == b""
+
+
+def test_bytes_behind_the_peers_end_do_not_keep_the_loop_busy(
+    bench: RelayBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = bench.tunnel(start=False, buffer_bytes=_SMALL_BUFFER_BYTES)
+    joined.peer.send(_NEXT)
+    calls = []
+    take_over = bench.loop.take_over
+
+    def counted(fd: int, mask: int, handler: Callable[[int], None]) -> None:
+        def count(event: int) -> None:
+            calls.append(event)
+            handler(event)
+
+        take_over(fd, mask, count)
+
+    monkeypatch.setattr(bench.loop, "take_over", counted)
+    frames = memoryview(data(b"x" * 200_000) + RESET)
+    result = _by_itself(bench, joined, to_write=[frames], leftover=b"")
+    time.sleep(QUIET_S)  # blocked, until we read
+    assert joined.peer.read_stream() == (b"x" * 200_000, FrameType.RESET)
+    assert result.get(timeout=DEADLINE_S) == b""
+    assert len(calls) < 500
+
+
+def _by_itself(
+    bench: RelayBench, joined: JoinedTunnel, *, to_write: list[memoryview], leftover: bytes | None
+) -> queue.Queue[bytes | None]:
+    """Settle the tunnel of a pair that was not started; what comes of it is put into the queue."""
+    settlement = Settlement(
+        loop=bench.loop, tunnel=joined.tunnel, to_write=to_write, skimmer=Skimmer(), leftover=leftover
+    )
+    result: queue.Queue[bytes | None] = queue.Queue()
+    settlement.tell(lambda: result.put(settlement.leftover))
+
+    def start() -> None:
+        bench.loop.adopt(joined.tunnel.fileno(), 0, lambda _: None)
+        settlement.start()
+
+    bench.loop.call_soon(start)
+    return result
 
 
 # -- what can not be saved ----------------------------------------------------------
