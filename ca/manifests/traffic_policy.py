@@ -73,6 +73,7 @@ def _traffic(spec: Mapping[str, Any], path: Path) -> Traffic:
         balancing=_balancing(spec.get("loadBalancing", {})),
         locality=_locality(spec.get("locality", {})),
         panic_threshold_percent=spec.get("panicThresholdPercent", DEFAULT.panic_threshold_percent),
+        health_check=_health_check(spec["healthCheck"], (*path, "healthCheck")) if "healthCheck" in spec else None,
         outlier=_outlier(spec.get("outlierDetection", {}), (*path, "outlierDetection")),
         limits=_limits(spec.get("limits", {})),
         rate_limit=_rate_limit(spec.get("rateLimit", {}), (*path, "rateLimit")),
@@ -82,7 +83,6 @@ def _traffic(spec: Mapping[str, Any], path: Path) -> Traffic:
     )
 
 
-        health_check=_health_check(spec["healthCheck"], (*path, "healthCheck")) if "healthCheck" in spec else None,
 def _balancing(said: Mapping[str, Any]) -> Balancing:
     default = DEFAULT.balancing
     return Balancing(
@@ -105,15 +105,6 @@ def _locality(said: Mapping[str, Any]) -> LocalityPreference:
     )
 
 
-def _outlier(said: Mapping[str, Any], path: Path) -> OutlierDetection:
-    default = DEFAULT.outlier
-    base_s = _seconds(said, "baseEjectionTime", default.base_ejection_s)
-    max_s = _seconds(said, "maxEjectionTime", max(default.max_ejection_s, base_s))
-    if base_s <= 0:
-        raise FieldError((*path, "baseEjectionTime"), "must be more than 0s; to eject nothing write enabled: false")
-    if max_s < base_s:
-        raise FieldError((*path, "maxEjectionTime"), "must not be less than baseEjectionTime")
-    if 0 < said.get("latencyFactor", 0) <= 1:
 def _health_check(said: Mapping[str, Any], path: Path) -> HealthCheck:
     default = HealthCheck()
     interval_s = _seconds(said, "interval", default.interval_s)
@@ -132,6 +123,15 @@ def _health_check(said: Mapping[str, Any], path: Path) -> HealthCheck:
     return check
 
 
+def _outlier(said: Mapping[str, Any], path: Path) -> OutlierDetection:
+    default = DEFAULT.outlier
+    base_s = _seconds(said, "baseEjectionTime", default.base_ejection_s)
+    max_s = _seconds(said, "maxEjectionTime", max(default.max_ejection_s, base_s))
+    if base_s <= 0:
+        raise FieldError((*path, "baseEjectionTime"), "must be more than 0s; to eject nothing write enabled: false")
+    if max_s < base_s:
+        raise FieldError((*path, "maxEjectionTime"), "must not be less than baseEjectionTime")
+    if 0 < said.get("latencyFactor", 0) <= 1:
         raise FieldError((*path, "latencyFactor"), "must be more than 1, or 0 for off")
     return OutlierDetection(
         enabled=said.get("enabled", default.enabled),
