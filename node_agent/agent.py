@@ -3,7 +3,7 @@
 Only this file, data_path.py and the workers' own root build things; everything
 else receives what it needs.  Start-up order is the order of the lines in ``_run``:
 
-    logs > configuration > registry > identities > pods (capture, stories) > metrics, readiness, admin
+    logs > configuration > registry (manifests, DNS) > identities > pods (capture, stories) > metrics, readiness, admin
 
 SIGTERM or SIGINT begins draining: nothing new is accepted, running connections
 get ``drain_grace_s``, then are cut with the reason ``drained``.
@@ -12,10 +12,11 @@ get ``drain_grace_s``, then are cut with the reason ``drained``.
 import logging
 import random
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +24,7 @@ import trio
 
 from ca.client import CaClient
 from ca.http_server import HttpServer
-from ca.manifests import DirectoryState, ManifestObject
+from ca.manifests import DirectoryState
 from node_agent import __version__, process
 from node_agent import config as configuration
 from node_agent.carrier import Carrier, InProcess
@@ -45,6 +46,8 @@ from node_agent.identity.trust_watch import TrustWatch
 from node_agent.model import Workload
 from node_agent.proxy.pods import Pods
 from node_agent.registry import Registry, Update
+from node_agent.registry.changes import RegistryObject
+from node_agent.registry.dns_source import DnsSource
 from node_agent.registry.file_source import FileSource
 from node_agent.report import Report
 from node_agent.telemetry.admin import admin_routes, metrics_routes, readiness_routes
@@ -99,6 +102,7 @@ class _Agent:
         self._drain = Drain()
         self._registry = Registry(config.agent.trust_domain)
         self._source = FileSource(config.registry.manifests_dir)
+        self._dns = DnsSource(servers=config.dns.servers, draw=rng.random, on_update=self._take_names)
         parts = _identities(config, rng)
         self._identities, self._trust, self._trust_watch = parts.identities, parts.trust, parts.watch
         self._carrier: Carrier = (
@@ -123,6 +127,7 @@ class _Agent:
                 *self._identities.warnings(),
                 *self._trust_watch.warnings(),
                 *self._registry.faults(),
+                *self._unresolved(),
             ],
         )
         self._workload_api = self._enable_workload_api(metrics, stack) if config.workload_api.enabled else None
@@ -184,8 +189,8 @@ class _Agent:
         self._pods.on_changed.append(api.pods_changed)
         return api
 
-    def _objects(self) -> Iterable[ManifestObject]:
-        return self._report.directory.objects.values()
+    def _objects(self) -> Iterable[RegistryObject]:
+        return chain(self._report.directory.objects.values(), self._dns.objects())
 
     def _crashes(self, why: AgentError) -> None:
         self._crash = why
@@ -209,6 +214,7 @@ class _Agent:
             async with trio.open_nursery() as serving:
                 serving.start_soon(self._drain_on, signals)
                 await serving.start(self._load_registry)
+                await serving.start(self._dns.run)
                 await services.start(self._carrier.run)
                 if self._workload_api is not None:
                     services.start_soon(self._workload_api.run)
@@ -234,6 +240,14 @@ class _Agent:
         if self._report.loaded_at is None:
             process.tidy_up()
         self._report.loaded_at = trio.current_time()
+        self._dns.want(self._registry.external_names())
+
+    def _take_names(self, update: Update) -> None:
+        self._carrier.updated(update, self._registry.apply(update))
+
+    def _unresolved(self) -> Iterator[str]:
+        for name, why in self._dns.problems():
+            yield f"{name} can not be resolved: {why} (for {', '.join(self._registry.users_of(name))})"
 
     async def _wait_for_signal(self, *, task_status: trio.TaskStatus[trio.Event]) -> None:
         asked = trio.Event()

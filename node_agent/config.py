@@ -7,6 +7,7 @@ file, key and remedy, because a silently ignored key in a security product is a
 hole.
 """
 
+import ipaddress
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -142,6 +143,13 @@ class WorkloadApiSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DnsSection:
+    """``[dns]``: who is asked for the names of places outside; empty for /etc/resolv.conf."""
+
+    servers: tuple[HostPort, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The whole file; one attribute a section."""
 
@@ -152,6 +160,7 @@ class Config:
     proxy: ProxySection = ProxySection()
     listen: ListenSection = ListenSection()
     workload_api: WorkloadApiSection = WorkloadApiSection()
+    dns: DnsSection = DnsSection()
 
     @property
     def workload_api_socket(self) -> Path:
@@ -167,6 +176,7 @@ _SECTIONS: Final[Mapping[str, type]] = {
     "proxy": ProxySection,
     "listen": ListenSection,
     "workload_api": WorkloadApiSection,
+    "dns": DnsSection,
 }
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _MAX_ADDRESSES: Final = 16
@@ -268,6 +278,19 @@ def _check(path: Path, config: Config) -> None:
     _check_netns_path(path, config.capture.netns_path)
     if not all(each.host for each in config.ca.address):
         raise ConfigError(f"{path}: [ca] address: expected host:port of the CA")
+    for each in config.dns.servers:
+        if not _is_ip(each.host):
+            raise ConfigError(
+                f"{path}: [dns] servers: expected IP addresses with ports such as 10.0.0.53:53, not {each}"
+            )
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_attestation(path: Path, ca: CaSection) -> None:

@@ -130,12 +130,16 @@ class ServicePort:
 
     Identity semantics: two values are equal when service and port are; the
     endpoints are asked from the registry, which may change them at any time.
+    ``kind`` is Service or ServiceEntry, which may have the same name;
+    ``is_external``: its endpoints are outside of the mesh.
     """
 
     service: ObjectName
     port: int
     name: str = ""
     load_balancing: str = "least-latency"
+    kind: str = "Service"
+    is_external: bool = False
 
     def __str__(self) -> str:
         return f"{self.service}:{self.port}"

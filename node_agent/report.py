@@ -10,7 +10,7 @@ from typing import Protocol
 
 import trio
 
-from ca.manifests import DirectoryState
+from ca.manifests import DirectoryState, ExternalService, Service
 from node_agent import __version__
 from node_agent.balance import EndpointLoad
 from node_agent.balance.tiers import weight_of
@@ -190,14 +190,21 @@ class Report:
             }
 
     def services(self) -> Iterator[Row]:
-        for service in list(self._registry.services()):
-            name = ObjectName(service.key.namespace, service.key.name)
-            ports = self._registry.service_ports(name)
+        for service in self._every_service():
+            kind, namespace, name = service.key
+            is_external = isinstance(service, ExternalService)
+            ports = [
+                each
+                for each in self._registry.service_ports(ObjectName(namespace, name))
+                if (each.kind, each.is_external) == (kind, is_external)
+            ]
             endpoints = {endpoint.address: endpoint for port in ports for endpoint in self._endpoints(port)}
             yield {
-                "name": name.name,
-                "namespace": name.namespace,
-                "cluster_ips": list(service.cluster_ips),
+                "name": name,
+                "namespace": namespace,
+                "kind": kind,
+                "cluster_ips": list(service.addresses if isinstance(service, ExternalService) else service.cluster_ips),
+                "hosts": _hosts(service) if isinstance(service, ExternalService) else [],
                 "ports": [{"name": port.name, "port": port.port} for port in ports],
                 "load_balancing": str(self._registry.traffic(ports[0]).balancing.policy) if ports else None,
                 "endpoints": len(endpoints),
@@ -206,13 +213,16 @@ class Report:
 
     def endpoints(self, service: str | None) -> Iterable[Row]:
         if service is None:
-            names = [ObjectName(each.key.namespace, each.key.name) for each in self._registry.services()]
+            names = list(dict.fromkeys(ObjectName(each.namespace, each.name) for each in self._every_service()))
         else:
             namespace, _, name = service.rpartition("/")
             names = [ObjectName(namespace or "default", name)]
-            if self._registry.service_named(names[0]) is None:
+            if not self._registry.is_service(names[0]):
                 raise LookupError(f"no service {names[0]}; `ringfence services` lists them")
         return [row for name in names for port in self._registry.service_ports(name) for row in self._rows_of(port)]
+
+    def _every_service(self) -> list[Service | ExternalService]:
+        return [*self._registry.services(), *self._registry.external_services()]
 
     def _rows_of(self, port: ServicePort) -> Iterator[Row]:
         traffic = self._registry.traffic(port)
@@ -237,3 +247,8 @@ class Report:
     def _endpoints(self, port: ServicePort) -> Iterator[Endpoint]:
         yield from self._registry.endpoints(port, 4)
         yield from self._registry.endpoints(port, 6)
+
+
+def _hosts(service: ExternalService) -> list[str]:
+    """Every name and address that was declared, for people."""
+    return list(dict.fromkeys((*service.hosts, *(each.host for each in service.endpoints))))

@@ -5,6 +5,7 @@
     fields      reading plain data strictly, field by field
     objects     the kinds that Ringfence uses, as values
     kinds       each kind of object from its fields
+    external    places outside by name: ServiceEntry, ExternalName
     schema      judging data by the JSON Schemas that ship
     tcp_route   TCPRoute of the Gateway API, as far as a mesh uses it
     traffic     TrafficPolicy: its values; traffic_policy: its manifests
@@ -25,6 +26,7 @@ from ca.manifests.directory import (
 )
 from ca.manifests.enrolment import MESH_LABEL, enrolled
 from ca.manifests.errors import ManifestError, ManifestProblem
+from ca.manifests.external import ExternalEndpoint, ExternalPort, ExternalService
 from ca.manifests.kinds import TRUST_DOMAIN_ANNOTATION
 from ca.manifests.names import ObjectKey
 from ca.manifests.objects import (
@@ -51,6 +53,9 @@ __all__ = [
     "ContainerPort",
     "DirectoryState",
     "EndpointSlice",
+    "ExternalEndpoint",
+    "ExternalPort",
+    "ExternalService",
     "ManifestError",
     "ManifestFile",
     "ManifestObject",

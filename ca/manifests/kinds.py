@@ -1,8 +1,8 @@
 """What each kind of object must say for Ringfence to use it.
 
 One function a kind, from its fields to a value of :mod:`ca.manifests.objects`,
-or to ``Skipped`` for a variant that Ringfence does not serve (ExternalName,
-slices of host names).
+or to ``Skipped`` for a variant that Ringfence does not serve (slices of host
+names).
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Final
 
 from ca.manifests.enrolment import MESH_LABEL, MESH_VALUES
+from ca.manifests.external import ExternalService, external_name, parse_service_entry
 from ca.manifests.fields import Fields, shown
 from ca.manifests.objects import (
     ContainerPort,
@@ -155,11 +156,11 @@ def _ready_condition(status: Fields, phase: str) -> bool:
     return phase == "Running"
 
 
-def _service(top: Fields) -> Service | Skipped:
+def _service(top: Fields) -> Service | ExternalService | Skipped:
     metadata, spec = top.fields("metadata"), top.fields("spec")
     namespace, name = _names(metadata, label=True)
     if spec.choice("type", _SERVICE_TYPES, "ClusterIP") == "ExternalName":
-        return Skipped(f"Service {namespace}/{name} is of type ExternalName, which is not supported")
+        return external_name(top)
     ips: list[str] = []
     if spec.text("clusterIP", "") not in ("", "None"):
         ips.append(spec.ip("clusterIP"))
@@ -275,6 +276,7 @@ KINDS: Final[dict[tuple[str, str], tuple[tuple[str, ...], _Parser]]] = {
     ("", "Service"): (("v1",), _service),
     ("discovery.k8s.io", "EndpointSlice"): (("v1",), _endpoint_slice),
     ("security.istio.io", "PeerAuthentication"): (("v1", "v1beta1"), _peer_authentication),
+    ("networking.istio.io", "ServiceEntry"): (("v1", "v1beta1", "v1alpha3"), parse_service_entry),
     ("gateway.networking.k8s.io", "TCPRoute"): (("v1alpha2", "v1alpha3", "v1"), parse_tcp_route),
     ("ringfence.io", "TrafficPolicy"): (("v1alpha1",), parse_traffic_policy),
 }

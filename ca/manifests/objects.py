@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ca.manifests.external import ExternalService
 from ca.manifests.fields import NO_LABELS
 from ca.manifests.names import ObjectKey
 from ca.manifests.tcp_route import TCPRoute
@@ -153,4 +154,14 @@ class PeerAuthentication:
         return ObjectKey("PeerAuthentication", self.namespace, self.name)
 
 
-ManifestObject = Namespace | Node | Pod | Service | EndpointSlice | PeerAuthentication | TrafficPolicy | TCPRoute
+ManifestObject = (
+    Namespace
+    | Node
+    | Pod
+    | Service
+    | ExternalService
+    | EndpointSlice
+    | PeerAuthentication
+    | TrafficPolicy
+    | TCPRoute
+)

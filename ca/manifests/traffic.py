@@ -185,11 +185,12 @@ def default_for(load_balancing: str) -> Traffic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrafficPolicy:
-    """``port`` None: every port of the service that no policy names."""
+    """``kind`` is Service or ServiceEntry; ``port`` None: every port of it that no policy names."""
 
     namespace: str
     name: str
     created: str = ""
+    kind: str = "Service"
     service: str
     port: int | None = None
     traffic: Traffic = DEFAULT

@@ -50,10 +50,19 @@ def parse_traffic_policy(top: Fields) -> TrafficPolicy:
         namespace=sys.intern(metadata.name("namespace", "default", label=True)),
         name=metadata.name("name"),
         created=metadata.moment("creationTimestamp"),
+        kind=_target_kind(spec["targetRef"], (*path, "spec", "targetRef")),
         service=sys.intern(spec["targetRef"]["name"]),
         port=spec.get("port"),
         traffic=_traffic(spec, (*path, "spec")),
     )
+
+
+def _target_kind(said: Mapping[str, Any], path: Path) -> str:
+    kind = str(said.get("kind", "Service"))
+    group = "networking.istio.io" if kind == "ServiceEntry" else ""
+    if said.get("group", group) != group:
+        raise FieldError((*path, "group"), f'must be "{group}" for kind {kind}')
+    return kind
 
 
 def _without_nulls(data: Any) -> Any:

@@ -103,7 +103,7 @@ def services(rows: Sequence[Row], paint: Paint) -> str:
         paint,
         ("NAMESPACE", lambda r: _text(r.get("namespace"))),
         ("NAME", lambda r: _text(r.get("name"))),
-        ("CLUSTER IPS", lambda r: ",".join(map(str, r.get("cluster_ips") or ())) or "-"),
+        ("ADDRESSES", lambda r: ",".join(map(str, (*(r.get("cluster_ips") or ()), *(r.get("hosts") or ())))) or "-"),
         ("PORTS", lambda r: ",".join(_port(p) for p in r.get("ports") or ()) or "-"),
         ("BALANCING", lambda r: _text(r.get("load_balancing"))),
         (">READY", ready),

@@ -82,10 +82,16 @@ class Router:
     def require_outside(self, address: EndpointAddress) -> None:
         """Refuse an endpoint that is in the pod network though no workload has it; raises ConnectionFailure.
 
-        An EndpointSlice may arrive before its Pod does, and plaintext would be the open reading.
+        An EndpointSlice may arrive before its Pod does, and plaintext would be the open reading.  DNS may
+        say of a name outside that it is a workload's or a Service's address.
         """
         if self._is_missing_pod(address.ip):
             raise _unknown(address.ip)
+        if self._registry.workload_at(address.ip) is not None or self._registry.is_service_ip(address.ip):
+            raise ConnectionFailure(
+                CloseReason.UNKNOWN_DESTINATION,
+                f"{address.ip} is the address of a workload or a Service, and not a place outside",
+            )
 
     def _known(self, destination: OriginalDestination) -> Route | None:
         registry = self._registry
@@ -109,6 +115,10 @@ class Router:
             return Route(service=None, candidates=(Endpoint(address=EndpointAddress(ip, port), workload=workload),))
         if registry.is_service_ip(ip):
             raise ConnectionFailure(CloseReason.UNKNOWN_DESTINATION, f"the service at {ip} has no port {port}")
+        outside = registry.external_at(ip, port)
+        if outside is not None:
+            service, endpoints = outside
+            return Route(service=service, candidates=endpoints, traffic=registry.traffic(service))
         return None
 
     def _backend(self, service: ServicePort, split: Split) -> ServicePort:

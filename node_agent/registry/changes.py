@@ -7,10 +7,30 @@ from node_agent.model import ObjectName, Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedName:
+    """What DNS says of a name, addresses canonical and sorted.
+
+    ``addresses`` is where it is now; ``recent`` where it was a while ago, and
+    where an application that resolves for itself may still go.
+    """
+
+    name: str
+    addresses: tuple[str, ...] = ()
+    recent: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> ObjectKey:
+        return ObjectKey("ResolvedName", "", self.name)
+
+
+RegistryObject = ManifestObject | ResolvedName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
     """A step of a source: every object that is new or changed, and the keys of those that are gone."""
 
-    upserts: tuple[ManifestObject, ...] = ()
+    upserts: tuple[RegistryObject, ...] = ()
     deletes: tuple[ObjectKey, ...] = ()
 
 

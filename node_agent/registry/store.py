@@ -11,7 +11,7 @@ from typing import Final, TypeVar, cast
 
 from ca.manifests import (
     EndpointSlice,
-    ManifestObject,
+    ExternalService,
     Namespace,
     Node,
     PeerAuthentication,
@@ -22,7 +22,8 @@ from ca.manifests import (
     TrafficPolicy,
 )
 from node_agent.model import Endpoint, MtlsMode, ObjectName, ServicePort, Workload
-from node_agent.registry.changes import Changes, Update
+from node_agent.registry.changes import Changes, RegistryObject, ResolvedName, Update
+from node_agent.registry.external import ExternalKey, ExternalServices, Place
 from node_agent.registry.networks import PodNetworks
 from node_agent.registry.peer_authentication import PeerAuthentications
 from node_agent.registry.services import Services
@@ -32,7 +33,9 @@ from node_agent.registry.workloads import WorkloadChange, Workloads
 
 DEFAULT_ROOT_NAMESPACE: Final = "istio-system"  # Istio's, so that existing PeerAuthentications mean the same
 
-K = TypeVar("K", Namespace, Node, Pod, Service, EndpointSlice, PeerAuthentication, TrafficPolicy, TCPRoute)
+K = TypeVar(
+    "K", Namespace, Node, Pod, Service, EndpointSlice, PeerAuthentication, TrafficPolicy, TCPRoute, ResolvedName
+)
 
 
 class Registry:
@@ -46,6 +49,7 @@ class Registry:
     def __init__(self, trust_domain: str, *, root_namespace: str = DEFAULT_ROOT_NAMESPACE) -> None:
         self._workloads = Workloads(trust_domain)
         self._services = Services(self._workloads)
+        self._external = ExternalServices()
         self._networks = PodNetworks()
         self._nodes: dict[str, Node] = {}
         self._peer_authentications = PeerAuthentications(root_namespace)
@@ -64,7 +68,7 @@ class Registry:
         A key that is both deleted and upserted is upserted.  Objects that are
         equal to what is known change nothing.
         """
-        by_kind: dict[str, dict[ObjectName, ManifestObject | None]] = {}
+        by_kind: dict[str, dict[ObjectName, RegistryObject | None]] = {}
         for key in update.deletes:
             by_kind.setdefault(key.kind, {})[ObjectName(key.namespace, key.name)] = None
         for each in update.upserts:
@@ -78,13 +82,18 @@ class Registry:
         self._put_nodes(nodes)
         self._peer_authentications.apply(peer_authentications)
         # Services first: then each new pod is matched by index, and no service has to search all pods.
-        services_changed, services_removed = self._services.apply(_of(Service, by_kind), _of(EndpointSlice, by_kind))
+        services, external = _by_place(by_kind)
+        services_changed, services_removed = self._services.apply(services, _of(EndpointSlice, by_kind))
+        names = {name.name: each for name, each in _of(ResolvedName, by_kind).items()}
+        external_changed, external_removed = self._external.apply(external, names)
+        services_changed |= external_changed
+        services_removed = (services_removed | external_removed) - services_changed
         workload_changes = self._workloads.apply(pods, namespaces, nodes)
         services_changed |= self._services.workloads_changed(workload_changes)
         about = self._traffic_policies.apply(_of(TrafficPolicy, by_kind)) | self._tcp_routes.apply(
             _of(TCPRoute, by_kind)
         )
-        services_changed |= {each for each in about if self._services.named(each) is not None}
+        services_changed |= {each for each in about if self.is_service(each)}
         self._revision += 1
         return self._changes(workload_changes, services_changed, services_removed, bool(peer_authentications))
 
@@ -114,9 +123,13 @@ class Registry:
     def service_named(self, name: ObjectName) -> Service | None:
         return self._services.named(name)
 
+    def is_service(self, name: ObjectName) -> bool:
+        """Whether there is a service of this name, inside or outside of the mesh."""
+        return self._services.named(name) is not None or name in self._external
+
     def service_ports(self, name: ObjectName) -> tuple[ServicePort, ...]:
         """The TCP ports of a service, in the order of its manifest; empty if there is no such service."""
-        return self._services.ports(name)
+        return self._services.ports(name) + self._external.ports(name)
 
     def services(self) -> Iterator[Service]:
         """Every service, in no order; not to be held across ``apply``."""
@@ -127,7 +140,30 @@ class Registry:
 
         The very same tuple until something in it changes.
         """
+        if port.is_external:
+            return self._external.endpoints(port, ip_version)
         return self._services.endpoints(port, ip_version)
+
+    def external_at(self, ip: str, port: int) -> Place | None:
+        """The service outside that an address and port are; ask ``service_at`` and ``workload_at`` first.
+
+        What is said of an address in a pod network is not believed: DNS may say anything.
+        """
+        if not self._external or ip in self._networks:
+            return None
+        return self._external.at(ip, port)
+
+    def external_services(self) -> Iterator[ExternalService]:
+        """Every service outside of the mesh, in no order; not to be held across ``apply``."""
+        return iter(self._external)
+
+    def external_names(self) -> frozenset[str]:
+        """Every DNS name that services outside need."""
+        return self._external.names()
+
+    def users_of(self, name: str) -> list[str]:
+        """Which services need a DNS name, for people."""
+        return self._external.users(name)
 
     def split(self, port: ServicePort) -> Split | None:
         """How a TCPRoute splits the connections to a service port, None if none does."""
@@ -152,7 +188,7 @@ class Registry:
         """One line for each TrafficPolicy that disturbs connections."""
         for policy in self._traffic_policies.in_force():
             service = ObjectName(policy.namespace, policy.service)
-            if any(each.percent for each in policy.traffic.faults) and self._services.ports(service):
+            if any(each.percent for each in policy.traffic.faults) and self.service_ports(service):
                 port = "" if policy.port is None else f":{policy.port}"
                 name = ObjectName(policy.namespace, policy.name)
                 yield f"faults are injected into connections to {service}{port} (TrafficPolicy {name})"
@@ -170,6 +206,7 @@ class Registry:
         return (
             *self._workloads.conflicts(),
             *self._services.conflicts(),
+            *self._external.conflicts(),
             *self._traffic_policies.conflicts(),
             *self._tcp_routes.conflicts(),
         )
@@ -219,8 +256,22 @@ def _same_incarnation(before: Workload, after: Workload) -> bool:
     )
 
 
+def _by_place(
+    by_kind: Mapping[str, Mapping[ObjectName, RegistryObject | None]],
+) -> tuple[Mapping[ObjectName, Service | None], Mapping[ExternalKey, ExternalService | None]]:
+    """Services inside and outside of the mesh.  One of type ExternalName becomes another type by a new version."""
+    inside: dict[ObjectName, Service | None] = {}
+    outside: dict[ExternalKey, ExternalService | None] = {}
+    for name, each in by_kind.get("Service", {}).items():
+        inside[name] = each if isinstance(each, Service) else None
+        outside[ExternalKey("Service", name)] = each if isinstance(each, ExternalService) else None
+    for name, each in by_kind.get("ServiceEntry", {}).items():
+        outside[ExternalKey("ServiceEntry", name)] = each if isinstance(each, ExternalService) else None
+    return inside, outside
+
+
 def _of(
-    kind: type[K], by_kind: Mapping[str, Mapping[ObjectName, ManifestObject | None]]
+    kind: type[K], by_kind: Mapping[str, Mapping[ObjectName, RegistryObject | None]]
 ) -> Mapping[ObjectName, K | None]:
     # The key of an object names its class: no need to look at each.
     return cast("Mapping[ObjectName, K | None]", by_kind.get(kind.__name__, {}))

@@ -6,10 +6,22 @@ one gets the defaults, and the load balancing of its annotation.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from ca.manifests import Traffic, TrafficPolicy
 from ca.manifests.traffic import default_for
 from node_agent.model import ObjectName, ServicePort
+
+
+class _Target(NamedTuple):
+    """A Service and a ServiceEntry may have the same name."""
+
+    kind: str
+    service: ObjectName
+
+
+def _target(policy: TrafficPolicy) -> _Target:
+    return _Target(policy.kind, ObjectName(policy.namespace, policy.service))
 
 
 class TrafficPolicies:
@@ -17,7 +29,7 @@ class TrafficPolicies:
 
     def __init__(self) -> None:
         self._policies: dict[ObjectName, TrafficPolicy] = {}
-        self._of_service: dict[ObjectName, list[TrafficPolicy]] = {}
+        self._of_service: dict[_Target, list[TrafficPolicy]] = {}
 
     def apply(self, policies: Mapping[ObjectName, TrafficPolicy | None]) -> frozenset[ObjectName]:
         """Take in what is new (or None for gone); returns the services that it is about.
@@ -28,25 +40,23 @@ class TrafficPolicies:
         for name, policy in policies.items():
             before = self._policies.pop(name, None)
             if before is not None:
-                service = ObjectName(before.namespace, before.service)
-                touched.add(service)
-                self._of_service[service].remove(before)
+                touched.add(_target(before))
+                self._of_service[_target(before)].remove(before)
             if policy is not None:
-                service = ObjectName(policy.namespace, policy.service)
-                touched.add(service)
+                touched.add(_target(policy))
                 self._policies[name] = policy
-                self._of_service.setdefault(service, []).append(policy)
-        for service in touched:
-            if self._of_service[service]:
-                self._of_service[service].sort(key=lambda policy: (policy.created, policy.name))
+                self._of_service.setdefault(_target(policy), []).append(policy)
+        for target in touched:
+            if self._of_service[target]:
+                self._of_service[target].sort(key=lambda policy: (policy.created, policy.name))
             else:
-                del self._of_service[service]
-        return frozenset(touched)
+                del self._of_service[target]
+        return frozenset(target.service for target in touched)
 
     def policy(self, port: ServicePort) -> TrafficPolicy | None:
         """The policy that is in force, None if there is none."""
         wide = None
-        for each in self._of_service.get(port.service, ()):
+        for each in self._of_service.get(_Target(port.kind, port.service), ()):
             if each.port == port.port:
                 return each
             if each.port is None and wide is None:
@@ -69,7 +79,7 @@ class TrafficPolicies:
 
     def conflicts(self) -> Iterator[str]:
         """One line for each policy that another one keeps out of force."""
-        for service, policies in sorted(self._of_service.items()):
+        for (_, service), policies in sorted(self._of_service.items()):
             holders: dict[int | None, TrafficPolicy] = {}
             for each in policies:
                 holder = holders.setdefault(each.port, each)

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import trio
 
-from ca.manifests import ManifestObject
 from node_agent.config import Config
 from node_agent.errors import AgentError, CloseReason
 from node_agent.identity import Identities
 from node_agent.identity.trust import TrustStore
 from node_agent.registry import Changes, Registry, Update
+from node_agent.registry.changes import RegistryObject
 from node_agent.telemetry.logs import set_log_level
 from node_agent.telemetry.metrics import Metrics
 from node_agent.workers.group import State, Workers
@@ -25,7 +25,7 @@ class InWorkers:
         *,
         config: Config,
         registry: Registry,
-        objects: Callable[[], Iterable[ManifestObject]],
+        objects: Callable[[], Iterable[RegistryObject]],
         identities: Identities,
         trust: TrustStore,
         metrics: Metrics,

@@ -20,12 +20,12 @@ from typing import Final
 
 import trio
 
-from ca.manifests import ManifestObject
 from ca.spiffe import SpiffeId
 from node_agent.config import Config
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.identity import Credentials, Identities
 from node_agent.registry import Update
+from node_agent.registry.changes import RegistryObject
 from node_agent.telemetry.access_log import new_run
 from node_agent.workers import messages as say
 from node_agent.workers.figures import OPEN, RESIDENT_BYTES, Figures
@@ -48,7 +48,7 @@ _AFTER_CUT_S: Final = 5.0  # a worker whose connections were cut has nothing lef
 class State:
     """Where a new worker's first state comes from; each is asked when a worker starts."""
 
-    objects: Callable[[], Iterable[ManifestObject]]
+    objects: Callable[[], Iterable[RegistryObject]]
     trust: Callable[[], bytes]
     credentials: Callable[[], Iterable[Credentials]]
 

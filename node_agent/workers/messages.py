@@ -29,13 +29,14 @@ from typing import Any, Final
 
 from ca import fields
 from ca.errors import WireError
-from ca.manifests import EndpointSlice, ManifestObject, ObjectKey
+from ca.manifests import EndpointSlice, ObjectKey
 from ca.spiffe import SpiffeId
 from ca.trust import Trust
 from ca.wire import FrameDecoder, Limits, encode_frame, pack, unpack
 from node_agent.config import Config
 from node_agent.errors import CloseReason
 from node_agent.model import Workload
+from node_agent.registry.changes import RegistryObject
 from node_agent.workers import codec
 
 _LIMITS: Final = Limits(
@@ -67,7 +68,7 @@ class Start:
 class RegistryPart:
     """A piece of one registry update; ``is_last`` asks to apply all pieces since the last one, in one step."""
 
-    upserts: tuple[ManifestObject, ...] = ()
+    upserts: tuple[RegistryObject, ...] = ()
     deletes: tuple[ObjectKey, ...] = ()
     is_last: bool
 
@@ -304,10 +305,10 @@ def unpack_trust(data: bytes) -> Trust:
     return Trust.from_wire(fields.mapping(unpack(data, _LIMITS.frame_bytes), "trust"))
 
 
-def registry_parts(upserts: Iterable[ManifestObject], deletes: Iterable[ObjectKey]) -> Iterator[RegistryPart]:
+def registry_parts(upserts: Iterable[RegistryObject], deletes: Iterable[ObjectKey]) -> Iterator[RegistryPart]:
     """Cut one registry update into messages of a bearable size; at least one."""
     gone = tuple(deletes)
-    batch: list[ManifestObject] = []
+    batch: list[RegistryObject] = []
     weight = 0
     for each in upserts:
         batch.append(each)

@@ -24,7 +24,7 @@ from typing import Final
 import trio
 
 from ca.errors import CaError
-from ca.manifests import ManifestObject, ObjectKey
+from ca.manifests import ObjectKey
 from ca.spiffe import SpiffeId
 from node_agent import process
 from node_agent.capture import Listeners, PodNetwork, open_home
@@ -37,6 +37,7 @@ from node_agent.identity.trust import TrustStore
 from node_agent.model import Workload
 from node_agent.proxy.pod import Pod
 from node_agent.registry import Registry, Update
+from node_agent.registry.changes import RegistryObject
 from node_agent.telemetry.logs import Logging, set_log_level
 from node_agent.telemetry.metrics import Metrics
 from node_agent.telemetry.process_metrics import register_resources
@@ -96,7 +97,7 @@ class Worker:
         self._home = open_home()
         stack.callback(os.close, self._home)
         self._rings = itertools.count(1)
-        self._update: tuple[list[ManifestObject], list[ObjectKey]] = ([], [])
+        self._update: tuple[list[RegistryObject], list[ObjectKey]] = ([], [])
         self._pods: dict[str, tuple[Pod, trio.CancelScope]] = {}
         self._waiting: dict[int, tuple[trio.Event, list[ConnectionFailure]]] = {}
         self._numbers = itertools.count(1)

@@ -141,7 +141,7 @@ def test_default_and_bounds_of_the_agents_key_are_right(key: tuple[str, str]) ->
     default, bounds = documented_keys("agent.toml")[key][:2]
     if item.default is MISSING:
         assert default == "required"
-    elif item.default is None:
+    elif item.default in {None, ()}:
         assert default == "none"
     elif isinstance(item.default, agent_config.HostPort):
         assert default == f'`"{item.default.host}:{item.default.port}"`'

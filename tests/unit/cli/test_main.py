@@ -179,8 +179,8 @@ def test_tables_are_aligned(agent: FakeAgent, capsys: pytest.CaptureFixture[str]
     )
     assert run(agent, "services") == 0
     assert capsys.readouterr().out == (
-        "NAMESPACE  NAME  CLUSTER IPS  PORTS       BALANCING      READY\n"
-        "default    web   10.248.0.1   http:80,90  least-latency    2/3\n"
+        "NAMESPACE  NAME  ADDRESSES   PORTS       BALANCING      READY\n"
+        "default    web   10.248.0.1  http:80,90  least-latency    2/3\n"
     )
     assert run(agent, "endpoints", "web") == 0
     assert capsys.readouterr().out == (

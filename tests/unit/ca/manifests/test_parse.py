@@ -256,7 +256,7 @@ metadata: {name: web}
 apiVersion: v1
 kind: Service
 metadata: {name: db}
-spec: {type: ExternalName, externalName: db.example}
+spec: {type: ExternalName, externalName: db.example, ports: []}
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
