@@ -1,6 +1,6 @@
-"""What the log says of requests that were answered: every certificate, and refusals as far as a peer can not flood it.
+"""What the log says of requests: every certificate, and refusals and failures as far as they do not flood it.
 
-In ``refused`` the field ``left_out`` says how many lines like it were left out before it.
+In those the field ``left_out`` says how many lines like it were left out before it.
 """
 
 import logging
@@ -16,6 +16,7 @@ from ca.spiffe import SpiffeId
 
 _REFUSALS_A_MINUTE_OF_A_PEER: Final = 600  # a node whose manifests are late may be refused hundreds of identities
 _REFUSALS_A_MINUTE: Final = 6_000
+_FAILURES_A_MINUTE: Final = 60  # while the database is gone every request of every agent fails the same way
 
 
 class RefusalLog:
@@ -23,6 +24,13 @@ class RefusalLog:
 
     def __init__(self) -> None:
         self._gate = LogGate(of_a_peer=_REFUSALS_A_MINUTE_OF_A_PEER, of_all=_REFUSALS_A_MINUTE)
+        self._failures = LogGate(of_a_peer=_FAILURES_A_MINUTE, of_all=_FAILURES_A_MINUTE)
+
+    def store_failed(self, event: str, *, requests: int) -> None:
+        """Say, from an ``except``, that the store could not be used for some requests."""
+        if self._failures.admits(event, "", now=time.monotonic()):
+            left_out = sum(self._failures.left_out().values())
+            log(event, level=logging.ERROR, exc_info=True, requests=requests, left_out=left_out)
 
     def refused(
         self,

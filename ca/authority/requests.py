@@ -129,7 +129,7 @@ class RequestHandler:
         try:
             revoked = self._guard.current()
         except StoreError:
-            log("store_failed", level=logging.ERROR, exc_info=True, requests=len(group))
+            self._refusals.store_failed("store_failed", requests=len(group))
             return [_store_failed()] * len(group)
         placements = cache(self._placement.current)  # the manifests are looked at once for all of them
         answers = [self._judge(asked, placements, at) for asked in group]
@@ -165,7 +165,7 @@ class RequestHandler:
             self._log_refused(exc, asked)
             return exc.reply()
         except StoreError:
-            log("journal_failed", level=logging.ERROR, exc_info=True, request=request.TYPE)
+            self._refusals.store_failed("journal_failed", requests=1)
             return _store_failed()
         except Exception:  # a bug of ours, or a certificate that broke its profile: nothing was handed out
             log("internal_error", level=logging.ERROR, exc_info=True, request=request.TYPE)
@@ -285,7 +285,7 @@ class RequestHandler:
             written = self._store.journal_all([each.entry for each in unwritten], at=at)
             changed = self._guard.current() is not revoked
         except StoreError:
-            log("journal_failed", level=logging.ERROR, exc_info=True, requests=len(unwritten))
+            self._refusals.store_failed("journal_failed", requests=len(unwritten))
             return [_store_failed()] * len(unwritten)
         except Exception:
             log("internal_error", level=logging.ERROR, exc_info=True, requests=len(unwritten))
