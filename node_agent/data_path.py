@@ -123,6 +123,7 @@ def build_data_path(
         drawn=rng.random,
         metrics=metrics,
         failing=ANOTHER_MAY_WORK | CHECK_FAILED,
+        ledger=ledger,
     )
     connector = Connector(
         router=router,

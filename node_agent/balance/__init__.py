@@ -4,7 +4,7 @@ balancer    who is picked, and what becomes of the pick
 tiers       who may be picked: readiness, subset, health, locality, panic
 choosers    one class a policy; maglev: the table of the consistent hash
 endpoints   what is known of each endpoint
-health      when active checks are due, and what their results mean
+health      when active checks are due, and what their results mean; health_shares: by one worker for all
 outlier     ejecting those that fail, and letting them back in
 latency     peak-EWMA: how long an endpoint takes to connect to
 """

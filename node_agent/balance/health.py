@@ -113,6 +113,14 @@ class HealthChecks:
         self._set(target, failure)
         return bool(self.why(target)) is not before
 
+    def forget(self, target: Target) -> bool:
+        """What the target's checks found counts no more; returns whether the endpoint's health has changed by it."""
+        state = self._states.get(target)
+        if state is None:
+            return False
+        state.in_a_row = 0
+        return self._set(target, "") and not self.why(target)
+
     def why(self, target: Target) -> str:
         """Why the endpoint is unhealthy, by whichever check; empty if it is not."""
         return next(iter(self._verdicts.get((target.address, target.uid), {}).values()), "")

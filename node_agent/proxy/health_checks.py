@@ -10,6 +10,8 @@ healthy from there.
                    the endpoint's agent judges like any other and answers without making a connection of it
     not enrolled   from the namespace of that workload, directly
 
+Of an agent's worker processes one checks an endpoint, and the others hear of it (balance/health_shares.py).
+
 What says nothing about the endpoint (no certificate of ours, one of ours revoked,
 a wrong one of its agent's) changes nothing: wrong certificates have to be seen, not avoided.
 """
@@ -17,6 +19,7 @@ a wrong one of its agent's) changes nothing: wrong certificates have to be seen,
 import logging
 import math
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -27,6 +30,8 @@ from ca.manifests import Traffic
 from ca.manifests.traffic import HealthCheck
 from node_agent.balance import Balancer
 from node_agent.balance.health import HealthChecks, Target
+from node_agent.balance.health_shares import ELSEWHERE, HealthShares
+from node_agent.balance.limits import Ledger
 from node_agent.balance.tiers import weight_of
 from node_agent.config import OUTBOUND_PORT
 from node_agent.errors import CloseReason, ConnectionFailure
@@ -84,14 +89,20 @@ class HealthChecker:
         drawn: Callable[[], float],
         metrics: Metrics,
         failing: frozenset[CloseReason],
+        ledger: Ledger | None,
     ) -> None:
-        """``drawn`` returns a random number of [0, 1); ``failing`` are the reasons that speak against an endpoint."""
+        """``drawn`` returns a random number of [0, 1); ``failing`` are the reasons that speak against an endpoint.
+
+        ``ledger`` is what this process shares with others that carry the agent's connections, if there are any.
+        """
         self._registry = registry
         self._router = router
         self._balancer = balancer
         self._identities = identities
         self._tunnels = tunnels
         self._failing = failing
+        self._shares = HealthShares(ledger) if ledger is not None else None
+        self._elsewhere: set[Target] = set()  # endpoints that another process holds for unhealthy
         self._checks = HealthChecks(drawn)
         self._users: dict[_Use, _Users] = {}
         self._places: dict[Target, _Place] = {}
@@ -114,7 +125,9 @@ class HealthChecker:
             self._look_at = -math.inf
             self._woken.set()
         users.pods.pop(pod, None)
-        users.pods[pod] = trio.current_time()
+        users.pods[pod] = now = trio.current_time()
+        if self._look_at == -math.inf and self._shares is not None:
+            self._look_up(now)  # what others know of its endpoints, before one is chosen
 
     async def run(self) -> None:
         """Check until cancelled; sleeps for as long as nothing is in use."""
@@ -163,13 +176,36 @@ class HealthChecker:
                 if endpoint.ready and weight_of(endpoint, traffic) > 0:
                     self._places[_target(endpoint, traffic.health_check)] = _Place(endpoint, users, service)
         for target in self._checks.watch(self._places, now):
-            self._balancer.set_unhealthy(before[target].endpoint, False, now)
+            self._tell(target, before[target], now)
+        if self._shares is not None:
+            self._share_anew(self._shares, before, now)
+
+    def _share_anew(self, shares: HealthShares, before: dict[Target, _Place], now: float) -> None:
+        for target in before.keys() - self._places.keys():
+            shares.drop(target)
+            if target in self._elsewhere:
+                self._elsewhere.discard(target)
+                self._tell(target, before[target], now)
+        for target in self._places.keys() - before.keys():
+            self._ask_others(target, now)
+
+    def _ask_others(self, target: Target, now: float) -> None:
+        """Take over what another process holds of an endpoint that it checks."""
+        assert self._shares is not None
+        is_unhealthy = self._shares.is_unhealthy_elsewhere(target)
+        if is_unhealthy is (target in self._elsewhere):
+            return
+        (self._elsewhere.add if is_unhealthy else self._elsewhere.discard)(target)
+        self._tell(target, self._places[target], now)
 
     # -- a check ----------------------------------------------------------------------
 
     async def _check(self, target: Target) -> None:
         failure: str | None = None
         try:
+            if self._shares is not None and not self._shares.take(target, time.monotonic()):
+                self._leave_to_others(target)
+                return
             place = self._places.get(target)
             pod = place and next((pod for pod in reversed(place.users.pods) if not _is_gone(pod)), None)
             if place is not None and pod is not None:
@@ -181,14 +217,29 @@ class HealthChecker:
         self._results[result,] += 1
         now = trio.current_time()
         if self._checks.ended(target, failure, now) and (place := self._places.get(target)) is not None:
-            self._tell(place, self._checks.why(target), now)
+            self._tell(target, place, now)
+            if why := self._checks.why(target):
+                _log.warning("endpoint %s of %s is unhealthy: %s", place.endpoint.address, place.service, why)
+            else:
+                _log.info("endpoint %s of %s is healthy again", place.endpoint.address, place.service)
 
-    def _tell(self, place: _Place, why: str, now: float) -> None:
+    def _leave_to_others(self, target: Target) -> None:
+        """Another process checks it: what it has found counts, and not what we had."""
+        now = trio.current_time()
+        self._checks.ended(target, None, now)
+        if (place := self._places.get(target)) is not None:
+            if self._checks.forget(target):
+                self._tell(target, place, now)
+            self._ask_others(target, now)
+
+    def _tell(self, target: Target, place: _Place, now: float) -> None:
+        """Tell the balancer, and the other processes, what is known of an endpoint."""
+        why = self._checks.why(target)
+        if self._shares is not None:
+            self._shares.publish(target, bool(why), time.monotonic())
+            if target in self._elsewhere and target in self._places:
+                why = why or ELSEWHERE
         self._balancer.set_unhealthy(place.endpoint, bool(why), now, why=why)
-        if why:
-            _log.warning("endpoint %s of %s is unhealthy: %s", place.endpoint.address, place.service, why)
-        else:
-            _log.info("endpoint %s of %s is healthy again", place.endpoint.address, place.service)
 
     async def _ask(self, pod: Pod, place: _Place, check: HealthCheck) -> str | None:
         """Returns why the endpoint failed, empty text if it did not, None if nobody can tell."""

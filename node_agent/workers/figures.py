@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final, cast
 
 from node_agent.balance.balancer import EndpointLoad
+from node_agent.balance.health_shares import ELSEWHERE
 from node_agent.model import EndpointAddress
 from node_agent.telemetry.metrics import FamilyReading, Kind
 from node_agent.workers.messages import AnswerRow, Count, FamilyRow, LiveRow, LoadRow, Topic
@@ -98,7 +99,9 @@ class Figures:
         """
         loads = [found for held in self._workers.values() if (found := held.loads.get((address, uid))) is not None]
         latencies = [load.latency_s for load in loads if load.latency_s is not None]
-        worst = max(loads, key=lambda load: _BADNESS[load.health], default=EndpointLoad(0, None))
+        worst = max(
+            loads, key=lambda load: (_BADNESS[load.health], load.why != ELSEWHERE), default=EndpointLoad(0, None)
+        )
         return worst._replace(
             open_connections=sum(load.open_connections for load in loads),
             latency_s=sum(latencies) / len(latencies) if latencies else None,

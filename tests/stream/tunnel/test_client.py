@@ -1,7 +1,9 @@
 """The source's end under pressure: storms, cancelled connections, dead peers; fakes for the sockets, virtual time."""
 
 import random
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import trio.testing
 
 from ca.spiffe import SpiffeId
 from node_agent.errors import CloseReason, ConnectionFailure
-from node_agent.frames import HEADER_BYTES, FrameType, Open, Verdict, encode_verdict
+from node_agent.frames import HEADER_BYTES, Check, FrameType, Open, Verdict, decode_open, encode_verdict
 from node_agent.model import ObjectName, OriginalDestination, PeerAddress
 from node_agent.tunnel import Dialler, Tunnel, TunnelClient, TunnelKey, TunnelLost
 
@@ -35,9 +37,12 @@ class _FakeTunnel(Tunnel):
         self.reason = reason
         self.dead = False
         self.users = 0
+        self.knows_checks = True
+        self._is_check = False
         network.open_tunnels.add(self)
 
     async def send(self, frame: bytes) -> None:
+        self._is_check = self.knows_checks and decode_open(frame[HEADER_BYTES:]).check is not None
         self.users += 1
         assert self.users == 1, "one tunnel was handed to two"
 
@@ -46,9 +51,9 @@ class _FakeTunnel(Tunnel):
         await trio.sleep(self.network.delay())
         if self.dead:
             raise TunnelLost("the peer agent closed the tunnel")
-        if self.reason is not CloseReason.OK:
+        if self.reason is not CloseReason.OK or self._is_check:
             self.users -= 1
-        return encode_verdict(Verdict(reason=self.reason))[HEADER_BYTES:]
+        return encode_verdict(Verdict(reason=self.reason, is_check=self._is_check))[HEADER_BYTES:]
 
     def is_quiet(self) -> bool:
         return not self.dead
@@ -101,7 +106,7 @@ def _key(number: int = 0) -> TunnelKey:
     return TunnelKey(source_uid=f"uid-{number}", source=_CART, endpoint_ip="10.0.0.1", expected=_WEB)
 
 
-_DIALLER: Any = None
+_DIALLER: Any = SimpleNamespace(connect_timeout_s=None)
 
 
 async def test_storm_dials_few_tunnels_and_serves_everybody(
@@ -262,3 +267,34 @@ async def test_idle_tunnels_are_closed_in_time(
         await trio.sleep(20)
         assert not network.open_tunnels, "its peer has gone: noticed by the next sweep"
         nursery.cancel_scope.cancel()
+
+
+_CHECK_MESSAGE = replace(_MESSAGE, check=Check(tls=False, timeout_s=1.0))
+
+
+@pytest.mark.parametrize("reason", [CloseReason.OK, CloseReason.CONNECT_REFUSED])
+async def test_a_check_leaves_its_tunnel_to_the_next_connection(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, reason: CloseReason
+) -> None:
+    network = _Network()
+    client = _client(network, monkeypatch)
+    assert (await client.check(_key(), _CHECK_MESSAGE, _DIALLER)).reason is CloseReason.OK
+    (tunnel,) = network.open_tunnels
+    tunnel.reason = reason
+    assert (await client.check(_key(), _CHECK_MESSAGE, _DIALLER)).reason is reason
+    assert (client.idle_count, client.busy_count, network.dials) == (1, 0, 1)
+    tunnel.reason = CloseReason.OK
+    assert await client.open(_key(), _MESSAGE, _DIALLER) is tunnel
+
+
+async def test_a_destination_that_made_a_connection_of_a_check_loses_its_tunnel(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = _Network()
+    client = _client(network, monkeypatch)
+    await client.check(_key(), _CHECK_MESSAGE, _DIALLER)
+    (tunnel,) = network.open_tunnels
+    tunnel.knows_checks = False
+    assert (await client.check(_key(), _CHECK_MESSAGE, _DIALLER)).reason is CloseReason.OK
+    assert not network.open_tunnels
+    assert (client.idle_count, client.busy_count) == (0, 0)

@@ -2,7 +2,7 @@
 
 from ca.spiffe import SpiffeId
 from node_agent.model import OriginalDestination, PeerAddress
-from node_agent.proxy.proxy_protocol import header
+from node_agent.proxy.proxy_protocol import LOCAL, header
 
 
 def test_the_header_of_ipv4_is_the_specifications() -> None:
@@ -18,3 +18,7 @@ def test_the_header_of_ipv6_with_an_identity() -> None:
     assert made[16:48] == bytes.fromhex("fd00" + "00" * 13 + "01" + "fd00" + "00" * 13 + "02")
     assert made[48:52] == bytes([0, 1, 0, 2])
     assert made[52:] == b"\xd0" + len(said).to_bytes(2, "big") + said
+
+
+def test_the_header_of_a_health_check_is_the_specifications() -> None:
+    assert bytes.fromhex("0d0a0d0a000d0a515549540a 20 00 0000") == LOCAL
