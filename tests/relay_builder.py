@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from node_agent.frames import HEADER, HEADER_BYTES, LENGTH_MASK, TYPE_SHIFT, FrameType
-from node_agent.relay import Outcome
+from node_agent.relay import Meter, Outcome
 from node_agent.relay.loop import RelayLoop
 from node_agent.relay.plain_pair import PlainPair
 from node_agent.relay.tunnel_pair import TunnelPair
@@ -195,7 +195,14 @@ class RelayBench:
         self._stopping = True
         self.loop.interrupt()
 
-    def tunnel(self, *, buffer_bytes: int | None = None, start: bool = True, source_side: bool = True) -> JoinedTunnel:
+    def tunnel(
+        self,
+        *,
+        buffer_bytes: int | None = None,
+        start: bool = True,
+        source_side: bool = True,
+        meter: Meter | None = None,
+    ) -> JoinedTunnel:
         """Join an application's socket and a tunnel; ``source_side``: the agent that dialled the tunnel."""
         app, plain = tcp_pair(buffer_bytes=buffer_bytes)
         client, server = self._pairs.make(buffer_bytes=buffer_bytes)
@@ -203,14 +210,14 @@ class RelayBench:
         plain.setblocking(False)
         self._sockets += [app, plain, ours, theirs]
         finish = Finish()
-        pair = TunnelPair(loop=self.loop, plain=plain, tunnel=ours, on_done=finish)
+        pair = TunnelPair(loop=self.loop, plain=plain, tunnel=ours, on_done=finish, meter=meter)
         if start:
             self.loop.call_soon(pair.start)
         else:
             self._sockets.append(plain)
         return JoinedTunnel(app=app, peer=Peer(theirs), pair=pair, finish=finish, tunnel=ours)
 
-    def plain(self, *, buffer_bytes: int | None = None) -> JoinedPlain:
+    def plain(self, *, buffer_bytes: int | None = None, meter: Meter | None = None) -> JoinedPlain:
         """Join two TCP connections."""
         first, ours_first = tcp_pair(buffer_bytes=buffer_bytes)
         second, ours_second = tcp_pair(buffer_bytes=buffer_bytes)
@@ -218,16 +225,19 @@ class RelayBench:
         ours_second.setblocking(False)
         self._sockets += [first, ours_first, second, ours_second]
         finish = Finish()
-        pair = PlainPair(loop=self.loop, first=ours_first, second=ours_second, on_done=finish)
+        pair = PlainPair(loop=self.loop, first=ours_first, second=ours_second, on_done=finish, meter=meter)
         self.loop.call_soon(pair.start)
         return JoinedPlain(first=first, second=second, pair=pair, finish=finish)
 
-    def path(self, *, buffer_bytes: int | None = None) -> tuple[JoinedTunnel, JoinedTunnel]:
-        """Both agents: application - pair - TLS - pair - application.  Their ``peer`` is each other's tunnel."""
+    def path(self, *, buffer_bytes: int | None = None, meter: Meter | None = None) -> tuple[JoinedTunnel, JoinedTunnel]:
+        """Both agents: application - pair - TLS - pair - application.  Their ``peer`` is each other's tunnel.
+
+        ``meter`` is the first one's, the source's.
+        """
         app_one, plain_one = tcp_pair(buffer_bytes=buffer_bytes)
         app_two, plain_two = tcp_pair(buffer_bytes=buffer_bytes)
         client, server = self._pairs.make(buffer_bytes=buffer_bytes)
-        joined = []
+        joined: list[tuple[socket.socket, ssl.SSLSocket, TunnelPair, Finish, ssl.SSLSocket]] = []
         for app, plain, ours, theirs in (
             (app_one, plain_one, client, server),
             (app_two, plain_two, server, client),
@@ -235,7 +245,7 @@ class RelayBench:
             plain.setblocking(False)
             self._sockets += [app, plain, ours]
             finish = Finish()
-            pair = TunnelPair(loop=self.loop, plain=plain, tunnel=ours, on_done=finish)
+            pair = TunnelPair(loop=self.loop, plain=plain, tunnel=ours, on_done=finish, meter=None if joined else meter)
             joined.append((app, theirs, pair, finish, ours))
         made = [
             JoinedTunnel(app=app, peer=_no_peer(theirs), pair=pair, finish=finish, tunnel=ours)
