@@ -7,6 +7,8 @@ endpoints   what is known of each endpoint
 health      when active checks are due, and what their results mean; health_shares: by one worker for all
 outlier     ejecting those that fail, and letting them back in
 latency     peak-EWMA: how long an endpoint takes to connect to
+limits      who is let in at all, and how fast; bucket: tokens that come every second
+faults      which connections are disturbed on purpose
 """
 
 from node_agent.balance.balancer import Balancer, Client, EndpointLoad, NoEndpoints, Pick

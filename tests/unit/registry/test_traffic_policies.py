@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from ca.manifests import ObjectKey, Service, ServicePortSpec, Traffic, TrafficPolicy
-from ca.manifests.traffic import DEFAULT, LoadBalancing
+from ca.manifests.traffic import DEFAULT, Fault, LoadBalancing
 from node_agent.model import ObjectName, ServicePort
 from node_agent.registry import Registry, Update
 
@@ -56,6 +56,24 @@ def test_a_change_is_a_change_of_the_service_and_the_value_stays_the_same_until_
     assert changes.services_changed == {WEB}
     assert registry.traffic(port) is DEFAULT
     assert registry.traffic_policy(port) is None
+
+
+def test_faults_are_told_of_the_policies_that_inject_some_into_a_service_that_is_there() -> None:
+    def disturbing(name: str, percent: float, *, port: int | None = None, service: str = "web") -> TrafficPolicy:
+        traffic = replace(DEFAULT, faults=(Fault(percent=percent, refuse=True),))
+        return replace(_policy(name, port=port), traffic=traffic, service=service)
+
+    registry = _registry(
+        disturbing("a", 1.0),
+        disturbing("b", 1.0),  # not in force
+        disturbing("c", 0.5, port=81),
+        disturbing("d", 100.0, service="nobody"),
+    )
+    assert sorted(registry.faults()) == [
+        "faults are injected into connections to shop/web (TrafficPolicy shop/a)",
+        "faults are injected into connections to shop/web:81 (TrafficPolicy shop/c)",
+    ]
+    assert list(_registry(disturbing("a", 0.0)).faults()) == []
 
 
 def test_a_policy_that_moves_to_another_service_leaves_the_first() -> None:
