@@ -143,6 +143,8 @@ class Outbound:
         if pod.gone.is_set():
             tunnel.abort()  # nobody would look for it any more, and it would keep the pod's namespace
             self._tunnels.discard(tunnel)
+        elif self._gate.is_unwanted(key, tunnel):
+            self._tunnels.discard(tunnel)  # revoked while it was neither live nor idle
         else:
             self._tunnels.release(key, tunnel)
 

@@ -75,10 +75,11 @@ class TrustGate:
 
     def _enforce(self) -> None:
         if self._tunnels is not None:
-            self._tunnels.end_idle(self._is_unwanted)
+            self._tunnels.end_idle(self.is_unwanted)
         self._live.cut_where(self._why_cut)
 
-    def _is_unwanted(self, key: TunnelKey, tunnel: Tunnel) -> bool:
+    def is_unwanted(self, key: TunnelKey, tunnel: Tunnel) -> bool:
+        """Whether an idle tunnel, or one that is coming back, is not to be used any more."""
         return self._why_not(_ends(key.source, tunnel)) is not None
 
     def _why_cut(self, record: ConnectionRecord) -> ConnectionFailure | None:

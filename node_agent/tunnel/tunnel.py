@@ -156,6 +156,9 @@ class Tunnel:
         if header == RESET_FRAME and self._is_used:
             # Of the connection before this one: it crossed the frame that ended that one for us.
             header = await self._read_exactly(HEADER_BYTES)
+        if self._is_used and header[0] == FrameType.RESET and header != RESET_FRAME:
+            # Of the connection before this one, too: an agent cut it, and closes the tunnel.
+            raise TunnelLost("the peer agent ended the tunnel with its last connection")
         length = parse_control_header(header, expected)
         return await self._read_exactly(length, within_frame=True) if length else b""
 

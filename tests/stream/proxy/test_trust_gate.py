@@ -17,11 +17,12 @@ from ca.trust import Revocation, RevocationKind, serial_hex
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.identity.trust import TrustStore
 from node_agent.proxy.live import LiveConnections
+from node_agent.proxy.outbound import Outbound
 from node_agent.proxy.trust_gate import TrustGate
 from node_agent.telemetry.access_log import AccessLog
 from node_agent.telemetry.connection_record import ConnectionRecord
 from node_agent.telemetry.metrics import Metrics
-from node_agent.tunnel import Tunnel, TunnelClient
+from node_agent.tunnel import Tunnel, TunnelClient, TunnelKey
 from tests.certificates import TRUST_DOMAIN, make_root
 
 AT: Final = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -155,6 +156,39 @@ async def test_idle_tunnels_of_a_revoked_end_are_closed_and_the_others_kept() ->
     stage.gate.guard(cast("TunnelClient", Idle()))
     stage.revoke(identity(PEER))
     assert closed == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("revocation", "is_kept"), [(identity(OTHER), True), (identity(PEER), False), (serial(2), False)]
+)
+def test_a_tunnel_that_comes_back_later_than_the_revocation_is_not_kept(revocation: Revocation, is_kept: bool) -> None:
+    """It was being settled: neither live nor idle when the trust changed."""
+    stage = Stage()
+    came_back: list[str] = []
+    unused: Any = None
+    outbound = Outbound(
+        access_log=stage.log,
+        live=stage.live,
+        router=unused,
+        admission=unused,
+        connector=unused,
+        tunnels=cast(
+            "TunnelClient",
+            SimpleNamespace(
+                release=lambda _key, _tunnel: came_back.append("kept"),
+                discard=lambda _tunnel: came_back.append("discarded"),
+            ),
+        ),
+        relay=unused,
+        gate=stage.gate,
+        times=unused,
+    )
+    stage.revoke(revocation)
+    settled: Any = tunnel()
+    settled.take_back = lambda _leftover: None
+    pod: Any = SimpleNamespace(gone=trio.Event())
+    outbound._take_back(pod, TunnelKey("uid", OWN, "10.0.0.1", PEER), settled, b"")
+    assert came_back == ["kept" if is_kept else "discarded"]
 
 
 def test_a_destination_that_is_revoked_is_refused_before_it_is_asked_anything() -> None:
