@@ -169,8 +169,12 @@ class Identities:
         return found
 
     def expiring(self) -> int:
-        """How many certificates could not be renewed and are near their end."""
-        return len(near_their_end(self._held(), at=self._utc_now()))
+        """How many certificates could not be renewed and are near their end, or past it: an alert outlasts the end."""
+        ended = sum(
+            slot.issued_at is not None and self.current(identity) is None and not self._trust.revocation_of(identity)
+            for identity, slot in self._slots.items()
+        )
+        return len(near_their_end(self._held(), at=self._utc_now())) + ended
 
     def clock_ahead_s(self) -> float:
         """How far our clock is ahead of the CA's, as of its last reply; 0 before the first."""

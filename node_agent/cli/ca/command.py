@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 from ca.authority.config import AuthorityConfig
 from ca.authority.errors import AuthorityError
 from ca.authority.store import Store
+from node_agent.cli.terminal import printable
 
 DEFAULT_CONFIG: Final = Path("/etc/ringfence/ca.toml")
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - it has no other name
@@ -60,5 +61,5 @@ def _reported(run: Callable[[argparse.Namespace], int], arguments: argparse.Name
     except BrokenPipeError:  # `ringfence ca status | head`: nobody is there to be told
         raise
     except (AuthorityError, OSError) as exc:
-        print(f"ringfence ca {arguments.ca_command}: {exc}", file=sys.stderr)
+        print(f"ringfence ca {arguments.ca_command}: {printable(str(exc))}", file=sys.stderr)
         return 1

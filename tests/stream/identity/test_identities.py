@@ -219,6 +219,7 @@ async def test_with_the_ca_down_a_valid_svid_is_kept_and_its_expiry_is_the_deadl
             await trio.sleep(60.0 if now_utc() < kept.not_after - timedelta(seconds=62) else 0.5)
         await trio.sleep(2.0)
         assert made.identities.current(WEB) is None
+        assert made.identities.expiring() >= 1  # and not: all is well again, there is nothing left that could end
         ready, why = made.identities.ready()
         assert not ready
         assert "connection refused" in why
@@ -233,6 +234,7 @@ async def test_with_the_ca_down_a_valid_svid_is_kept_and_its_expiry_is_the_deadl
         made.ca.trouble = None
         await trio.sleep(31.0)
         assert made.identities.ready() == (True, "")
+        assert made.identities.expiring() == 0
 
 
 async def test_a_connection_that_waits_gets_its_svid_soon_after_the_ca_is_back(tmp_path: Path) -> None:

@@ -131,3 +131,10 @@ def test_what_can_not_be_done_is_one_line_with_the_way_out(
 def test_a_reason_is_short_and_harmless(terminal: Terminal, reason: str) -> None:
     with pytest.raises(SystemExit):
         terminal.run("identity", WEB, "--reason", reason)
+
+
+def test_what_was_typed_is_shown_escaped(authority: Authority, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, said = Terminal(authority, capsys).run("node", "node-1\n\x1b[31mroot#")
+    assert code == 1
+    assert r"node node-1\n\x1b[31mroot#: it was never issued anything" in said
+    assert said.count("\n") == 1
