@@ -120,6 +120,7 @@ def build_data_path(
         balancer=balancer,
         identities=known,
         tunnels=tunnels,
+        gate=gate,
         drawn=rng.random,
         metrics=metrics,
         failing=ANOTHER_MAY_WORK | CHECK_FAILED,

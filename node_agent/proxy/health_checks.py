@@ -41,6 +41,7 @@ from node_agent.model import Endpoint, OriginalDestination, PeerAddress, Service
 from node_agent.proxy.health_probe import probe
 from node_agent.proxy.pod import Pod
 from node_agent.proxy.routes import Router
+from node_agent.proxy.trust_gate import TrustGate
 from node_agent.registry import Registry
 from node_agent.telemetry.metrics import Metrics
 from node_agent.tunnel import Dialler, TunnelClient, TunnelKey
@@ -86,6 +87,7 @@ class HealthChecker:
         balancer: Balancer,
         identities: Identities,
         tunnels: TunnelClient,
+        gate: TrustGate,
         drawn: Callable[[], float],
         metrics: Metrics,
         failing: frozenset[CloseReason],
@@ -100,6 +102,7 @@ class HealthChecker:
         self._balancer = balancer
         self._identities = identities
         self._tunnels = tunnels
+        self._gate = gate
         self._failing = failing
         self._shares = HealthShares(ledger) if ledger is not None else None
         self._elsewhere: set[Target] = set()  # endpoints that another process holds for unhealthy
@@ -270,10 +273,12 @@ class HealthChecker:
         asked = Check(tls=check.tls, timeout_s=check.timeout_s)
         workload = endpoint.workload
         if workload is None or not workload.enrolled:
+            self._gate.admit_check_of(pod.workload.identity)
             if workload is None:
                 self._router.require_outside(endpoint.address)
             await probe(pod.network.upstream_socket(ip), ip, port, asked)
             return CloseReason.OK
+        self._gate.admit_check_of(pod.workload.identity, workload.identity)
         credentials = self._identities.current(pod.workload.identity)
         own_ip = next((each for each in pod.workload.addresses if (":" in each) is (":" in ip)), None)
         if credentials is None or own_ip is None:

@@ -69,6 +69,11 @@ class TrustGate:
         for identity, serial in _ends(own, tunnel):
             self._trust.require_trusted(identity, serial)
 
+    def admit_check_of(self, *identities: SpiffeId) -> None:
+        """The same before there is a tunnel."""
+        for identity in identities:
+            self._trust.require_trusted(identity, _NO_SERIAL)
+
     def _require(self, record: ConnectionRecord) -> None:
         for identity, serial in record.stands_on:
             self._trust.require_trusted(identity, serial)

@@ -54,6 +54,7 @@ class _World:
     endpoints_: tuple[Endpoint, ...]
     traffic_: Traffic
     has_identity: bool = True
+    revoked: SpiffeId | None = None
     answer: Callable[[str], CloseReason] = lambda _ip: CloseReason.OK
     takes_s: float = 0.01
 
@@ -74,6 +75,10 @@ class _World:
         return (
             SimpleNamespace(client_context=None, not_after=datetime.now(UTC), serial=1) if self.has_identity else None
         )
+
+    def admit_check_of(self, own: SpiffeId, destination: SpiffeId) -> None:
+        if self.revoked in (own, destination):
+            raise ConnectionFailure(CloseReason.IDENTITY_REVOKED)
 
     def forget(self, uid: str) -> None:
         self.forgotten.append(uid)
@@ -109,6 +114,7 @@ class _Agent:
             balancer=self.balancer,
             identities=part,
             tunnels=part,
+            gate=part,
             drawn=lambda: 0.5,
             metrics=self.metrics,
             failing=_FAILING,
@@ -167,18 +173,20 @@ async def test_a_service_is_checked_from_its_first_use_to_some_minutes_after_its
         assert agent.results() == {"success": 0, "failure": 40, "no_result": 0}
 
 
-@pytest.mark.parametrize("why", ["no identity", "an impostor", "revoked"])
+@pytest.mark.parametrize("why", ["no identity", "an impostor", "revoked there", "cart", "web-0"])
 async def test_what_says_nothing_about_the_endpoint_changes_nothing(
     why: str, autojump_clock: trio.testing.MockClock
 ) -> None:
-    reason = CloseReason.IDENTITY_REVOKED if why == "revoked" else CloseReason.CERTIFICATE_UNTRUSTED
-    world = _world(1, has_identity=why != "no identity", answer=lambda _: reason)
+    reason = CloseReason.IDENTITY_REVOKED if why == "revoked there" else CloseReason.CERTIFICATE_UNTRUSTED
+    revoked = SpiffeId.workload("example.org", "shop", why) if " " not in why else None
+    world = _world(1, has_identity=why != "no identity", answer=lambda _: reason, revoked=revoked)
     agent = _Agent(world)
     async with _running(agent):
         agent.checker.used(_pod("cart"), _WEB, 4)
         await trio.sleep(99)
     assert agent.health(world.endpoints_[0]) == ("healthy", None)
     assert agent.results() == {"success": 0, "failure": 0, "no_result": 10}
+    assert bool(world.asked) is (why in ("an impostor", "revoked there"))
 
 
 async def test_no_more_than_64_checks_run_at_a_time_and_all_get_their_turn(
