@@ -22,6 +22,7 @@ _ALONE: Final = {
     "issuing": ("bench.issuing", "the authority's certificates a second"),
     "storm": ("bench.storm", "1,000 agents that come back at once, and 2,048 silent connections"),
     "start": ("bench.agent_start", "an agent with 200 identities"),
+    "simulator": ("bench.simulator", "each balancing policy while endpoints fail: a model, no network"),
 }  # each is a process of its own that prints its figures
 _ONCE: Final = ("memory", "workers", *_ALONE)  # after the rounds; they hardly vary, or take long
 _MEASURES: Final = (*measures.MEASURES, *_ONCE)

@@ -18,6 +18,7 @@ _TITLES: Final = {
     "issuing": "Issuing certificates",
     "storm": "A thousand agents come back at once",
     "start": "Start of an agent with 200 identities",
+    "simulator": "What clients feel while endpoints fail, policy by policy (a model)",
     "workers": "Workers: 1 against 2",
 }
 
