@@ -170,14 +170,16 @@ class Inbound:
 
         It is no connection: no record, no metric.
         """
-        verdict = Verdict(reason=CloseReason.OK, is_check=True)
+        verdict = Verdict(reason=CloseReason.DRAINED, is_check=True)
         try:
             self._gate.admit_check(pod.workload.identity, tunnel)
             self._check(pod, tunnel, message)
             ip, port = message.destination
-            sock = pod.network.application_socket(ip, source_ip=message.source.ip)
-            greeting = proxy_protocol.LOCAL if port in pod.workload.proxy_protocol_ports else b""
-            await probe(sock, ip, port, check, greeting=greeting)
+            with self._drain.idle():
+                sock = pod.network.application_socket(ip, source_ip=message.source.ip)
+                greeting = proxy_protocol.LOCAL if port in pod.workload.proxy_protocol_ports else b""
+                await probe(sock, ip, port, check, greeting=greeting)
+                verdict = Verdict(reason=CloseReason.OK, is_check=True)
         except ConnectionFailure as failure:
             verdict = Verdict(reason=failure.reason, detail=failure.detail, is_check=True)
         except OSError as error:  # of descriptors, or the pod's namespace is gone
