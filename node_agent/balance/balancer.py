@@ -86,12 +86,13 @@ class _Pool:
     candidates: Sequence[Endpoint]
     traffic: Traffic
     near: Near
-    epoch: int
     valid_until: float
     members: tuple[Member, ...]
     tiers: Tiers
     choosers: tuple[Chooser, ...]
     table: HashTable | None
+    addresses: frozenset[EndpointAddress]
+    is_stale: bool = False
     used_at: float = 0.0
     latency_looked_at: float = 0.0
 
@@ -124,7 +125,7 @@ class Pick:
                 state.latency.observe(sample_s, now)
             if state.outlier.connected(now):
                 state.since = now
-                self._balancer.health_changed()
+                self._balancer.health_changed(self.endpoint.address)
             self.is_probe = False
             self._balancer.look_at_latency(self._pool, now)
 
@@ -138,7 +139,8 @@ class Pick:
                 state.latency.penalize(_REFUSAL_LATENCY_S, now)
             else:
                 state.latency.observe(waited_s, now)
-            self._balancer.eject(self._pool, state, state.outlier.connect_failed(self._pool.traffic.outlier, now), now)
+            why = state.outlier.connect_failed(self._pool.traffic.outlier, now)
+            self._balancer.eject(self._pool, self.endpoint, state, why, now)
             self.release(now)
 
     def said_something(self) -> None:
@@ -147,7 +149,8 @@ class Pick:
 
     def reset_early(self, now: float) -> None:
         """The endpoint reset the connection before it had sent a byte."""
-        self._balancer.eject(self._pool, self._state, self._state.outlier.reset_early(self._pool.traffic.outlier), now)
+        why = self._state.outlier.reset_early(self._pool.traffic.outlier)
+        self._balancer.eject(self._pool, self.endpoint, self._state, why, now)
 
     def release(self, now: float) -> None:
         """The connection is over, however far it got; harmless when already ended."""
@@ -158,7 +161,7 @@ class Pick:
             self._state.used_at = now
             if self.is_probe:
                 self._state.outlier.given_up()
-                self._balancer.health_changed()
+                self._balancer.health_changed(self.endpoint.address)
 
     def _answered(self, now: float) -> None:
         if self._is_connecting:
@@ -178,7 +181,6 @@ class Balancer:
         self._states = EndpointStates()
         self._pools: OrderedDict[tuple[ServicePort, int], _Pool] = OrderedDict()
         self._budgets: dict[ServicePort, RetryBudget] = {}
-        self._epoch = 0
 
     def pick(
         self,
@@ -212,7 +214,7 @@ class Balancer:
             self._budget(service, pool.traffic, now).connect(pool.traffic.retry, now)
         pick = Pick(self, pool, member, now)
         if pick.is_probe:
-            self.health_changed()
+            self.health_changed(member.endpoint.address)
         self._sweep(now)
         return pick
 
@@ -245,15 +247,17 @@ class Balancer:
             if not is_unhealthy:
                 state.since = now
                 state.latency = None  # it is not judged by how it was when it failed
-            self.health_changed()
+            self.health_changed(endpoint.address)
 
     # -- for picks ----------------------------------------------------------------
 
-    def health_changed(self) -> None:
-        """Who may be chosen is to be found out anew."""
-        self._epoch += 1
+    def health_changed(self, address: EndpointAddress) -> None:
+        """Who may be chosen is to be found out anew, by the services that have this endpoint."""
+        for pool in self._pools.values():
+            if address in pool.addresses:
+                pool.is_stale = True
 
-    def eject(self, pool: _Pool, state: EndpointState, why: Why | None, now: float) -> None:
+    def eject(self, pool: _Pool, endpoint: Endpoint, state: EndpointState, why: Why | None, now: float) -> None:
         """Eject an endpoint if there is a reason and enough others are left."""
         if why is None:
             return
@@ -263,7 +267,7 @@ class Balancer:
             state.outlier.eject(why, config, now)
         else:
             state.outlier.given_up()
-        self.health_changed()
+        self.health_changed(endpoint.address)
 
     def look_at_latency(self, pool: _Pool, now: float) -> None:
         """Eject the slowest endpoint if it is far off the median of the others; at most once a second."""
@@ -283,7 +287,8 @@ class Balancer:
         slowest_s, index = known[-1]
         median_s = known[(len(known) - 1) // 2][0]
         if slowest_s > max(median_s * factor, _LATENCY_FLOOR_S):
-            self.eject(pool, pool.members[index].state, Why.LATENCY, now)
+            slowest = pool.members[index]
+            self.eject(pool, slowest.endpoint, slowest.state, Why.LATENCY, now)
 
     # -- what is kept between picks ---------------------------------------------------
 
@@ -296,7 +301,7 @@ class Balancer:
             pool is None
             or pool.candidates is not candidates
             or pool.traffic is not traffic
-            or pool.epoch != self._epoch
+            or pool.is_stale
             or now >= pool.valid_until
             or pool.near != near
         ):
@@ -310,8 +315,8 @@ class Balancer:
     ) -> _Pool:
         if before is not None and before.candidates is not candidates:
             self._note_those_ready_again(before.candidates, candidates, now)
-        # Endpoints that are there when a service is first used are not new ones.
-        since = -math.inf if before is None else now
+        # Endpoints that are there when a service is first used are not new ones, nor those that nobody used for long.
+        since = -math.inf if before is None or before.candidates is candidates else now
         members = tuple(
             Member(each, self._states.use(each, now, since=since), weight)
             for each in candidates
@@ -320,8 +325,10 @@ class Balancer:
         if before is not None and before.traffic is traffic and before.near == near and before.members == members:
             members = before.members
             table = before.table
+            addresses = before.addresses
         else:
             table = table_for(traffic.balancing, members)
+            addresses = frozenset(each.endpoint.address for each in members)
         tiers = build(members, traffic, near, now)
         if before is not None and before.traffic is traffic and before.tiers == tiers and before.table is table:
             choosers = before.choosers  # round-robin goes on where it was
@@ -332,12 +339,12 @@ class Balancer:
             candidates,
             traffic,
             near,
-            self._epoch,
             min(ends, default=math.inf),
             members,
             tiers,
             choosers,
             table,
+            addresses,
             latency_looked_at=before.latency_looked_at if before is not None else now,
         )
 

@@ -1,6 +1,7 @@
 """Weights, slow start, subsets, locality, ejection: which share goes where."""
 
 from collections import Counter
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -18,6 +19,7 @@ from ca.manifests.traffic import (
 )
 from ca.spiffe import SpiffeId
 from node_agent.balance import Balancer, Client, Near, NoEndpoints
+from node_agent.balance.tiers import build
 from node_agent.model import Endpoint, EndpointAddress, Locality, ObjectName, ServicePort, Workload
 
 SERVICE = ServicePort(service=ObjectName("shop", "web"), port=80)
@@ -302,3 +304,48 @@ def test_when_an_endpoint_falls_ill_only_its_clients_move_and_when_it_is_well_th
     assert len({during[client].address for client in moved}) > 5, "they are not all sent to one other endpoint"
     balancer.set_unhealthy(ill, False, 0.0)
     assert places() == before
+
+
+def test_the_health_of_an_endpoint_is_looked_at_anew_by_the_services_that_have_it_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sorting a thousand endpoints takes milliseconds: one that flaps somewhere must not cost everybody that."""
+    sorted_anew: list[int] = []
+
+    def counted(members: Any, *more: Any) -> Any:
+        sorted_anew.append(len(members))
+        return build(members, *more)
+
+    monkeypatch.setattr("node_agent.balance.balancer.build", counted)
+    balancer = Balancer(rng=Random(1))
+    flapping = _endpoint(1)
+    ours = tuple(_endpoint(number) for number in range(10, 15))
+    shared = (flapping, _endpoint(2))
+    services = [(SERVICE, ours), (replace(SERVICE, port=81), (flapping,)), (replace(SERVICE, port=82), shared)]
+
+    def picks() -> None:
+        for service, candidates in services:
+            balancer.pick(service, candidates, 1.0).release(1.0)
+
+    picks()
+    assert sorted_anew == [5, 1, 2]
+    sorted_anew.clear()
+    for is_unhealthy in (True, False, True):
+        balancer.set_unhealthy(flapping, is_unhealthy, 1.0)
+        picks()
+    assert sorted_anew == [1, 2] * 3
+
+
+def test_an_endpoint_that_nobody_used_for_long_does_not_start_slowly_again() -> None:
+    """What is known of it is forgotten after a minute; that it is not new is known from the service."""
+    traffic = Traffic(balancing=Balancing(policy=LoadBalancing.RANDOM, slow_start_s=100.0))
+    near, far, other = (_endpoint(number) for number in (1, 2, 3))
+    candidates = (near, far, other)
+    balancer = Balancer(rng=Random(1))
+    balancer.pick(SERVICE, candidates, 0.0, traffic=traffic).release(0.0)
+    for second in range(200):  # retries that keep to one endpoint: the others are forgotten
+        exclude = {far.address, other.address}
+        balancer.pick(SERVICE, candidates, float(second), traffic=traffic, exclude=exclude).release(float(second))
+    balancer.set_unhealthy(other, True, 200.0)
+    balancer.set_unhealthy(other, False, 200.0)
+    assert _shares(balancer, candidates, traffic, now=200.0)[1] > 0.4
