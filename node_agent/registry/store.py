@@ -207,9 +207,18 @@ class Registry:
             *self._workloads.conflicts(),
             *self._services.conflicts(),
             *self._external.conflicts(),
+            *self._without_effect(),
             *self._traffic_policies.conflicts(),
             *self._tcp_routes.conflicts(),
         )
+
+    def _without_effect(self) -> Iterator[str]:
+        """One line for each virtual address outside that the mesh itself has."""
+        for each in self._external:
+            for ip in each.addresses:
+                whose = "a cluster IP" if self.is_service_ip(ip) else "in a pod network" if ip in self._networks else ""
+                if whose:
+                    yield f"address {ip} of {each.key} is {whose}, and without effect; give it another"
 
     def _put_nodes(self, nodes: Mapping[str, Node | None]) -> None:
         for name, node in nodes.items():

@@ -55,6 +55,8 @@ class TrafficPolicies:
 
     def policy(self, port: ServicePort) -> TrafficPolicy | None:
         """The policy that is in force, None if there is none."""
+        if not self._of_service:
+            return None
         wide = None
         for each in self._of_service.get(_Target(port.kind, port.service), ()):
             if each.port == port.port:

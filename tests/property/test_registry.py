@@ -5,9 +5,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ca.manifests import ManifestObject, ObjectKey, SliceEndpoint
+from ca.manifests import ExternalEndpoint, ExternalPort, ExternalService, ObjectKey, SliceEndpoint
 from node_agent.model import ObjectName, Workload
 from node_agent.registry import Registry, Update
+from node_agent.registry.changes import RegistryObject, ResolvedName
 from tests.manifest_builder import (
     endpoint_slice,
     meshed_namespace,
@@ -25,7 +26,9 @@ LABELS = st.dictionaries(st.sampled_from(["app", "tier"]), st.sampled_from(["x",
 CREATED = st.sampled_from(["", "2024", "2025"])
 ENDPOINTS = st.lists(st.builds(SliceEndpoint, IPS, st.booleans(), st.just("") | NAMES), max_size=4)
 
-OBJECTS: st.SearchStrategy[ManifestObject] = st.one_of(
+HOSTS = st.sampled_from(["a.example", "b.example"])
+
+OBJECTS: st.SearchStrategy[RegistryObject] = st.one_of(
     st.builds(
         lambda name, ips, **fields: pod(name, *dict.fromkeys(ips), **fields),
         NAMES,
@@ -73,6 +76,25 @@ OBJECTS: st.SearchStrategy[ManifestObject] = st.one_of(
         selector=LABELS,
         created=CREATED,
     ),
+    st.builds(
+        ExternalService,
+        kind=st.sampled_from(["Service", "ServiceEntry"]),
+        namespace=NAMESPACES,
+        name=NAMES,
+        created=CREATED,
+        hosts=st.lists(HOSTS, min_size=1, max_size=2, unique=True).map(tuple),
+        addresses=st.lists(IPS, max_size=1).map(tuple),
+        ports=st.sampled_from([(ExternalPort("http", 80, 8080),), (ExternalPort("http", 80, 80),)]),
+        endpoints=st.lists(st.builds(ExternalEndpoint, HOSTS | IPS), max_size=2, unique=True).map(tuple),
+    ),
+    st.builds(
+        lambda name, now, recent: ResolvedName(
+            name=name, addresses=tuple(sorted(now)), recent=tuple(sorted(recent - now))
+        ),
+        HOSTS,
+        st.sets(IPS),
+        st.sets(IPS),
+    ),
 )
 STEPS = st.lists(st.lists(st.tuples(OBJECTS, st.booleans()), max_size=4), max_size=8)
 
@@ -87,6 +109,8 @@ def answers(registry: Registry) -> dict[str, Any]:
         "by address": [registry.workload_at(ip) for ip in ips],
         "by node": [registry.workloads_on(each) for each in "abc"],
         "services": [registry.service_at(ip, 80) for ip in ips],
+        "outside": [registry.external_at(ip, 80) for ip in ips],
+        "names": registry.external_names(),
         "endpoints": [registry.endpoints(port, version) for port in ports for version in (4, 6)],
         "networks": [registry.in_pod_network(ip) for ip in ips],
         "modes": [registry.mtls_mode(each, 8080) for each in workloads],
@@ -96,9 +120,9 @@ def answers(registry: Registry) -> dict[str, Any]:
 
 @settings(max_examples=300)
 @given(STEPS)
-def test_step_by_step_is_the_same_as_at_once(steps: list[list[tuple[ManifestObject, bool]]]) -> None:
+def test_step_by_step_is_the_same_as_at_once(steps: list[list[tuple[RegistryObject, bool]]]) -> None:
     registry = Registry("example.org")
-    objects: dict[ObjectKey, ManifestObject] = {}
+    objects: dict[ObjectKey, RegistryObject] = {}
     followed: dict[tuple[ObjectName, str], Workload] = {}
     before = answers(registry)
     for step in steps:
@@ -121,5 +145,5 @@ def test_step_by_step_is_the_same_as_at_once(steps: list[list[tuple[ManifestObje
             followed[changed.name, changed.uid] = changed
         assert sorted(followed.values(), key=lambda each: each.name) == after["workloads"]
         if not changes:
-            assert after == before | {"networks": after["networks"]}
+            assert after == before | {"networks": after["networks"], "outside": after["outside"]}
         before = after

@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ca.errors import WireError
-from ca.manifests import ManifestObject, ObjectKey
+from ca.manifests import ObjectKey
 from ca.spiffe import SpiffeId
 from ca.wire import encode_frame
 from node_agent.config import CaSection, Config, HostPort, NodeSection
 from node_agent.errors import CloseReason
 from node_agent.model import Locality, ObjectName, Workload
+from node_agent.registry.changes import RegistryObject
 from node_agent.workers import messages as say
 from tests.property.test_registry import OBJECTS
 
@@ -106,7 +107,7 @@ def test_messages_arrive_as_they_were_sent_in_one_piece_and_byte_by_byte(
 
 @settings(deadline=None)
 @given(st.lists(OBJECTS, max_size=8), st.lists(st.builds(ObjectKey, TEXT, TEXT, TEXT), max_size=4))
-def test_an_update_in_parts_is_the_update(objects: list[ManifestObject], gone: list[ObjectKey]) -> None:
+def test_an_update_in_parts_is_the_update(objects: list[RegistryObject], gone: list[ObjectKey]) -> None:
     parts = list(say.registry_parts(objects, gone))
     assert [part.is_last for part in parts] == [False] * (len(parts) - 1) + [True]
     assert [each for part in parts for each in part.upserts] == objects

@@ -148,6 +148,16 @@ def test_dns_never_speaks_for_an_address_of_a_pod_network() -> None:
     assert _goes_to(registry, "192.0.2.1") is not None
 
 
+def test_a_virtual_address_that_the_mesh_has_is_without_effect_and_told() -> None:
+    entry = replace(API, addresses=("10.1.0.5", "10.248.0.1", "10.249.0.7"))
+    registry = _registry(node("node-1", "10.1.0.0/24"), service("web", "10.248.0.1"), entry)
+    assert registry.conflicts() == (
+        "address 10.1.0.5 of ServiceEntry shop/api is in a pod network, and without effect; give it another",
+        "address 10.248.0.1 of ServiceEntry shop/api is a cluster IP, and without effect; give it another",
+    )
+    assert _goes_to(registry, "10.1.0.5") is None
+
+
 def test_a_service_and_a_service_entry_may_have_one_name() -> None:
     policy = TrafficPolicy(
         namespace="shop", name="p", kind="ServiceEntry", service="web", traffic=Traffic(retry=Retry(attempts=7))
