@@ -19,6 +19,7 @@ from node_agent.balance.bucket import Bucket
 
 _NO_LIMITS: Final = Limits()
 _SWEEP_FROM: Final = 1024  # buckets
+_LEAST_BURST_S: Final = 0.02  # bytes move in pieces, and timers are late: what came meanwhile must not be lost
 
 
 class LedgerFullError(Exception):
@@ -162,8 +163,9 @@ class Breaker:
 
     def _take(self, scope: str, source: str, rate: RateLimit, now: float) -> bool:
         assert rate.connections_per_s is not None
-        key = bucket_key(scope, source, rate, "connections")
-        after = Bucket(rate.connections_per_s, rate.connections_burst).take(self._ledger.full_at(key), 1.0, now)
+        bucket = Bucket(rate.connections_per_s, rate.connections_burst)
+        key = _bucket_key(scope, source if rate.per_source else "", "connections", bucket)
+        after = bucket.take(self._ledger.full_at(key), 1.0, now)
         if after is not None:
             self._ledger.set_full_at(key, after, now)
         return after is not None
@@ -188,8 +190,8 @@ class ByteBudget:
     def __init__(self, ledger: Ledger, scope: str, source: str, rate: RateLimit) -> None:
         assert rate.bytes_per_s is not None
         self._ledger = ledger
-        self._bucket = Bucket(rate.bytes_per_s, rate.bytes_burst)
-        self._key = bucket_key(scope, source, rate, "bytes")
+        self._bucket = Bucket(rate.bytes_per_s, max(rate.bytes_burst, rate.bytes_per_s * _LEAST_BURST_S))
+        self._key = _bucket_key(scope, source if rate.per_source else "", "bytes", self._bucket)
 
     def pay(self, moved_bytes: int, now: float) -> float:
         """Take what was moved; returns the seconds to wait before more is moved."""
@@ -203,6 +205,9 @@ class ByteBudget:
         return self._bucket.wait_s(after, now)
 
 
-def bucket_key(scope: str, source: str, rate: RateLimit, what: str) -> str:
-    """The key of a bucket: the scope's, or one for each source."""
-    return f"{scope} {what} {source}" if rate.per_source else f"{scope} {what}"
+def _bucket_key(scope: str, source: str, what: str, bucket: Bucket) -> str:
+    """The key of a bucket.  Its rate is a part: connections that began under another one have a bucket of their own.
+
+    In one bucket those with the larger burst in time would always be first.
+    """
+    return f"{scope} {what} {bucket.rate_per_s}/{bucket.burst} {source}"
