@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from tests.certificates import WEB, make_root, pem
-from tests.mesh_builder import Mesh, Pod, read_all, wait_for
+from tests.mesh_builder import DEADLINE_S, Mesh, Pod, read_all, wait_for
 
 pytestmark = pytest.mark.mesh
 
@@ -56,8 +56,8 @@ def _apply(mesh: Mesh, check: str) -> None:
     mesh.apply(_POLICY.format(check=check))
 
 
-def _health(mesh: Mesh, pod: Pod) -> tuple[str, str | None]:
-    (row,) = (row for row in mesh.ringfence(1, "endpoints", "web") if row["address"] == f"{pod.ipv4}:8080")
+def _health(mesh: Mesh, pod: Pod, *, seen_from: int = 1) -> tuple[str, str | None]:
+    (row,) = (row for row in mesh.ringfence(seen_from, "endpoints", "web") if row["address"] == f"{pod.ipv4}:8080")
     return row["health"], row["why"]
 
 
@@ -193,17 +193,16 @@ def test_a_program_sees_a_check_as_a_connection_of_the_client_that_ends_at_once(
     server = mesh.pod("web", node=2, labels={"app": "web"})
     addresses = mesh.service("web", app="web", port=80, target_port=8080)
     _apply(mesh, "type: tcp")
-    listener = server.listen(8080)
-    with listener, client.connect(addresses[family == "ipv6"], 80) as connection:
-        first, _ = listener.accept()
-        for _ in range(3):
-            checked, peer = listener.accept()
-            with checked:
+    said: list[bytes] = []
+    with server.listen(8080) as listener, client.connect(addresses[family == "ipv6"], 80) as connection:
+        connection.sendall(b"x")
+        while said.count(b"") < 3 or b"x" not in said:
+            accepted, peer = listener.accept()
+            with accepted:
+                accepted.settimeout(DEADLINE_S)
                 assert peer[0].removeprefix("::ffff:") == getattr(client, family)
-                assert checked.recv(1) == b"", "an orderly end, and not a byte"
-        with first:
-            first.sendall(b"x")
-            assert connection.recv(1) == b"x"
+                said.append(accepted.recv(1))  # an orderly end, and not a byte, or it is our connection
+    assert said.count(b"x") == 1
 
 
 def test_a_program_that_wants_the_proxy_protocol_is_told_that_it_is_a_check(mesh: Mesh) -> None:
@@ -213,13 +212,14 @@ def test_a_program_that_wants_the_proxy_protocol_is_told_that_it_is_a_check(mesh
     mesh.lab("apply", "-", stdin=f"apiVersion: v1\nkind: Pod\nmetadata: {{name: web, annotations: {annotations}}}\n")
     service, _ = mesh.service("web", app="web", port=80, target_port=8080)
     _apply(mesh, "type: tcp")
-    listener = server.listen(8080)
-    with listener, client.connect(service, 80):
-        first, _ = listener.accept()
-        checked, _ = listener.accept()
-        with first, checked:
-            assert first.recv(16)[12] == 0x21
-            assert read_all(checked) == b"\r\n\r\n\x00\r\nQUIT\n" + bytes([0x20, 0, 0, 0]), "LOCAL"
+    said: set[bytes] = set()
+    with server.listen(8080) as listener, client.connect(service, 80):
+        while len(said) < 2:
+            accepted, _ = listener.accept()
+            with accepted:
+                accepted.settimeout(DEADLINE_S)
+                said.add(accepted.recv(16)[12:14])
+    assert said == {bytes([0x21, 0x11]), bytes([0x20, 0])}, "PROXY, and LOCAL for the check"
 
 
 def test_an_endpoint_outside_the_mesh_is_checked_directly(mesh: Mesh) -> None:
@@ -232,3 +232,22 @@ def test_an_endpoint_outside_the_mesh_is_checked_directly(mesh: Mesh) -> None:
     assert {client.ask_whoami(service, 80)[0] for _ in range(4)} == {"web-1"}
     pods[0].serve_whoami(8080)
     _wait_until(mesh, pods[0], "healthy")
+
+
+def test_an_endpoint_behind_a_cut_link_is_unhealthy_from_there_only(mesh: Mesh) -> None:
+    clients = [mesh.pod(f"client-{node}", node=node) for node in (1, 2)]
+    pods = [mesh.pod(f"web-{node}", node=node, labels={"app": "web"}) for node in (1, 2)]
+    service, _ = mesh.service("web", app="web", port=80, target_port=8080)
+    for pod in pods:
+        pod.serve_whoami(8080)
+    _apply(mesh, "type: tcp")
+    for client in clients:
+        client.ask_whoami(service, 80)
+    with mesh.cut(1, 2):
+        for node, there in ((1, pods[1]), (2, pods[0])):
+            wait_for(f"{there.name} to be unhealthy", lambda: _health(mesh, there, seen_from=node)[0] == "unhealthy")  # noqa: B023
+        for node, here in ((1, pods[0]), (2, pods[1])):
+            assert _health(mesh, here, seen_from=node) == ("healthy", None)
+            assert {clients[node - 1].ask_whoami(service, 80)[0] for _ in range(4)} == {here.name}
+    for node, there in ((1, pods[1]), (2, pods[0])):
+        wait_for(f"{there.name} to be healthy", lambda: _health(mesh, there, seen_from=node)[0] == "healthy")  # noqa: B023
