@@ -43,7 +43,13 @@ CONFIG = Config(
 )
 TO_WORKER = st.one_of(
     st.builds(
-        say.Start, worker=NUMBERS, workers=NUMBERS, run=TEXT, config=st.just(CONFIG), log_level=TEXT, trust=st.binary(max_size=50)
+        say.Start,
+        worker=NUMBERS,
+        workers=NUMBERS,
+        run=TEXT,
+        config=st.just(CONFIG),
+        log_level=TEXT,
+        trust=st.binary(max_size=50),
     ),
     st.builds(say.RegistryPart, upserts=st.lists(OBJECTS, max_size=5).map(tuple), is_last=st.booleans()),
     st.builds(say.TrustChanged, trust=st.binary(max_size=50)),
