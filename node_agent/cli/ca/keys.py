@@ -6,7 +6,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ca.authority import external, founding
+from ca.authority import external, founding, rotation
 from ca.authority.config import AuthorityConfig
 from ca.authority.errors import AuthorityError
 from ca.authority.installation import install
@@ -84,13 +84,16 @@ def _install(arguments: argparse.Namespace) -> int:
         succession = Succession(config=config, store=store, passphrase=passphrase)
         try:
             key = install(succession, certificates, at=datetime.now(UTC))
+            prepared = rotation.prepared_root(succession.signing_keys())
         except AuthorityError as exc:
             raise AuthorityError(f"{arguments.chain}: {exc}") from exc
     print(f"took up the intermediate {key.key_id}, valid until {key.not_after:%Y-%m-%d}")
     if key.state is AuthorityState.ACTIVE:
         print("it signs from now on")
+    elif prepared is not None:
+        print("it is prepared, and signs when its root does: ringfence ca rotate root")
     else:
-        print("it is prepared; the server activates it when it is due, `ringfence ca rotate` does it now")
+        print("it is prepared; the server activates it when it is due, `ringfence ca rotate intermediate` does it now")
     return 0
 
 

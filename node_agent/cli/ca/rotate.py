@@ -95,6 +95,11 @@ def _require_consistent(arguments: argparse.Namespace) -> None:
             raise AuthorityError(f"{option} is for: ringfence ca rotate root")
     if arguments.what is None and (arguments.csr or arguments.force or arguments.root_key):
         raise AuthorityError("say which: ringfence ca rotate root, or ringfence ca rotate intermediate")
+    if arguments.emergency and (arguments.withdraw or arguments.root_cert is not None):
+        raise AuthorityError(
+            "--emergency goes alone: it activates the root of a PKI that is published (--root-cert FILE --csr FILE, "
+            "then install-intermediate FILE), or else a new one of ours"
+        )
     if arguments.what == "root" and (arguments.root_cert is None) != (arguments.csr is None):
         raise AuthorityError("--root-cert and --csr belong together: the new root, and where the request goes")
 

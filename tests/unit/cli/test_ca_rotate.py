@@ -83,6 +83,8 @@ Ca = Callable[..., tuple[int, str]]
         (["rotate", "root", "--csr", "x.csr"], "--root-cert and --csr belong together"),
         (["rotate", "--force"], "say which: ringfence ca rotate root, or"),
         (["rotate", "root", "--withdraw"], "no root is prepared"),
+        (["rotate", "root", "--withdraw", "--emergency"], "--emergency goes alone"),
+        (["rotate", "root", "--root-cert", "x.pem", "--csr", "x.csr", "--emergency"], "--emergency goes alone"),
         (["init"], "never overwritten"),
         (["init", "--root-cert", "x.pem"], "--root-cert and --intermediate-csr belong together"),
         (["install-intermediate", "missing.pem"], "missing.pem: can not be read: No such file"),

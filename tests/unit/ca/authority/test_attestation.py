@@ -1,6 +1,7 @@
 """Who is a node: join tokens and node certificates, as pure rules."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,8 @@ from ca.authority.errors import Refusal
 from ca.authority.records import TokenRecord
 from ca.messages import RefusalCode
 from ca.spiffe import SpiffeId
-from tests.authority_builder import TRUST_DOMAIN, workload
+from node_agent.cli.main import main
+from tests.authority_builder import TRUST_DOMAIN, make_authority, workload
 
 AT = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 TOKEN = attestation.format_token(bytes(32))
@@ -87,6 +89,11 @@ def test_no_other_certificate_speaks_for_a_node(presented: SpiffeId | None) -> N
     assert refusal.value.code is RefusalCode.UNAUTHENTICATED
 
 
-def test_only_the_hash_of_a_token_is_kept() -> None:
-    assert TOKEN.encode() not in attestation.token_hash(TOKEN)
-    assert len(attestation.token_hash(TOKEN)) == 32
+def test_only_the_hash_of_a_token_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    authority = make_authority(tmp_path)
+    assert main(["ca", "token", "--node", "node-1", "--config", str(authority.config_file)]) == 0
+    token = capsys.readouterr().out.strip()
+    assert len(token) > 40
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert attestation.token_hash(token) in kept
+    assert token.encode() not in kept
