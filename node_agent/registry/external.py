@@ -81,7 +81,7 @@ class ExternalServices:
     def apply(
         self, services: Mapping[ExternalKey, ExternalService | None], names: Mapping[str, ResolvedName | None]
     ) -> tuple[set[ObjectName], set[ObjectName]]:
-        """Take in what is new (or None for gone); returns the services changed and removed."""
+        """Take in what is new (or None for gone); returns the services changed, and those gone or replaced."""
         touched: set[ExternalKey] = set()
         removed: set[ObjectName] = set()
         for name, resolved in names.items():
@@ -106,8 +106,7 @@ class ExternalServices:
                 self._rebuild(pool)
         if touched or removed:
             self._shared.clear()
-        changed = {key.name for key in touched}
-        return changed, removed - {key.name for key in self._states}
+        return {key.name for key in touched}, removed
 
     def at(self, ip: str, port: int) -> Place | None:
         """What a connection to this address and port is for."""

@@ -87,7 +87,10 @@ class Registry:
         names = {name.name: each for name, each in _of(ResolvedName, by_kind).items()}
         external_changed, external_removed = self._external.apply(external, names)
         services_changed |= external_changed
-        services_removed = (services_removed | external_removed) - services_changed
+        services_removed |= external_removed
+        still_there = {each for each in services_removed if self.is_service(each)}  # as another kind of service
+        services_changed |= still_there
+        services_removed -= still_there
         workload_changes = self._workloads.apply(pods, namespaces, nodes)
         services_changed |= self._services.workloads_changed(workload_changes)
         about = self._traffic_policies.apply(_of(TrafficPolicy, by_kind)) | self._tcp_routes.apply(
@@ -214,7 +217,7 @@ class Registry:
 
     def _without_effect(self) -> Iterator[str]:
         """One line for each virtual address outside that the mesh itself has."""
-        for each in self._external:
+        for each in sorted(self._external, key=lambda each: each.key):
             for ip in each.addresses:
                 whose = "a cluster IP" if self.is_service_ip(ip) else "in a pod network" if ip in self._networks else ""
                 if whose:

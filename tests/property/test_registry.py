@@ -145,6 +145,6 @@ def test_step_by_step_is_the_same_as_at_once(steps: list[list[tuple[RegistryObje
             followed[changed.name, changed.uid] = changed
         assert sorted(followed.values(), key=lambda each: each.name) == after["workloads"]
         if not changes:
-            # A pod network that comes or goes changes no workload and no service, only what is believed of addresses in it.
+            # A pod network changes no workload and no service, only what is believed of addresses in it.
             assert after == before | {each: after[each] for each in ("networks", "outside", "conflicts")}
         before = after
