@@ -311,6 +311,11 @@ class Inbound:
             if destination.port in pod.workload.proxy_protocol_ports:
                 # The send queue of a new connection is empty: the header fits.
                 upstream.send(proxy_protocol.header(client, destination, record.source_identity))
+        except OSError as error:
+            upstream.close()
+            raise ConnectionFailure(
+                CloseReason.CONNECT_FAILED, f"the program did not take the PROXY protocol header: {error.strerror}"
+            ) from error
         except BaseException:
             upstream.close()
             raise

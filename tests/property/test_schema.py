@@ -1,6 +1,7 @@
 """Our small judge of JSON Schemas against the one that everybody uses."""
 
 import copy
+import json
 from typing import Any
 
 import jsonschema
@@ -13,7 +14,8 @@ from ca.manifests.schema import _require_known, load, require_valid
 from ca.manifests.traffic_policy import SCHEMA_FILE
 
 SCHEMA = load(SCHEMA_FILE)
-ORACLE = jsonschema.Draft202012Validator(SCHEMA)
+# JSON Schema's regular expressions are ECMAScript's, where $ is the end of the text; jsonschema uses Python's.
+ORACLE = jsonschema.Draft202012Validator(json.loads(json.dumps(SCHEMA).replace('$"', '\\\\Z"')))
 _GOOD: dict[str, Any] = {
     "apiVersion": "ringfence.io/v1alpha1",
     "kind": "TrafficPolicy",
