@@ -155,13 +155,5 @@ class PeerAuthentication:
 
 
 ManifestObject = (
-    Namespace
-    | Node
-    | Pod
-    | Service
-    | ExternalService
-    | EndpointSlice
-    | PeerAuthentication
-    | TrafficPolicy
-    | TCPRoute
+    Namespace | Node | Pod | Service | ExternalService | EndpointSlice | PeerAuthentication | TrafficPolicy | TCPRoute
 )

@@ -135,7 +135,10 @@ def test_nothing_is_as_good_as_not_written() -> None:
     [
         ({"targetRef": {"name": "Web"}}, "spec.targetRef.name: 'Web' is not of the form"),
         ({"targetRef": {"name": "web\n"}}, "spec.targetRef.name: 'web\\n' is not of the form"),
-        ({"targetRef": {"kind": "Pod", "name": "web"}}, "spec.targetRef.kind: must be one of Service, ServiceEntry, not 'Pod'"),
+        (
+            {"targetRef": {"kind": "Pod", "name": "web"}},
+            "spec.targetRef.kind: must be one of Service, ServiceEntry, not 'Pod'",
+        ),
         ({"targetRef": {}}, "spec.targetRef.name: is missing; add it"),
         (
             {"loadBalancing": {"polcy": "random"}},
