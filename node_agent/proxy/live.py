@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True)
 class Carried:
-    """A connection whose bytes move, and how long it may go on; ``watch`` is the timekeeper's."""
+    """A connection whose bytes move, and how long it may go on; ``watch`` and ``look_at`` are the timekeeper's."""
 
     pair: Pair
     timeouts: Timeouts
     began_at: float
     watch: "Watch | None" = None
+    look_at: float = 0.0
 
 
 class LiveConnection:
