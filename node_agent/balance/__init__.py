@@ -6,12 +6,14 @@ choosers    one class a policy; maglev: the table of the consistent hash
 endpoints   what is known of each endpoint
 health      when active checks are due, and what their results mean; health_shares: by one worker for all
 outlier     ejecting those that fail, and letting them back in
+loads       what operators are shown of an endpoint
 latency     peak-EWMA: how long an endpoint takes to connect to
 limits      who is let in at all, and how fast; bucket: tokens that come every second
 faults      which connections are disturbed on purpose
 """
 
-from node_agent.balance.balancer import Balancer, Client, EndpointLoad, NoEndpoints, Pick
+from node_agent.balance.balancer import Balancer, Client, NoEndpoints, Pick
+from node_agent.balance.loads import EndpointLoad
 from node_agent.balance.tiers import Near
 
 __all__ = ["Balancer", "Client", "EndpointLoad", "Near", "NoEndpoints", "Pick"]

@@ -29,6 +29,7 @@ from node_agent.balance.budget import RetryBudget
 from node_agent.balance.choosers import Chooser, HashTable, chooser, table_for
 from node_agent.balance.endpoints import EndpointState, EndpointStates
 from node_agent.balance.latency import PeakEwma
+from node_agent.balance.loads import EndpointLoad, shown
 from node_agent.balance.outlier import Why, may_eject_another
 from node_agent.balance.tiers import Member, Near, Tiers, build, weight_of
 from node_agent.errors import CloseReason, ConnectionFailure
@@ -62,21 +63,6 @@ class Client(NamedTuple):
 
 
 NOWHERE: Final = Client()
-
-
-class EndpointLoad(NamedTuple):
-    """What operators are shown of an endpoint.
-
-    ``latency_s`` is None before the first connect.  ``health`` is ``healthy``,
-    ``unhealthy`` (by active checks), ``ejected`` or ``probing``; ``why`` is why
-    it is not healthy, ``ejected_for_s`` for how long it still is.
-    """
-
-    open_connections: int
-    latency_s: float | None
-    health: str = "healthy"
-    why: str | None = None
-    ejected_for_s: float | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -231,12 +217,12 @@ class Balancer:
     def load_of(self, endpoint: Endpoint, now: float) -> EndpointLoad:
         """What operators are shown."""
         state = self._states.get(endpoint)
-        return EndpointLoad(0, None) if state is None else _shown(state, now)
+        return EndpointLoad(0, None) if state is None else shown(state, now)
 
     def loads(self, now: float) -> Iterator[tuple[EndpointAddress, str, EndpointLoad]]:
         """What is known of all endpoints: address, uid of the workload (or empty), load.  Not to be held."""
         for (address, uid), state in self._states.items():
-            yield address, uid, _shown(state, now)
+            yield address, uid, shown(state, now)
 
     def set_unhealthy(self, endpoint: Endpoint, is_unhealthy: bool, now: float, *, why: str = "") -> None:
         """What active health checks found, and ``why`` for operators."""
@@ -382,7 +368,8 @@ class Balancer:
         key, pool = next(iter(self._pools.items()))
         if now - pool.used_at >= _FORGET_AFTER_S:
             del self._pools[key]
-            self._budgets.pop(key[0], None)
+            if not any((key[0], family) in self._pools for family in (4, 6)):
+                self._budgets.pop(key[0], None)
 
 
 def _why_none(service: ServicePort, candidates: Sequence[Endpoint], pool: _Pool) -> str:
@@ -396,21 +383,3 @@ def _why_none(service: ServicePort, candidates: Sequence[Endpoint], pool: _Pool)
     if not pool.tiers.tiers:
         return f"none of the {ready} ready endpoints of {service} is healthy, or near enough for its TrafficPolicy"
     return f"each of the {ready} ready endpoints of {service} was tried"
-
-
-def _shown(state: EndpointState, now: float) -> EndpointLoad:
-    until = state.outlier.ejected_until
-    why = None if state.outlier.why is None else str(state.outlier.why)
-    if until is not None and now < until:
-        health = "ejected"
-    elif state.is_unhealthy:
-        health, why = "unhealthy", state.why_unhealthy or why
-    else:
-        health = "healthy" if until is None else "probing"
-    return EndpointLoad(
-        state.open_connections,
-        state.latency.at(now) if state.latency else None,
-        health,
-        why,
-        None if until is None else max(0.0, until - now),
-    )
