@@ -15,7 +15,8 @@ from node_agent.model import Endpoint, EndpointAddress
 
 _FORGET_AFTER_S: Final = 60.0  # six decay times: what is left of an estimate is 0.2 %
 _LONG_S: Final = 0.01  # of an endpoint that nothing else is known of
-_SWEPT_AT_ONCE: Final = 2  # at most one entry is added per pick, so the table shrinks
+_SWEPT_AT_ONCE: Final = 2
+_SWEPT_SHARE: Final = 256  # and of a large table one in so many: a service may bring many new endpoints to each pick
 
 _Key = tuple[EndpointAddress, str]
 
@@ -116,7 +117,7 @@ class EndpointStates:
         An entry in use that has come to the front goes to the back, so that it
         does not keep the ones behind it.
         """
-        for _ in range(min(_SWEPT_AT_ONCE, len(self._states))):
+        for _ in range(min(_SWEPT_AT_ONCE + len(self._states) // _SWEPT_SHARE, len(self._states))):
             key, state = next(iter(self._states.items()))
             if now - state.used_at < _FORGET_AFTER_S:
                 return

@@ -212,3 +212,16 @@ def test_what_is_idle_for_long_is_forgotten_and_what_is_in_use_is_not() -> None:
     assert balancer.load_of(used, 200.0).open_connections == 1
     assert len(balancer._states._states) <= 2
     assert len(balancer._pools) == 1
+
+
+def test_endpoints_that_are_new_at_each_pick_do_not_pile_up() -> None:
+    """Jobs that come and go: each pick of the service finds other pods."""
+    balancer = Balancer(rng=Random(1))
+    service = ServicePort(service=ObjectName("shop", "jobs"), port=80)
+    for second in range(2000):
+        candidates = tuple(
+            Endpoint(address=EndpointAddress(f"10.{second >> 8}.{second & 255}.{number}", 80), workload=None)
+            for number in range(1, 11)
+        )
+        balancer.pick(service, candidates, float(second)).release(float(second))
+    assert len(list(balancer.loads(2000.0))) < 5000
