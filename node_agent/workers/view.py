@@ -7,7 +7,7 @@ for what the handler, which can not wait, is going to show.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from node_agent.balance.balancer import EndpointLoad
+from node_agent.balance.loads import EndpointLoad
 from node_agent.model import Endpoint
 from node_agent.telemetry.metrics import Metrics, render_families
 from node_agent.workers.figures import OPEN, TOTAL, TUNNELS_BUSY, TUNNELS_IDLE
