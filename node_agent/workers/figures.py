@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, cast
 
-from node_agent.balance.loads import EndpointLoad
 from node_agent.balance.health_shares import ELSEWHERE
+from node_agent.balance.loads import EndpointLoad
 from node_agent.model import EndpointAddress
 from node_agent.telemetry.metrics import FamilyReading, Kind
 from node_agent.workers.messages import AnswerRow, Count, FamilyRow, LiveRow, LoadRow, Topic
