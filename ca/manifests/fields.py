@@ -51,6 +51,11 @@ def shown(value: object) -> str:
     return text if len(text) <= _MAX_SHOWN_CHARACTERS else text[: _MAX_SHOWN_CHARACTERS - 3] + "..."
 
 
+def printable(text: str) -> str:
+    """A name from a manifest for a line of text: as it is if it is one, or as ``shown`` writes it."""
+    return text if text.isprintable() and len(text) <= _MAX_SHOWN_CHARACTERS else shown(text)
+
+
 @lru_cache(maxsize=32768)
 def _shared_labels(items: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
     """Pods of one deployment have equal labels: hold them once (100k pods: 20 MB less)."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from ca.manifests.documents import MAX_DEPTH, DocumentError, Path, line_of, read_documents
 from ca.manifests.errors import ManifestError, ManifestProblem
-from ca.manifests.fields import FieldError, Fields, path_text, shown
+from ca.manifests.fields import FieldError, Fields, path_text, printable, shown
 from ca.manifests.kinds import KINDS
 from ca.manifests.names import ObjectKey
 from ca.manifests.objects import ManifestObject
@@ -75,7 +75,8 @@ def parse_object(data: Any, *, path: Path = ()) -> ManifestObject | Skipped:
     group, _, number = version.rpartition("/")
     known = KINDS.get((group, kind))
     if known is None:
-        return Skipped(f"{version} {kind} {shown(top.fields('metadata').raw('name'))} is of a kind that is not used")
+        what = f"{printable(version)} {printable(kind)} {shown(top.fields('metadata').raw('name'))}"
+        return Skipped(f"{what} is of a kind that is not used")
     versions, parse = known
     if number not in versions:
         right = "/".join(filter(None, (group, versions[0])))

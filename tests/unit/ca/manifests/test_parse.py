@@ -405,3 +405,10 @@ def test_json_that_is_nested_without_end_is_refused_like_yaml(depth: int) -> Non
     nested = '{"a": ' * depth + "1" + "}" * depth
     head = '{"apiVersion": "ringfence.io/v1alpha1", "kind": "TrafficPolicy", "metadata": {"name": "a"}, "spec": '
     assert "nested deeper than" in refusal(head + nested + "}")
+
+
+def test_what_is_skipped_is_named_on_one_line_and_without_control_characters() -> None:
+    text = 'apiVersion: "evil\\u001b[31m/v1"\nkind: "A\\nB"\nmetadata: {name: "x\\u0007"}\n'
+    (skipped,) = parse_manifests(text, origin="x.yaml").skipped
+    assert skipped.isprintable()
+    assert "'A\\nB'" in skipped
