@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,7 +58,11 @@ class PostgresServer:
         (self._data / "pg_hba.conf").write_text(_HBA)
 
     def start(self, *options: str) -> None:
-        """Start with more ``name=value`` settings; returns when it accepts connections."""
+        """Start with more ``name=value`` settings; returns when it accepts connections.
+
+        From the main thread only: the server gets its PR_SET_PDEATHSIG when the thread ends that started it.
+        """
+        assert threading.current_thread() is threading.main_thread()
         settings = [
             "listen_addresses=127.0.0.1",
             f"unix_socket_directories={self._directory}",

@@ -201,7 +201,7 @@ async def test_an_expired_node_certificate_is_refused_with_its_dates_and_the_aut
     authority = make_authority(tmp_path, at=datetime.now(UTC) - timedelta(days=1))
     expired = authority.node_credentials("node-1", at=datetime.now(UTC) - timedelta(hours=2))
     async with serving(authority) as port:
-        with pytest.raises(CaRefused, match=r"expired: valid from .* to .*, and it is .* here") as caught:
+        with pytest.raises(CaRefused, match=r"expired(: valid from .* to| at) .*, and it is .* here") as caught:
             await authority.client(port).renew_node(node_csr("node-1"), expired)
     assert caught.value.code == RefusalCode.UNAUTHENTICATED
 
