@@ -52,7 +52,9 @@ _addresses = st.one_of(
 )
 _checks = st.one_of(
     _values,
-    st.tuples(st.one_of(_values, st.sampled_from(["tcp", "tls"])), st.one_of(_values, st.integers())).map(list),
+    st.tuples(
+        st.one_of(_values, st.sampled_from(["tcp", "tls"])), st.one_of(_values, st.integers(-(2**63), 2**64 - 1))
+    ).map(list),
 )
 _open_maps = st.fixed_dictionaries(
     {},
