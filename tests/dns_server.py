@@ -1,5 +1,6 @@
 """A small DNS server for tests: real messages over UDP and TCP, answers from a table that the test changes."""
 
+import errno
 import socket
 import struct
 import threading
@@ -97,10 +98,17 @@ Sockets = tuple[socket.socket, socket.socket]
 
 
 def listen(ip: str, port: int = 0) -> Sockets:
-    """A UDP and a listening TCP socket on one port."""
-    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    udp.bind((ip, port))
-    tcp = socket.create_server((ip, udp.getsockname()[1]))
-    udp.settimeout(_POLL_S)
-    tcp.settimeout(_POLL_S)
-    return udp, tcp
+    """A UDP and a listening TCP socket on one port; with ``port`` 0, on one that is free for both."""
+    while True:
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            udp.bind((ip, port))
+            tcp = socket.create_server((ip, udp.getsockname()[1]))
+        except OSError as error:
+            udp.close()
+            if port == 0 and error.errno == errno.EADDRINUSE:
+                continue  # somebody's TCP connection has that port
+            raise
+        udp.settimeout(_POLL_S)
+        tcp.settimeout(_POLL_S)
+        return udp, tcp
