@@ -19,8 +19,9 @@ from node_agent.workers import messages as say
 from tests.property.test_registry import OBJECTS
 
 TEXT = st.text(max_size=20)
-# What fits into a message: msgpack's whole numbers have 64 bits.
+# What fits into a message: whole numbers of 64 bits, and finite ones.
 st.register_type_strategy(int, st.integers(-(2**63), 2**63 - 1))
+st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))
 
 NUMBERS = st.integers(0, 2**63 - 1)
 VALUES = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
