@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from ca.csr import key_to_pem
 from ca.tls import KeyAndChain
 from node_agent.errors import AgentError
+from node_agent.identity.private_file import write_private
 
 _FILE_NAME: Final = "node.pem"
 _MEMORY_FILE_SYSTEMS: Final = (0x01021994, 0x858458F6)  # TMPFS_MAGIC, RAMFS_MAGIC: statfs(2)
@@ -79,18 +80,7 @@ class NodeKeyStore:
         """
         pem = key_to_pem(own.key, self._passphrase)
         pem += b"".join(certificate.public_bytes(Encoding.PEM) for certificate in own.chain)
-        temporary = self._path.with_suffix(".new")
-        temporary.unlink(missing_ok=True)
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with open(fd, "wb") as file:
-                file.write(pem)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_private(self._path, pem)
 
 
 def _read_passphrase(path: Path) -> bytes:

@@ -19,6 +19,7 @@ from ca.errors import CaProtocolError, WireError
 from ca.trust import Trust
 from ca.wire import MAX_FRAME_BYTES, pack, unpack
 from node_agent.errors import AgentError
+from node_agent.identity.private_file import write_private
 from node_agent.identity.trust import TrustStore
 
 _log: Final = logging.getLogger("ringfence.identity")
@@ -74,18 +75,7 @@ class TrustFile:
             OSError: it could not be written; what was there before is still there.
         """
         data = pack({"configured": self._configured, "trust": trust.to_wire()})
-        temporary = self._path.with_suffix(".new")
-        temporary.unlink(missing_ok=True)
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with open(fd, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_private(self._path, data)
 
 
 def _parsed(fields: Any) -> tuple[Trust, bytes]:
