@@ -44,7 +44,11 @@ class Process:
         assert self.process.stderr is not None
         data = await self.process.stderr.receive_some()
         *lines, self._partial = (self._partial + data).split(b"\n")
-        self.log += [json.loads(line) for line in lines]
+        for line in lines:
+            try:
+                self.log.append(json.loads(line))
+            except ValueError:
+                raise AssertionError(f"not a line of the log: {line!r}; the next: {lines[-20:]}") from None
         return bool(data)
 
 

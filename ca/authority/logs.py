@@ -1,7 +1,8 @@
 """JSON lines on stderr: what the authority did, one event a line.
 
 ``event`` and its fields are data, never a formatted sentence, and JSON escapes
-every control character: nothing that a peer sends can forge a line.
+every control character: nothing that a peer sends can forge a line.  What a
+library has to say comes in the same form, as the event ``library``.
 """
 
 import json
@@ -19,11 +20,13 @@ def log(event: str, *, level: int = logging.INFO, exc_info: bool = False, **fiel
 
 
 def set_up(stream: TextIO = sys.stderr) -> None:
-    """Send the authority's events to ``stream``; called once, by the process that serves."""
+    """Send the authority's events, and libraries' warnings, to ``stream``; called once, by the process that serves."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_JsonLine())
-    _LOGGER.handlers[:] = [handler]
-    _LOGGER.propagate = False
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.captureWarnings(capture=True)
     _LOGGER.setLevel(logging.INFO)
 
 
@@ -32,9 +35,11 @@ class _JsonLine(logging.Formatter):
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
-            "event": record.getMessage(),
         }
-        line.update(getattr(record, "fields", {}))
+        if record.name == _LOGGER.name:
+            line |= {"event": record.getMessage(), **getattr(record, "fields", {})}
+        else:
+            line |= {"event": "library", "logger": record.name, "message": record.getMessage()}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
