@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from node_agent.cli.main import build_parser, main, watch
+from node_agent.cli.main import build_parser, main
+from node_agent.cli.watch import watch
 
 ROOT = Path(__file__).parents[3]
 

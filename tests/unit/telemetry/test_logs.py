@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from node_agent.cli.main import LOG_LEVELS
+from node_agent.cli.log_level import LOG_LEVELS
 from node_agent.errors import ConfigError
 from node_agent.telemetry.logs import LEVELS, JsonFormatter, LineWriter, set_log_level
 

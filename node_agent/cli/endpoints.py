@@ -1,0 +1,41 @@
+"""``ringfence endpoints``: the endpoints of the services."""
+
+import argparse
+from collections.abc import Sequence
+
+from node_agent.cli.question import add_question
+from node_agent.cli.rows import Row, milliseconds, rows_table, text
+from node_agent.cli.terminal import Cell, Paint
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``endpoints``."""
+    parser = add_question(commands, "endpoints", view=view, text="the endpoints of the services")
+    parser.add_argument(
+        "service", metavar="SERVICE", nargs="?", help="[NAMESPACE/]SERVICE: only this one (namespace `default`)"
+    )
+
+
+def view(rows: Sequence[Row], paint: Paint) -> str:
+    """The endpoints of the services, as the balancer sees them."""
+    return rows_table(
+        rows,
+        paint,
+        ("SERVICE", lambda r: f"{text(r.get('service'))}:{text(r.get('port'))}"),
+        ("ADDRESS", lambda r: text(r.get("address"))),
+        ("WORKLOAD", lambda r: text(r.get("workload"))),
+        ("READY", lambda r: ("yes", "green") if r.get("ready") else ("no", "red")),
+        ("HEALTH", _health),
+        (">WEIGHT", lambda r: f"{r.get('weight', 1):g}"),
+        (">OPEN", lambda r: text(r.get("open_connections"))),
+        (">LATENCY", lambda r: milliseconds(r.get("latency_ms"))),
+        ("IDENTITY", lambda r: text(r.get("identity"))),
+    )
+
+
+def _health(row: Row) -> Cell:
+    """How the endpoint is, and why not better."""
+    shown, why, left_s = text(row.get("health")), row.get("why"), row.get("ejected_for_s")
+    if why:
+        shown += f" ({text(why)}" + (f", {left_s:.0f} s left)" if left_s else ")")
+    return shown, "green" if row.get("health") == "healthy" else "red"

@@ -1,0 +1,36 @@
+"""``ringfence services``: the services it knows, and how many endpoints are ready."""
+
+import argparse
+from collections.abc import Sequence
+
+from node_agent.cli.question import add_question
+from node_agent.cli.rows import Row, rows_table, text
+from node_agent.cli.terminal import Cell, Paint
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``services``."""
+    add_question(commands, "services", view=view, text="the services it knows, and how many endpoints are ready")
+
+
+def view(rows: Sequence[Row], paint: Paint) -> str:
+    """Every service and how many of its endpoints are ready."""
+
+    def ready(row: Row) -> Cell:
+        count, total = row.get("ready"), row.get("endpoints")
+        return f"{text(count)}/{text(total)}", "red" if not count else "green" if count == total else "yellow"
+
+    return rows_table(
+        rows,
+        paint,
+        ("NAMESPACE", lambda r: text(r.get("namespace"))),
+        ("NAME", lambda r: text(r.get("name"))),
+        ("ADDRESSES", lambda r: ",".join(map(str, (*(r.get("cluster_ips") or ()), *(r.get("hosts") or ())))) or "-"),
+        ("PORTS", lambda r: ",".join(_port(p) for p in r.get("ports") or ()) or "-"),
+        ("BALANCING", lambda r: text(r.get("load_balancing"))),
+        (">READY", ready),
+    )
+
+
+def _port(port: Row) -> str:
+    return f"{port['name']}:{port.get('port')}" if port.get("name") else str(port.get("port"))
