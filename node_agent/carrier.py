@@ -20,7 +20,7 @@ from node_agent.proxy.serving import PodServer
 from node_agent.registry import Changes, Update
 from node_agent.report import ConnectionCounts, Loads, TunnelCounts
 from node_agent.telemetry.logs import set_log_level
-from node_agent.telemetry.metrics import Metrics
+from node_agent.telemetry.metrics import FamilyReading, Metrics
 
 
 class Carrier(Protocol):
@@ -66,6 +66,9 @@ class Carrier(Protocol):
 
     def render(self) -> Iterator[bytes]:
         """The metrics of the whole agent."""
+
+    def families(self) -> Iterator[FamilyReading]:
+        """The same as numbers."""
 
     def not_ready(self) -> list[str]:
         """What keeps it from carrying."""
@@ -117,6 +120,10 @@ class InProcess:
     def render(self) -> Iterator[bytes]:
         """The metrics of the whole agent."""
         return self._metrics.render()
+
+    def families(self) -> Iterator[FamilyReading]:
+        """The same as numbers."""
+        return self._metrics.read()
 
     def not_ready(self) -> list[str]:
         """Nothing: it can carry from the start."""

@@ -51,6 +51,8 @@ class ConnectionCounts(Protocol):
 
     def live(self) -> Iterable[Row]: ...
 
+    def recent(self) -> Iterable[Row]: ...
+
 
 class Report:
     """Reads the agent's parts; changes none but the log level."""

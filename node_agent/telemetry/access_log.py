@@ -21,13 +21,14 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 import trio
 
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.telemetry.connection_record import ConnectionRecord, Direction
 from node_agent.telemetry.metrics import Metrics
+from node_agent.telemetry.recent import RecentRecords
 from node_agent.telemetry.response_flags import RESPONSE_FLAGS
 from node_agent.telemetry.traffic import Traffic
 
@@ -80,6 +81,7 @@ class AccessLog:
         self._total = 0
         self._live: dict[str, ConnectionRecord] = {}
         self._closed: dict[tuple[str, ...], int] = {}
+        self._recent = RecentRecords()
         metrics.before_scrape(self._count_live_bytes)
         metrics.gauge("ringfence_connections_open", "Connections that the agent holds now.", lambda: len(self._live))
         metrics.counter(
@@ -123,6 +125,10 @@ class AccessLog:
         for record in list(self._live.values()):
             yield record.describe(now)
 
+    def recent(self) -> Iterator[Mapping[str, Any]]:
+        """The access records of the connections that ended last, newest first."""
+        return self._recent.rows()
+
     def begin(self, record: ConnectionRecord) -> None:
         """Make ``record`` one of the live ones."""
         self._live[record.id] = record
@@ -136,6 +142,7 @@ class AccessLog:
         record.ended(RESPONSE_FLAGS[reason])
         if _ACCESS.isEnabledFor(logging.INFO):
             text = record.render(reason, now=self._now(), at_s=self._wall())
+            self._recent.add(text, reason)
             # Not Logger.info(): looking for the calling line costs more than all of the above.
             _ACCESS.handle(logging.LogRecord(ACCESS_LOGGER, logging.INFO, "", 0, text, None, None))
 

@@ -49,6 +49,8 @@ def rows_of(topic: Topic, *, data_path: DataPath, metrics: Metrics) -> Iterable[
             return _counts(data_path)
         case Topic.CONNECTIONS:
             return (LiveRow(cells=cast("dict[str, str]", row)) for row in data_path.access_log.live())
+        case Topic.RECENT:
+            return (LiveRow(cells=row) for row in data_path.access_log.recent())
         case Topic.LOADS:
             # A list: the balancer's table may not be held while others pick.
             return [

@@ -11,7 +11,7 @@ from node_agent.identity.trust import TrustStore
 from node_agent.registry import Changes, Registry, Update
 from node_agent.registry.changes import RegistryObject
 from node_agent.telemetry.logs import set_log_level
-from node_agent.telemetry.metrics import Metrics
+from node_agent.telemetry.metrics import FamilyReading, Metrics
 from node_agent.workers.group import State, Workers
 from node_agent.workers.messages import pack_trust
 from node_agent.workers.view import WorkersView
@@ -83,6 +83,10 @@ class InWorkers:
     def render(self) -> Iterator[bytes]:
         """The metrics of all processes."""
         return self._view.render()
+
+    def families(self) -> Iterator[FamilyReading]:
+        """The same as numbers."""
+        return self._view.families()
 
     def not_ready(self) -> list[str]:
         """What keeps the workers from carrying."""

@@ -43,6 +43,7 @@ class _Worker:
     counts: dict[str, _Number] = field(default_factory=dict)
     families: dict[str, _Family] = field(default_factory=dict)
     connections: list[Mapping[str, object]] = field(default_factory=list)
+    recent: list[Mapping[str, object]] = field(default_factory=list)
     loads: dict[_LoadKey, EndpointLoad] = field(default_factory=dict)
 
 
@@ -61,6 +62,8 @@ class Figures:
                 held.counts = {row.name: row.value for row in rows if isinstance(row, Count)}
             case Topic.CONNECTIONS:
                 held.connections = [{**row.cells, "worker": worker} for row in rows if isinstance(row, LiveRow)]
+            case Topic.RECENT:
+                held.recent = [row.cells for row in rows if isinstance(row, LiveRow)]
             case Topic.LOADS:
                 held.loads = {
                     (EndpointAddress(row.ip, row.port), row.uid): EndpointLoad(
@@ -91,6 +94,11 @@ class Figures:
     def connections(self) -> list[Mapping[str, object]]:
         """The live connections of all workers."""
         return [row for held in self._workers.values() for row in held.connections]
+
+    def recent(self) -> list[Mapping[str, object]]:
+        """The records of connections that ended last, newest first, of all workers that run."""
+        rows = [row for held in self._workers.values() for row in held.recent]
+        return sorted(rows, key=lambda row: str(row["time"]), reverse=True)
 
     def load(self, address: EndpointAddress, uid: str) -> EndpointLoad:
         """An endpoint as the agent sees it: connections added up, latency averaged over who has measured it.

@@ -139,6 +139,7 @@ class Topic(StrEnum):
     COUNTS = "counts"
     CONNECTIONS = "connections"
     LOADS = "loads"
+    RECENT = "recent"
     METRICS = "metrics"
 
 
@@ -221,7 +222,7 @@ class Count:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveRow:
-    """One live connection as ``ringfence connections`` shows it, but for the worker."""
+    """One live connection as ``ringfence connections`` shows it, but for the worker; or one access record."""
 
     cells: Mapping[str, str | int | float | None]
 

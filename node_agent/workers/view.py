@@ -9,16 +9,19 @@ from typing import Final
 
 from node_agent.balance.loads import EndpointLoad
 from node_agent.model import Endpoint
-from node_agent.telemetry.metrics import Metrics, render_families
+from node_agent.telemetry.metrics import FamilyReading, Metrics, render_families
 from node_agent.workers.figures import OPEN, TOTAL, TUNNELS_BUSY, TUNNELS_IDLE
 from node_agent.workers.group import Workers
 from node_agent.workers.messages import Topic
 
-_TOPICS: Final[Mapping[str, Topic]] = {
-    "/status": Topic.COUNTS,
-    "/connections": Topic.CONNECTIONS,
-    "/endpoints": Topic.LOADS,
-    "/metrics": Topic.METRICS,
+_SIGHT: Final = (Topic.CONNECTIONS, Topic.RECENT, Topic.LOADS, Topic.METRICS, Topic.COUNTS)
+_TOPICS: Final[Mapping[str, tuple[Topic, ...]]] = {
+    "/status": (Topic.COUNTS,),
+    "/connections": (Topic.CONNECTIONS,),
+    "/endpoints": (Topic.LOADS,),
+    "/metrics": (Topic.METRICS,),
+    "/mesh": _SIGHT,
+    "/sight": _SIGHT,
 }
 _MOST_ROUNDS: Final = 5
 
@@ -39,9 +42,10 @@ class WorkersView:
         An answer comes after all that was sent before: who reads a revision in the
         status may rely on every worker having it.
         """
-        topic = _TOPICS.get(path)
-        if topic is None:
-            return
+        for topic in _TOPICS.get(path, ()):
+            await self._refresh(topic)
+
+    async def _refresh(self, topic: Topic) -> None:
         for _ in range(_MOST_ROUNDS):
             revision = self._revision()
             await self._workers.refresh(topic)
@@ -68,10 +72,18 @@ class WorkersView:
         """The rows of ``ringfence connections``, each with its worker."""
         return iter(self._figures.connections())
 
+    def recent(self) -> Iterator[Mapping[str, object]]:
+        """The access records of the connections that ended last, newest first."""
+        return iter(self._figures.recent())
+
+    def families(self) -> Iterator[FamilyReading]:
+        """The metrics of all processes, added up, as numbers."""
+        return self._figures.families(self._metrics.read())
+
     def load_of(self, endpoint: Endpoint, _now: float) -> EndpointLoad:
         """What all balancers together know of an endpoint."""
         return self._figures.load(endpoint.address, endpoint.workload.uid if endpoint.workload is not None else "")
 
     def render(self) -> Iterator[bytes]:
         """The metrics of all processes, added up."""
-        return render_families(self._figures.families(self._metrics.read()))
+        return render_families(self.families())

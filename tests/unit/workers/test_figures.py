@@ -102,3 +102,12 @@ def test_a_family_in_several_rows_is_one_family() -> None:
     figures.take(1, Topic.METRICS, [family("bytes_total", "counter", x=1), family("bytes_total", "counter", y=2)])
     text = b"".join(render_families(figures.families(Metrics().read()))).decode()
     assert 'bytes_total{a="x"} 1\nbytes_total{a="y"} 2\n' in text
+
+
+def test_records_of_all_workers_are_told_newest_first() -> None:
+    figures = Figures()
+    figures.take(1, Topic.RECENT, [LiveRow(cells={"id": "b", "time": "2026-01-01T00:00:02Z"})])
+    figures.take(2, Topic.RECENT, [LiveRow(cells={"id": "c", "time": "2026-01-01T00:00:03Z"})])
+    figures.take(2, Topic.RECENT, [LiveRow(cells={"id": "a", "time": "2026-01-01T00:00:01Z"})])
+
+    assert [row["id"] for row in figures.recent()] == ["b", "a"]
