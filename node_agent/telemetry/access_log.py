@@ -30,6 +30,7 @@ from node_agent.telemetry.connection_record import ConnectionRecord, Direction
 from node_agent.telemetry.metrics import Metrics
 from node_agent.telemetry.recent import RecentRecords
 from node_agent.telemetry.response_flags import RESPONSE_FLAGS
+from node_agent.telemetry.tracing import FinishedSpan, Tracer
 from node_agent.telemetry.traffic import Traffic
 
 ACCESS_LOGGER: Final = "ringfence.access"
@@ -73,10 +74,17 @@ class AccessLog:
         run: str | None = None,
         now: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        tracer: Tracer | None = None,
+        on_span: Callable[[FinishedSpan], None] | None = None,
+        opened_record: bool = False,
     ) -> None:
+        """``on_span`` gets what ``tracer`` traces; ``opened_record``: each connection also leaves one when it opens."""
         self._traffic = Traffic(metrics)
         self._now = now
         self._wall = wall
+        self._tracer = tracer
+        self._on_span = on_span
+        self._on_opened = self._write_opened if opened_record else None
         self._id_prefix = f"{node}-{run or new_run()}-"
         self._total = 0
         self._live: dict[str, ConnectionRecord] = {}
@@ -105,10 +113,13 @@ class AccessLog:
         """The time that records are measured in, for ``began_at``."""
         return self._now()
 
-    def connection(self, direction: Direction, *, began_at: float | None = None) -> "_Connection":
+    def connection(
+        self, direction: Direction, *, began_at: float | None = None, trace_parent: str = ""
+    ) -> "_Connection":
         """A context manager, to be entered at once and only once, that gives the :class:`ConnectionRecord`.
 
-        ``began_at`` is when the connection was accepted, if that is not now.
+        ``began_at`` is when the connection was accepted, if that is not now;
+        ``trace_parent`` what the agent before this one said of its trace.
         """
         self._total += 1
         record = ConnectionRecord(
@@ -117,6 +128,9 @@ class AccessLog:
             direction=direction,
             now=self._now() if began_at is None else began_at,
         )
+        record.on_opened = self._on_opened
+        if self._tracer is not None:
+            record.trace, record.trace_parent = self._tracer.begin(trace_parent)
         return _Connection(self, record)
 
     def live(self) -> Iterator[dict[str, object]]:
@@ -140,15 +154,26 @@ class AccessLog:
         closed = (record.direction, reason.value)
         self._closed[closed] = self._closed.get(closed, 0) + 1
         record.ended(RESPONSE_FLAGS[reason])
+        now, at_s = self._now(), self._wall()
         if _ACCESS.isEnabledFor(logging.INFO):
-            text = record.render(reason, now=self._now(), at_s=self._wall())
+            text = record.render(reason, now=now, at_s=at_s)
             self._recent.add(text, reason)
-            # Not Logger.info(): looking for the calling line costs more than all of the above.
-            _ACCESS.handle(logging.LogRecord(ACCESS_LOGGER, logging.INFO, "", 0, text, None, None))
+            _write(text)
+        if record.trace is not None and self._on_span is not None:
+            self._on_span(record.finished_span(reason, now=now, at_s=at_s))
+
+    def _write_opened(self, record: ConnectionRecord) -> None:
+        if _ACCESS.isEnabledFor(logging.INFO):
+            _write(record.render(None, now=self._now(), at_s=self._wall()))
 
     def _count_live_bytes(self) -> None:
         for record in self._live.values():
             record.count_bytes()
+
+
+def _write(text: str) -> None:
+    # Not Logger.info(): looking for the calling line costs more than all of the rest.
+    _ACCESS.handle(logging.LogRecord(ACCESS_LOGGER, logging.INFO, "", 0, text, None, None))
 
 
 class _Connection:

@@ -22,11 +22,17 @@ from ca.spiffe import SpiffeId
 from node_agent.errors import CloseReason
 from node_agent.model import EndpointAddress, OriginalDestination, PeerAddress, ServicePort, Workload
 from node_agent.telemetry.response_flags import RESPONSE_FLAGS, ResponseFlag
+from node_agent.telemetry.tracing import FinishedSpan, Trace
 from node_agent.telemetry.traffic import SecurityPolicy, Series, Traffic, TrafficKey
 
 Direction = Literal["outbound", "inbound"]
 ByteCounts = Callable[[], tuple[int, int]]
 
+SCHEMA: Final = 1
+"""Version of the access record: another one is for fields that go or change their meaning, not for new ones."""
+CHOSEN: Final = "ringfence.endpoint.chosen"
+OPENED: Final = "ringfence.opened"
+"""Phases of a traced connection: an endpoint is tried; bytes may flow (the verdict was heard, or said)."""
 _MAX_DETAIL_CHARS: Final = 1_000
 
 
@@ -38,6 +44,9 @@ class ConnectionRecord:
     ``byte_counts``, a callable that returns both, in that order, at any time;
     ``stands_on``, identity and serial number of the certificates without which
     it may not go on; ``fault``, what a TrafficPolicy does to it on purpose.
+
+    The access log sets ``trace``, if the connection is traced, ``trace_parent``,
+    what the next agent is told of that, and ``on_opened``, if there is one.
     """
 
     __slots__ = (
@@ -58,6 +67,7 @@ class ConnectionRecord:
         "endpoint",
         "fault",
         "id",
+        "on_opened",
         "original_destination",
         "policy",
         "received_bytes",
@@ -68,6 +78,8 @@ class ConnectionRecord:
         "source_address",
         "source_identity",
         "stands_on",
+        "trace",
+        "trace_parent",
     )
 
     def __init__(self, *, traffic: Traffic, record_id: str, direction: Direction, now: float) -> None:
@@ -98,6 +110,9 @@ class ConnectionRecord:
         self.close_reason: CloseReason | None = None
         self.detail = ""
         self.stands_on: tuple[tuple[SpiffeId, int], ...] = ()
+        self.trace: Trace | None = None
+        self.trace_parent = ""
+        self.on_opened: Callable[[ConnectionRecord], None] | None = None
 
     def note(
         self,
@@ -148,6 +163,8 @@ class ConnectionRecord:
         self.destination = destination
         self.destination_identity = destination_identity
         self.security = security
+        if self.trace is not None:
+            self.trace.reached(CHOSEN, endpoint)
 
     def opened(self) -> None:
         """The connection is up and its identities are known: count it, and fix its labels."""
@@ -155,6 +172,10 @@ class ConnectionRecord:
             self._key = self._traffic_key()
             self._series = self._traffic.series(self._key, ResponseFlag.NONE)
             self._series.opened += 1
+            if self.trace is not None:
+                self.trace.reached(OPENED)
+            if self.on_opened is not None:
+                self.on_opened(self)
 
     def close_because(self, reason: CloseReason, detail: str = "") -> None:
         """Say why this connection is about to be cut.  The first reason stands."""
@@ -203,15 +224,52 @@ class ConnectionRecord:
             "state": state,
         }
 
-    def render(self, reason: CloseReason, *, now: float, at_s: float) -> str:
-        """The access record (docs/access-records.md) as JSON.  ``at_s`` is when it ended, in seconds since the epoch.
+    def finished_span(self, reason: CloseReason, *, now: float, at_s: float) -> FinishedSpan:
+        """The span of a traced connection that ended now; ``at_s`` is that in seconds since the epoch."""
+        assert self.trace is not None
+        return FinishedSpan(
+            trace=self.trace,
+            record_id=self.id,
+            is_outbound=self.direction == "outbound",
+            began_s=at_s - (now - self._began_at),
+            ended_s=at_s,
+            ended_at=now,
+            source_address=self.source_address,
+            source=self.source,
+            source_identity=self.source_identity,
+            original_destination=self.original_destination,
+            service=self.service,
+            endpoint=self.endpoint,
+            destination=self.destination,
+            destination_identity=self.destination_identity,
+            security=self.security,
+            policy=self.policy,
+            fault=self.fault,
+            sent_bytes=self.sent_bytes,
+            received_bytes=self.received_bytes,
+            connect_ms=self.connect_ms,
+            attempts=self.attempts,
+            close_reason=reason,
+            response_flag=RESPONSE_FLAGS[reason],
+            detail=self.detail[:_MAX_DETAIL_CHARS],
+        )
+
+    def render(self, reason: CloseReason | None, *, now: float, at_s: float) -> str:
+        """The access record (docs/access-records.md) as JSON.  ``at_s`` is now, in seconds since the epoch.
+
+        Without a ``reason`` it is that of a connection that has opened and goes on.
 
         Written out by hand because this runs once a connection: a dict and a
         general encoder take twice as long.
         """
         connect_ms = "null" if self.connect_ms is None else f"{self.connect_ms:.3f}"
+        event, flag = ("opened", None) if reason is None else ("closed", RESPONSE_FLAGS[reason])
+        trace_id, span_id = "null", "null"
+        if self.trace is not None:
+            trace_id, span_id = f'"{self.trace.trace_id:032x}"', f'"{self.trace.span_id:016x}"'
         return (
-            f'{{"time":"{_timestamp(at_s)}","id":{_json(self.id)},"direction":"{self.direction}"'
+            f'{{"schema":{SCHEMA},"event":"{event}","time":"{_timestamp(at_s)}"'
+            f',"id":{_json(self.id)},"direction":"{self.direction}"'
             f',"source_address":{_json(self.source_address)}'
             f',"source_workload":{_json(self.source and self.source.name)}'
             f',"source_identity":{_json(self.source_identity)}'
@@ -222,8 +280,9 @@ class ConnectionRecord:
             f',"connection_security_policy":"{self.security}"'
             f',"sent_bytes":{self.sent_bytes},"received_bytes":{self.received_bytes}'
             f',"duration_ms":{(now - self._began_at) * 1000:.3f},"connect_ms":{connect_ms},"attempts":{self.attempts}'
-            f',"policy":{_json(self.policy)},"fault":{_json(self.fault)},"close_reason":"{reason}"'
-            f',"response_flags":"{RESPONSE_FLAGS[reason]}","detail":{_json(self.detail[:_MAX_DETAIL_CHARS])}}}'
+            f',"policy":{_json(self.policy)},"fault":{_json(self.fault)},"close_reason":{_json(reason)}'
+            f',"response_flags":{_json(flag)},"detail":{_json(self.detail[:_MAX_DETAIL_CHARS])}'
+            f',"trace_id":{trace_id},"span_id":{span_id}}}'
         )
 
     def _traffic_key(self) -> TrafficKey:

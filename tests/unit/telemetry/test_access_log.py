@@ -104,6 +104,8 @@ def test_a_good_connection_leaves_one_record_with_every_field(bench: Bench) -> N
     assert found["id"] == record.id
     del found["id"]
     assert found == {
+        "schema": 1,
+        "event": "closed",
         "time": "2023-11-14T22:13:20.000Z",
         "direction": "outbound",
         "source_address": "10.0.0.1:4444",
@@ -125,6 +127,8 @@ def test_a_good_connection_leaves_one_record_with_every_field(bench: Bench) -> N
         "close_reason": "ok",
         "response_flags": "-",
         "detail": "",
+        "trace_id": None,
+        "span_id": None,
     }
 
 
