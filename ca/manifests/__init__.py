@@ -5,6 +5,7 @@
     fields      reading plain data strictly, field by field
     objects     the kinds that Ringfence uses, as values
     kinds       each kind of object from its fields
+    authorization  AuthorizationPolicy: its values; authorization_policy: its manifests
     external    places outside by name: ServiceEntry, ExternalName
     schema      judging data by the JSON Schemas that ship
     tcp_route   TCPRoute of the Gateway API, as far as a mesh uses it
@@ -18,6 +19,7 @@ because real Kubernetes objects carry plenty of them.  docs/manifests.md is the
 user's view.
 """
 
+from ca.manifests.authorization import AuthorizationPolicy
 from ca.manifests.directory import (
     DirectoryState,
     ManifestFile,
@@ -50,6 +52,7 @@ from ca.manifests.traffic import Traffic, TrafficPolicy
 __all__ = [
     "MESH_LABEL",
     "TRUST_DOMAIN_ANNOTATION",
+    "AuthorizationPolicy",
     "ContainerPort",
     "DirectoryState",
     "EndpointSlice",

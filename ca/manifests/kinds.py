@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Final
 
+from ca.manifests.authorization_policy import parse_authorization_policy
 from ca.manifests.enrolment import MESH_LABEL, MESH_VALUES
 from ca.manifests.external import ExternalService, external_name, parse_service_entry
 from ca.manifests.fields import Fields, shown
@@ -276,6 +277,7 @@ KINDS: Final[dict[tuple[str, str], tuple[tuple[str, ...], _Parser]]] = {
     ("", "Service"): (("v1",), _service),
     ("discovery.k8s.io", "EndpointSlice"): (("v1",), _endpoint_slice),
     ("security.istio.io", "PeerAuthentication"): (("v1", "v1beta1"), _peer_authentication),
+    ("security.istio.io", "AuthorizationPolicy"): (("v1", "v1beta1"), parse_authorization_policy),
     ("networking.istio.io", "ServiceEntry"): (("v1", "v1beta1", "v1alpha3"), parse_service_entry),
     ("gateway.networking.k8s.io", "TCPRoute"): (("v1alpha2", "v1alpha3", "v1"), parse_tcp_route),
     ("ringfence.io", "TrafficPolicy"): (("v1alpha1",), parse_traffic_policy),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ca.manifests.authorization import AuthorizationPolicy
 from ca.manifests.external import ExternalService
 from ca.manifests.fields import NO_LABELS
 from ca.manifests.names import ObjectKey
@@ -155,5 +156,14 @@ class PeerAuthentication:
 
 
 ManifestObject = (
-    Namespace | Node | Pod | Service | ExternalService | EndpointSlice | PeerAuthentication | TrafficPolicy | TCPRoute
+    Namespace
+    | Node
+    | Pod
+    | Service
+    | ExternalService
+    | EndpointSlice
+    | PeerAuthentication
+    | AuthorizationPolicy
+    | TrafficPolicy
+    | TCPRoute
 )

@@ -6,6 +6,7 @@ workloads    pods as workloads, by name, address and node
 services     services and their endpoints
 external     services outside of the mesh, by their addresses
 peer_authentication   which mTLS mode is in force for a workload
+authorization_policies  what the policy engine is told, and what of it can not be judged
 claims       who holds an address that several claim
 networks     is this address a pod's at all
 file_source  the edge: a watched directory of manifests

@@ -1,8 +1,9 @@
 """What goes into the registry and what comes out."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from ca.manifests import ManifestObject, ObjectKey
+from ca.manifests import AuthorizationPolicy, ManifestObject, ObjectKey
 from node_agent.model import ObjectName, Workload
 
 
@@ -48,7 +49,9 @@ class Changes:
     ``services_changed`` names services that are new, or whose definition or
     endpoints may differ; of services whose endpoints come from EndpointSlices,
     a change in a pod is reported only if somebody asked for those endpoints.
-    ``mtls_changed``: a PeerAuthentication came, went or changed.
+    ``mtls_changed``: a PeerAuthentication came, went or changed.  ``policies``:
+    each AuthorizationPolicy that is new or another than before, None for gone; for
+    the policy engine, which also has to hear of workloads (their labels).
     """
 
     revision: int
@@ -58,6 +61,7 @@ class Changes:
     services_changed: frozenset[ObjectName] = frozenset()
     services_removed: frozenset[ObjectName] = frozenset()
     mtls_changed: bool = False
+    policies: Mapping[ObjectName, AuthorizationPolicy | None] = field(default_factory=dict)
 
     def workloads_gone(self) -> list[Workload]:
         """Those removed ones that did not merely enter or leave the mesh."""
@@ -72,4 +76,5 @@ class Changes:
             or self.services_changed
             or self.services_removed
             or self.mtls_changed
+            or self.policies
         )

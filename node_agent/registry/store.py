@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final, TypeVar, cast
 
 from ca.manifests import (
+    AuthorizationPolicy,
     EndpointSlice,
     ExternalService,
     Namespace,
@@ -22,6 +23,7 @@ from ca.manifests import (
     TrafficPolicy,
 )
 from node_agent.model import Endpoint, MtlsMode, ObjectName, ServicePort, Workload
+from node_agent.registry.authorization_policies import AuthorizationPolicies
 from node_agent.registry.changes import Changes, RegistryObject, ResolvedName, Update
 from node_agent.registry.external import ExternalKey, ExternalServices, Place
 from node_agent.registry.networks import PodNetworks
@@ -34,7 +36,17 @@ from node_agent.registry.workloads import WorkloadChange, Workloads
 DEFAULT_ROOT_NAMESPACE: Final = "istio-system"  # Istio's, so that existing PeerAuthentications mean the same
 
 K = TypeVar(
-    "K", Namespace, Node, Pod, Service, EndpointSlice, PeerAuthentication, TrafficPolicy, TCPRoute, ResolvedName
+    "K",
+    Namespace,
+    Node,
+    Pod,
+    Service,
+    EndpointSlice,
+    PeerAuthentication,
+    AuthorizationPolicy,
+    TrafficPolicy,
+    TCPRoute,
+    ResolvedName,
 )
 
 
@@ -53,6 +65,7 @@ class Registry:
         self._networks = PodNetworks()
         self._nodes: dict[str, Node] = {}
         self._peer_authentications = PeerAuthentications(root_namespace)
+        self._authorization_policies = AuthorizationPolicies()
         self._traffic_policies = TrafficPolicies()
         self._tcp_routes = TcpRoutes()
         self._revision = 0
@@ -98,7 +111,13 @@ class Registry:
         )
         services_changed |= {each for each in about if self.is_service(each)}
         self._revision += 1
-        return self._changes(workload_changes, services_changed, services_removed, bool(peer_authentications))
+        return self._changes(
+            workload_changes,
+            services_changed,
+            services_removed,
+            mtls_changed=bool(peer_authentications),
+            policies=self._authorization_policies.apply(_of(AuthorizationPolicy, by_kind)),
+        )
 
     def workload_at(self, ip: str) -> Workload | None:
         """The workload that has this address (canonical text); pods on the node's network have none."""
@@ -188,7 +207,10 @@ class Registry:
         return self._traffic_policies.policy(port)
 
     def faults(self) -> Iterator[str]:
-        """One line for each TrafficPolicy that disturbs connections."""
+        """One line for each TrafficPolicy that disturbs connections, and each AuthorizationPolicy that can not be
+        judged as it says.
+        """
+        yield from self._authorization_policies.faults()
         for policy in self._traffic_policies.in_force():
             service = ObjectName(policy.namespace, policy.service)
             if any(each.percent for each in policy.traffic.faults) and self.service_ports(service):
@@ -199,6 +221,10 @@ class Registry:
     def in_pod_network(self, ip: str) -> bool:
         """Whether the address is in some node's podCIDRs: a pod's, known or not."""
         return ip in self._networks
+
+    def authorization_policies(self) -> Iterator[AuthorizationPolicy]:
+        """Every AuthorizationPolicy, in no order; not to be held across ``apply``."""
+        return iter(self._authorization_policies)
 
     def mtls_mode(self, workload: Workload, port: int) -> MtlsMode:
         """The PeerAuthentication mode in force for the workload's own port."""
@@ -232,7 +258,13 @@ class Registry:
                 self._networks.add(node)
 
     def _changes(
-        self, workloads: list[WorkloadChange], changed: set[ObjectName], removed: set[ObjectName], mtls_changed: bool
+        self,
+        workloads: list[WorkloadChange],
+        changed: set[ObjectName],
+        removed: set[ObjectName],
+        *,
+        mtls_changed: bool,
+        policies: Mapping[ObjectName, AuthorizationPolicy | None],
     ) -> Changes:
         gone: list[Workload] = []
         new: list[Workload] = []
@@ -254,6 +286,7 @@ class Registry:
             services_changed=frozenset(changed),
             services_removed=frozenset(removed),
             mtls_changed=mtls_changed,
+            policies=policies,
         )
 
 
