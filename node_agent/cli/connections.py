@@ -2,34 +2,85 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from typing import Final
 
+from node_agent.cli.names import completes, service_names, workload_names
 from node_agent.cli.question import add_question
 from node_agent.cli.rows import Row, rows_table, state, text
-from node_agent.cli.terminal import Cell, Paint, duration, size
+from node_agent.cli.selection import add_namespace_option, in_namespace, is_named, with_values
+from node_agent.cli.table import Cell
+from node_agent.cli.terminal import Paint, duration, size
 from node_agent.cli.watch import add_watch_options
+
+_SORT: Final = {"age": "age_s", "sent": "sent_bytes", "received": "received_bytes"}
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add ``connections``."""
-    parser = add_question(commands, "connections", view=view, text="the live connections")
+    parser = add_question(
+        commands,
+        "connections",
+        view=view,
+        select=_select,
+        text="the live connections",
+        examples=[
+            "ringfence connections --watch                       # again and again",
+            "ringfence connections --service shop/web            # to one service",
+            "ringfence connections -n shop --sort sent --limit 10",
+            "ringfence connections --state opening               # those that wait for something",
+        ],
+    )
+    add_namespace_option(parser, "only from or to this namespace")
+    service = parser.add_argument(
+        "--service", dest="of_service", metavar="[NAMESPACE/]SERVICE[:PORT]", help="only to this one"
+    )
+    completes(service, service_names)
+    completes(parser.add_argument("--source", metavar="[NAMESPACE/]POD", help="only from this one"), workload_names)
+    parser.add_argument("--direction", choices=("outbound", "inbound"), help="only these")
+    parser.add_argument("--state", choices=("opening", "open", "closing"), help="only these")
+    parser.add_argument("--sort", choices=tuple(_SORT), help="the most first; default age")
+    parser.add_argument("--limit", metavar="N", type=_at_least_one, help="only the first N")
     add_watch_options(parser)
 
 
+def _at_least_one(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
+    return int(text)
+
+
+def _select(rows: Sequence[Row], args: argparse.Namespace) -> list[Row]:
+    kept = [
+        row
+        for row in with_values(rows, direction=args.direction, state=args.state)
+        if (args.of_service is None or is_named(row.get("service"), args.of_service))
+        and (args.source is None or is_named(row.get("source"), args.source))
+        and (
+            args.namespace is None
+            or in_namespace(row.get("source"), args.namespace)
+            or in_namespace(row.get("service"), args.namespace)
+        )
+    ]
+    if args.sort or not args.json:  # JSON is as the agent answers it unless something else is asked for
+        kept.sort(key=lambda row: -(row.get(_SORT[args.sort or "age"]) or 0))
+    return kept[: args.limit]
+
+
 def view(rows: Sequence[Row], paint: Paint) -> str:
-    """The live connections, oldest first; with the worker process that holds each, if there are any."""
+    """The live connections; with the worker process that holds each, if there are any."""
     worker: list[tuple[str, Callable[[Row], Cell]]] = []
     if any(row.get("worker") is not None for row in rows):
-        worker.append((">WORKER", lambda r: text(r.get("worker"))))
+        worker.append((">~~~~WORKER", lambda r: text(r.get("worker"))))
     return rows_table(
-        sorted(rows, key=lambda r: -(r.get("age_s") or 0)),
+        rows,
         paint,
         *worker,
-        ("ID", lambda r: text(r.get("id"))),
-        ("DIRECTION", lambda r: text(r.get("direction"))),
-        ("SOURCE", lambda r: text(r.get("source"))),
-        ("DESTINATION", lambda r: text(r.get("original_destination"))),
-        ("SERVICE", lambda r: text(r.get("service"))),
-        ("ENDPOINT", lambda r: text(r.get("endpoint"))),
+        ("~~~ID", lambda r: text(r.get("id"))),
+        ("~~DIRECTION", lambda r: text(r.get("direction"))),
+        ("~SOURCE", lambda r: text(r.get("source"))),
+        ("~~DESTINATION", lambda r: text(r.get("original_destination"))),
+        ("~SERVICE", lambda r: text(r.get("service"))),
+        ("~~~ENDPOINT", lambda r: text(r.get("endpoint"))),
         (">AGE", lambda r: duration(r.get("age_s"))),
         (">RECEIVED", lambda r: size(r.get("received_bytes"))),
         (">SENT", lambda r: size(r.get("sent_bytes"))),

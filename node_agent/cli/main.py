@@ -16,11 +16,32 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from node_agent import __version__
-from node_agent.cli import agent, certs, connections, endpoints, log_level, services, status, workloads
+from node_agent.cli import (
+    agent,
+    certs,
+    completion,
+    connections,
+    endpoints,
+    help_topics,
+    log_level,
+    services,
+    status,
+    workloads,
+)
 from node_agent.cli.agent_socket import AgentUnavailable
 from node_agent.cli.terminal import printable
 
-_COMMANDS: Final = (status, workloads, services, endpoints, connections, certs, log_level)  # the order of --help
+_COMMANDS: Final = (  # the order of --help
+    status,
+    workloads,
+    services,
+    endpoints,
+    connections,
+    certs,
+    log_level,
+    completion,
+    help_topics,
+)
 _EPILOG: Final = """\
 Started by hand or by systemd: `ringfence ca serve` once per cluster, `ringfence agent` once per node.
 The other commands ask the agent on this node through its unix socket; they need the right to use it (root).
@@ -30,7 +51,12 @@ Exit codes: 0 done, 1 could not be done (one line on stderr says why), 2 wrong a
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = build_parser(with_ca=_command(arguments) == "ca")
+    so_far = completion.asked_for()
+    command = _command(arguments if so_far is None else so_far)
+    parser = build_parser(with_ca=command == "ca")
+    if so_far is not None:
+        completion.offer(parser)
+    _check_command(parser, command)
     args = parser.parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = args.run
     try:
@@ -67,7 +93,20 @@ def build_parser(*, with_ca: bool = True) -> argparse.ArgumentParser:
         commands.add_parser("ca", help="the certificate authority: init, serve, token, status")
     for command in _COMMANDS:
         command.add_parser(commands)
+    parser.set_defaults(known_commands=list(commands.choices))
     return parser
+
+
+def _check_command(parser: argparse.ArgumentParser, command: str | None) -> None:
+    """End with what was probably meant, if anything: argparse lists two dozen names."""
+    known: list[str] = parser.get_default("known_commands")
+    if command is None or command in known:
+        return
+    import difflib  # noqa: PLC0415  (only for who mistypes)
+
+    near = difflib.get_close_matches(command, known, n=1)
+    remedy = f"did you mean {near[0]}?" if near else "`ringfence help` lists them"
+    parser.error(f"there is no command {printable(command)!r}; {remedy}")
 
 
 def _command(arguments: Sequence[str]) -> str | None:

@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from node_agent.cli.agent_socket import DEFAULT_SOCKET, ask
+from node_agent.cli.agent_socket import DEFAULT_SOCKET, SOCKET_VARIABLE, ask, default_socket
 from node_agent.cli.terminal import Paint
 
 View = Callable[[Any, Paint], str]
+Select = Callable[[Any, argparse.Namespace], Any]
 
 
 def add_command(
@@ -46,27 +47,40 @@ def add_question(
     view: View,
     text: str,
     path: str | None = None,
+    select: Select | None = None,
     examples: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
-    """Add the command ``name``, which shows what the agent answers to GET ``path`` (default ``/name``)."""
+    """Add the command ``name``, which shows what the agent answers to GET ``path`` (default ``/name``).
+
+    ``select`` leaves of the answer what the command's own options ask for, also with ``--json``.
+    """
     parser = add_command(commands, name, text=text, description=f"Shows {text}.", examples=examples)
     add_agent_options(parser)
-    parser.set_defaults(run=run_question, path=path or f"/{name}", view=view, service=None)
+    parser.set_defaults(run=run_question, path=path or f"/{name}", view=view, select=select, service=None)
     return parser
 
 
 def add_agent_options(parser: argparse.ArgumentParser) -> None:
     """``--agent`` and ``--json``, which every command has that asks the agent."""
     parser.add_argument(
-        "--agent", metavar="PATH", default=DEFAULT_SOCKET, help=f"the agent's unix socket; default {DEFAULT_SOCKET}"
+        "--agent",
+        metavar="PATH",
+        default=default_socket(),
+        help=f"the agent's unix socket; default ${SOCKET_VARIABLE}, else {DEFAULT_SOCKET}",
     )
     parser.add_argument("--json", action="store_true", help="print the agent's answer as JSON")
 
 
 def run_question(args: argparse.Namespace) -> int:
     """Ask and show; raises AgentUnavailable, which ``main`` turns into one line."""
-    show(ask(args.agent, args.path, service=args.service), args)
+    show(answer_to(args), args)
     return 0
+
+
+def answer_to(args: argparse.Namespace) -> Any:
+    """What the agent answers, less what the options leave out; raises AgentUnavailable."""
+    answer = ask(args.agent, args.path, service=args.service)
+    return answer if args.select is None else args.select(answer, args)
 
 
 def show(answer: Any, args: argparse.Namespace) -> None:

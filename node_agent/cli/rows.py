@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from node_agent.cli.terminal import Cell, Paint, printable, table
+from node_agent.cli.table import Cell, table
+from node_agent.cli.terminal import Paint, printable
 
 Row = Mapping[str, Any]
 Column = tuple[str, Callable[[Row], Cell]]  # header (``>`` first: to the right), and what a row shows under it

@@ -5,12 +5,31 @@ from collections.abc import Sequence
 
 from node_agent.cli.question import add_question
 from node_agent.cli.rows import Row, rows_table, text
-from node_agent.cli.terminal import Cell, Paint
+from node_agent.cli.selection import add_namespace_option, with_values
+from node_agent.cli.table import Cell
+from node_agent.cli.terminal import Paint
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add ``services``."""
-    add_question(commands, "services", view=view, text="the services it knows, and how many endpoints are ready")
+    parser = add_question(
+        commands,
+        "services",
+        view=view,
+        select=_select,
+        text="the services it knows, and how many endpoints are ready",
+        examples=[
+            "ringfence services -n shop        # those of one namespace",
+            "ringfence services --not-ready    # those with an endpoint that is not ready, or with none",
+        ],
+    )
+    add_namespace_option(parser)
+    parser.add_argument("--not-ready", action="store_true", help="only where an endpoint is not ready, or none is")
+
+
+def _select(rows: Sequence[Row], args: argparse.Namespace) -> list[Row]:
+    kept = with_values(rows, namespace=args.namespace)
+    return [row for row in kept if not args.not_ready or not row.get("ready") or row["ready"] != row.get("endpoints")]
 
 
 def view(rows: Sequence[Row], paint: Paint) -> str:
@@ -25,9 +44,9 @@ def view(rows: Sequence[Row], paint: Paint) -> str:
         paint,
         ("NAMESPACE", lambda r: text(r.get("namespace"))),
         ("NAME", lambda r: text(r.get("name"))),
-        ("ADDRESSES", lambda r: ",".join(map(str, (*(r.get("cluster_ips") or ()), *(r.get("hosts") or ())))) or "-"),
-        ("PORTS", lambda r: ",".join(_port(p) for p in r.get("ports") or ()) or "-"),
-        ("BALANCING", lambda r: text(r.get("load_balancing"))),
+        ("~~ADDRESSES", lambda r: ",".join(map(str, (*(r.get("cluster_ips") or ()), *(r.get("hosts") or ())))) or "-"),
+        ("~PORTS", lambda r: ",".join(_port(p) for p in r.get("ports") or ()) or "-"),
+        ("~~~BALANCING", lambda r: text(r.get("load_balancing"))),
         (">READY", ready),
     )
 

@@ -1,15 +1,13 @@
-"""Text for a terminal: tables, colours, units, and nothing that the terminal would obey.
+"""Text for a terminal: colours, units, and nothing that the terminal would obey.
 
 Everything shown may come from somebody else (a pod's name, a peer's error
 text), so whatever is not printable is shown escaped.
 """
 
 import os
-from collections.abc import Iterable, Sequence
 from typing import Final, TextIO
 
-_COLOURS: Final = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}
-_GAP: Final = "  "
+_COLOURS: Final = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
 
 
 def printable(text: str) -> str:
@@ -20,41 +18,33 @@ def printable(text: str) -> str:
 
 
 class Paint:
-    """Colours on a terminal, plain text elsewhere and where NO_COLOR is set (no-color.org)."""
+    """Colours on a terminal, plain text elsewhere and where NO_COLOR is set (no-color.org).
+
+    ``width`` is how many columns there are to fill, None where lines may be as
+    long as they like: in a file, in a pipe.
+    """
 
     def __init__(self, stream: TextIO) -> None:
-        self._on = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        is_terminal = stream.isatty()
+        self._on = is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self.width = _columns(stream) if is_terminal else None
 
     def __call__(self, text: str, colour: str) -> str:
-        """``text`` in ``colour``: red, green, yellow or bold; anything else changes nothing."""
+        """``text`` in ``colour``: red, green, yellow, bold or dim; anything else changes nothing."""
         if not self._on or colour not in _COLOURS:
             return text
         return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
 
 
-Cell = str | tuple[str, str]  # text, or text and colour
-
-
-def table(headers: Sequence[str], rows: Iterable[Sequence[Cell]], paint: Paint) -> str:
-    """Aligned columns, those whose header begins with ``>`` to the right.  Ends without a line feed."""
-    right = [header.startswith(">") for header in headers]
-    names = [header.removeprefix(">") for header in headers]
-    cells = [[cell if isinstance(cell, tuple) else (cell, "") for cell in row] for row in rows]
-    texts = [[printable(text) for text, _ in row] for row in cells]
-    widths = [max(map(len, column)) for column in zip(names, *texts, strict=True)]
-    lines = [_line([paint(name, "bold") for name in names], names, widths, right)]
-    for row, plain in zip(cells, texts, strict=True):
-        painted = [paint(text, colour) for text, (_, colour) in zip(plain, row, strict=True)]
-        lines.append(_line(painted, plain, widths, right))
-    return "\n".join(lines)
-
-
-def _line(painted: Sequence[str], plain: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
-    padded = [
-        " " * (width - len(text)) + shown if to_right else shown + " " * (width - len(text))
-        for shown, text, width, to_right in zip(painted, plain, widths, right, strict=True)
-    ]
-    return _GAP.join(padded).rstrip()
+def _columns(stream: TextIO) -> int | None:
+    """COLUMNS, as every program that asks ncurses; else what the terminal says."""
+    told = os.environ.get("COLUMNS", "")
+    if told.isascii() and told.isdigit() and int(told) > 0:
+        return int(told)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None  # 0: a serial line that was never told
+    except OSError:
+        return None
 
 
 def duration(seconds: object) -> str:

@@ -6,8 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from node_agent.cli.agent_socket import ask
-from node_agent.cli.question import run_question
+from node_agent.cli.question import answer_to, run_question
 from node_agent.cli.terminal import Paint
 
 
@@ -29,7 +28,7 @@ def watch(args: argparse.Namespace, *, sleep: Callable[[float], None]) -> int:
     clear = sys.stdout.isatty() and not args.json
     try:
         while True:
-            answer = ask(args.agent, args.path, service=args.service)
+            answer = answer_to(args)
             if args.json:
                 print(json.dumps(answer), flush=True)
             else:

@@ -21,7 +21,8 @@ from ca.authority.store.revocations import Revoked
 from ca.spiffe import SpiffeId, SpiffeIdError
 from ca.trust import RevocationKind, serial_hex, serial_of
 from node_agent.cli.ca.command import Commands, add_command, opened
-from node_agent.cli.terminal import Paint, printable, table
+from node_agent.cli.table import table
+from node_agent.cli.terminal import Paint, printable
 
 _MAX_REASON: Final = 200  # in every record of a connection that is cut for it
 

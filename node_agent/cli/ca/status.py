@@ -11,7 +11,8 @@ from ca.authority.config import AuthorityConfig
 from ca.authority.status import describe
 from ca.authority.store import Store
 from node_agent.cli.ca.command import Commands, add_command
-from node_agent.cli.terminal import Cell, Paint, duration, printable, table
+from node_agent.cli.table import Cell, table
+from node_agent.cli.terminal import Paint, duration, printable
 
 
 def add_commands(commands: Commands) -> None:

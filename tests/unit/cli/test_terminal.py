@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node_agent.cli.terminal import Cell, Paint, duration, printable, size, table
+from node_agent.cli.table import Cell, table
+from node_agent.cli.terminal import Paint, duration, printable, size
 
 
 class Tty(io.StringIO):
