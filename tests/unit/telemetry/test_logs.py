@@ -13,7 +13,8 @@ import pytest
 
 from node_agent.cli.log_level import LOG_LEVELS
 from node_agent.errors import ConfigError
-from node_agent.telemetry.logs import LEVELS, JsonFormatter, LineWriter, set_log_level
+from node_agent.telemetry.line_writer import Descriptor, LineWriter
+from node_agent.telemetry.logs import LEVELS, JsonFormatter, set_log_level
 
 _PROGRAM: Final = """
 import logging, sys
@@ -59,7 +60,7 @@ def test_one_file_for_both_streams_gets_whole_lines(tmp_path: Path) -> None:
 
 def test_a_reader_that_stalls_costs_lines_not_time_and_they_are_counted() -> None:
     reader, writer = os.pipe()
-    lines = LineWriter(writer, max_queued_bytes=1000 * 100)
+    lines = LineWriter(Descriptor(writer), max_queued_bytes=1000 * 100)
     line = b"x" * 99 + b"\n"
     for _ in range(20_000):  # 2 MB into a pipe of 64 KiB that nobody reads
         lines.write(line)
@@ -80,7 +81,7 @@ def test_a_reader_that_stalls_costs_lines_not_time_and_they_are_counted() -> Non
 def test_a_closed_pipe_is_counted_not_raised() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    lines = LineWriter(writer)
+    lines = LineWriter(Descriptor(writer))
     lines.write(b"one\n")
     lines.close(10)
     lines.write(b"two\n")
@@ -90,7 +91,7 @@ def test_a_closed_pipe_is_counted_not_raised() -> None:
 
 def test_closing_gives_up_on_a_stalled_reader() -> None:
     reader, writer = os.pipe()
-    lines = LineWriter(writer)
+    lines = LineWriter(Descriptor(writer))
     lines.write(b"x" * 1_000_000)
     lines.close(0.05)
     assert threading.active_count() > 1
