@@ -17,7 +17,9 @@ from string import Formatter
 from typing import Any, Final
 
 from ca.spiffe import SpiffeId, SpiffeIdError
+from node_agent import export_config
 from node_agent.errors import ConfigError
+from node_agent.export_config import AccessLogSection, CollectorUrl, Sink, TracingSection
 
 OUTBOUND_PORT: Final = 15001
 INBOUND_PLAINTEXT_PORT: Final = 15006
@@ -161,6 +163,8 @@ class Config:
     listen: ListenSection = ListenSection()
     workload_api: WorkloadApiSection = WorkloadApiSection()
     dns: DnsSection = DnsSection()
+    tracing: TracingSection = field(default_factory=TracingSection)
+    access_log: AccessLogSection = field(default_factory=AccessLogSection)
 
     @property
     def workload_api_socket(self) -> Path:
@@ -177,6 +181,8 @@ _SECTIONS: Final[Mapping[str, type]] = {
     "listen": ListenSection,
     "workload_api": WorkloadApiSection,
     "dns": DnsSection,
+    "tracing": TracingSection,
+    "access_log": AccessLogSection,
 }
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _MAX_ADDRESSES: Final = 16
@@ -240,6 +246,10 @@ def _value(kind: object, value: object, bounds: Mapping[str, float]) -> object:
         if not 1 <= len(several) <= _MAX_ADDRESSES:
             raise ValueError(f"expected one address, or a list of 1 to {_MAX_ADDRESSES}")
         return tuple(_value(HostPort, each, bounds) for each in several)
+    if kind == tuple[Sink, ...]:
+        if not isinstance(value, list) or not value:
+            raise ValueError(f"expected a list of at least one of {', '.join(Sink)}")
+        return tuple(_value(Sink, each, bounds) for each in value)
     return _of_text(kind, value)
 
 
@@ -251,6 +261,8 @@ def _of_text(kind: object, value: object) -> object:
         raise ValueError("expected a text without NUL characters")
     if kind is HostPort:
         return HostPort.parse(value)
+    if kind == CollectorUrl | None:
+        return CollectorUrl.parse(value)
     if kind is str:
         return value
     if isinstance(kind, type) and issubclass(kind, StrEnum):
@@ -276,6 +288,7 @@ def _check(path: Path, config: Config) -> None:
     _check_identities(path, config.agent)
     _check_attestation(path, config.ca)
     _check_netns_path(path, config.capture.netns_path)
+    export_config.check(path, config.tracing, config.access_log)
     if not all(each.host for each in config.ca.address):
         raise ConfigError(f"{path}: [ca] address: expected host:port of the CA")
     for each in config.dns.servers:

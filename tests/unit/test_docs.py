@@ -121,6 +121,8 @@ def shown(value: Any) -> str:
     """A default as the page writes it."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return "`[" + ", ".join(f'"{each}"' for each in value) + "]`"
     if isinstance(value, float | int):
         return f"{value:g}" if isinstance(value, float) else str(value)
     return f'`"{value}"`'
