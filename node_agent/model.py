@@ -111,17 +111,34 @@ class Workload:
     proxy_protocol_ports: tuple[int, ...] = ()
 
 
+EndpointKey = tuple[EndpointAddress, str]
+"""And the uid of the workload, or of the egress, or nothing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """One place that serves a service port.
 
     ``workload`` is None where the address belongs to no workload that we know
-    (an EndpointSlice that points outside the cluster): reached in plaintext.
+    (an EndpointSlice that points outside the cluster): reached in plaintext, or
+    through ``egress``, a pod whose agent connects to it for us.
     """
 
     address: EndpointAddress
     workload: Workload | None
     ready: bool = True
+    egress: Workload | None = None
+
+    @property
+    def agent_of(self) -> Workload | None:
+        """The workload that a tunnel leads to, if there is one: its own, or that of its egress."""
+        return self.workload if self.egress is None else self.egress
+
+    @property
+    def key(self) -> EndpointKey:
+        """What tells it from others, and from another incarnation of its workload."""
+        workload = self.workload if self.egress is None else self.egress
+        return (self.address, "" if workload is None else workload.uid)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

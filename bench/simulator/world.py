@@ -16,7 +16,7 @@ from bench.simulator.servers import CAPACITY_PER_S, Mode, Server
 from ca.manifests.traffic import Traffic
 from ca.spiffe import SpiffeId
 from node_agent.balance import Balancer, Client, Near, NoEndpoints, Pick
-from node_agent.model import Endpoint, EndpointAddress, Locality, ObjectName, ServicePort, Workload
+from node_agent.model import Endpoint, EndpointAddress, EndpointKey, Locality, ObjectName, ServicePort, Workload
 
 _SERVICE: Final = ServicePort(service=ObjectName("shop", "web"), port=80)
 _CONNECT_TIMEOUT_S: Final = 5.0  # the agent's default
@@ -94,7 +94,7 @@ class _Connection:
         self._agent = agent
         self._client = client
         self._began = world.now
-        self._tried: set[EndpointAddress] = set()
+        self._tried: set[EndpointKey] = set()
 
     def attempt(self) -> None:
         world = self._world
@@ -144,7 +144,7 @@ class _Connection:
 
     def _failed(self, pick: Pick) -> None:
         pick.failed(self._world.now)
-        self._tried.add(pick.endpoint.address)
+        self._tried.add(pick.endpoint.key)
         may_retry = len(self._tried) < _ATTEMPTS and self._agent.balancer.may_retry(
             _SERVICE, self._world.traffic, self._world.now
         )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from ca.manifests.documents import Path
+from ca.manifests.egress import egress_nodes
 from ca.manifests.fields import FieldError, Fields, canonical_ip, shown
 from ca.manifests.names import ObjectKey
 from ca.manifests.skipped import Skipped
@@ -53,7 +54,9 @@ class ExternalService:
 
     ``hosts`` are names to resolve: where there are no ``endpoints``, their
     addresses are the endpoints, each host's for itself.  ``addresses`` are
-    virtual: nobody has them, clients connect to them.
+    virtual: nobody has them, clients connect to them.  ``egress_nodes`` are those
+    that its connections leave through: none for directly, None for what the
+    namespace or the mesh says.
     """
 
     kind: str
@@ -64,6 +67,7 @@ class ExternalService:
     addresses: tuple[str, ...] = ()
     ports: tuple[ExternalPort, ...] = ()
     endpoints: tuple[ExternalEndpoint, ...] = ()
+    egress_nodes: tuple[str, ...] | None = None
 
     @property
     def key(self) -> ObjectKey:
@@ -98,6 +102,7 @@ def external_name(top: Fields) -> ExternalService | Skipped:
         created=metadata.moment("creationTimestamp"),
         hosts=(host,),
         ports=ports,
+        egress_nodes=egress_nodes(metadata),
     )
 
 
@@ -131,6 +136,7 @@ def parse_service_entry(top: Fields) -> ExternalService | Skipped:
         addresses=addresses,
         ports=ports,
         endpoints=endpoints,
+        egress_nodes=egress_nodes(metadata),
     )
 
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Final
 
 from ca.manifests.authorization_policy import parse_authorization_policy
+from ca.manifests.egress import EGRESS_LABEL, EGRESS_NODE_ANNOTATION, EGRESS_VALUES, egress_nodes
 from ca.manifests.enrolment import MESH_LABEL, MESH_VALUES
 from ca.manifests.external import ExternalService, external_name, parse_service_entry
 from ca.manifests.fields import Fields, shown
@@ -46,7 +47,9 @@ _SERVICE_TYPES: Final = ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName"
 
 def _namespace(top: Fields) -> Namespace:
     metadata = top.fields("metadata")
-    return Namespace(name=metadata.name("name", label=True), labels=_mesh_labels(metadata))
+    return Namespace(
+        name=metadata.name("name", label=True), labels=_mesh_labels(metadata), egress_nodes=egress_nodes(metadata)
+    )
 
 
 def _node(top: Fields) -> Node:
@@ -168,6 +171,11 @@ def _service(top: Fields) -> Service | ExternalService | Skipped:
     if spec.raw("clusterIPs") != ["None"]:
         ips += spec.ips("clusterIPs")
     annotations = metadata.fields("annotations")
+    if annotations.has(EGRESS_NODE_ANNOTATION):
+        raise annotations.error(
+            EGRESS_NODE_ANNOTATION,
+            "is for a ServiceEntry or a Service of type ExternalName; declare the places outside by one of these",
+        )
     ports = tuple(
         ServicePortSpec(each.shared_text("name", ""), each.port("port"), _target_port(each))
         for each in spec.list_of_fields("ports")
@@ -263,9 +271,10 @@ def _names(metadata: Fields, *, label: bool = False) -> tuple[str, str]:
 
 
 def _mesh_labels(metadata: Fields) -> Mapping[str, str]:
-    """Labels, with the enrolment label checked: a typing error there must not leave a pod in the open."""
-    if metadata.fields("labels").has(MESH_LABEL):
-        metadata.fields("labels").choice(MESH_LABEL, MESH_VALUES)
+    """Labels, with our own checked: a typing error there must not leave a pod in the open."""
+    for label, values in ((MESH_LABEL, MESH_VALUES), (EGRESS_LABEL, EGRESS_VALUES)):
+        if metadata.fields("labels").has(label):
+            metadata.fields("labels").choice(label, values)
     return metadata.labels("labels")
 
 

@@ -18,8 +18,11 @@ from ca.manifests.traffic import TrafficPolicy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Namespace:
+    """``egress_nodes``: of the places outside that are declared in it and say nothing themselves (egress.py)."""
+
     name: str
     labels: Mapping[str, str] = field(default_factory=lambda: NO_LABELS, hash=False)
+    egress_nodes: tuple[str, ...] | None = None
 
     @property
     def key(self) -> ObjectKey:

@@ -33,7 +33,7 @@ from node_agent.balance.loads import EndpointLoad, shown
 from node_agent.balance.outlier import Why, may_eject_another
 from node_agent.balance.tiers import Member, Near, Tiers, build, weight_of
 from node_agent.errors import CloseReason, ConnectionFailure
-from node_agent.model import Endpoint, EndpointAddress, ServicePort
+from node_agent.model import Endpoint, EndpointAddress, EndpointKey, ServicePort
 
 if TYPE_CHECKING:
     from random import Random
@@ -176,7 +176,7 @@ class Balancer:
         *,
         traffic: Traffic | None = None,
         client: Client = NOWHERE,
-        exclude: Collection[EndpointAddress] = (),
+        exclude: Collection[EndpointKey] = (),
     ) -> Pick:
         """Choose one of the candidates and count a connection to it.
 
@@ -342,7 +342,7 @@ class Balancer:
                 state.latency = None
                 state.since = now
 
-    def _choose(self, pool: _Pool, client: Client, exclude: Collection[EndpointAddress], now: float) -> Member | None:
+    def _choose(self, pool: _Pool, client: Client, exclude: Collection[EndpointKey], now: float) -> Member | None:
         tiers = pool.tiers.tiers
         if not tiers:
             return None
@@ -358,7 +358,7 @@ class Balancer:
             return pool.choosers[number].choose(now, key)
         # A retry: what is left of the tier, or else of all.
         for members in (tiers[number].members, tuple(each for tier in tiers for each in tier.members), pool.members):
-            left = tuple(each for each in members if each.endpoint.address not in exclude)
+            left = tuple(each for each in members if each.endpoint.key not in exclude)
             if left:
                 return chooser(balancing, left, self._random, pool.table).choose(now, key)
         return None

@@ -26,6 +26,7 @@ from typing import Final, Protocol
 from ca.manifests.traffic import Balancing, LoadBalancing
 from node_agent.balance.maglev import Maglev
 from node_agent.balance.tiers import Member
+from node_agent.model import Endpoint
 
 Draw = Callable[[], float]
 _SLOWEST_SHARE: Final = 0.1  # Envoy's min_weight_percent
@@ -53,7 +54,13 @@ class HashTable:
 
     def __init__(self, everyone: Sequence[Member]) -> None:
         self.everyone = everyone
-        self.maglev = Maglev([str(each.endpoint.address) for each in everyone], [each.weight for each in everyone])
+        self.maglev = Maglev([_name(each.endpoint) for each in everyone], [each.weight for each in everyone])
+
+
+def _name(endpoint: Endpoint) -> str:
+    """The same on every node, and no other one's."""
+    via = "" if endpoint.egress is None else f" {endpoint.egress.name}"
+    return f"{endpoint.address}{via}"
 
 
 def table_for(balancing: Balancing, everyone: Sequence[Member]) -> HashTable | None:

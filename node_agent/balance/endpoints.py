@@ -11,14 +11,12 @@ from typing import Final
 
 from node_agent.balance.latency import PeakEwma
 from node_agent.balance.outlier import Outlier
-from node_agent.model import Endpoint, EndpointAddress
+from node_agent.model import Endpoint, EndpointKey
 
 _FORGET_AFTER_S: Final = 60.0  # six decay times: what is left of an estimate is 0.2 %
 _LONG_S: Final = 0.01  # of an endpoint that nothing else is known of
 _SWEPT_AT_ONCE: Final = 2
 _SWEPT_SHARE: Final = 256  # and of a large table one in so many: a service may bring many new endpoints to each pick
-
-_Key = tuple[EndpointAddress, str]
 
 
 class EndpointState:
@@ -84,18 +82,18 @@ class EndpointStates:
     """All endpoints that are in use or were lately."""
 
     def __init__(self) -> None:
-        self._states: OrderedDict[_Key, EndpointState] = OrderedDict()  # least recently picked first
+        self._states: OrderedDict[EndpointKey, EndpointState] = OrderedDict()  # least recently picked first
 
     def get(self, endpoint: Endpoint) -> EndpointState | None:
-        return self._states.get(_key(endpoint))
+        return self._states.get(endpoint.key)
 
-    def items(self) -> Iterable[tuple[tuple[EndpointAddress, str], EndpointState]]:
+    def items(self) -> Iterable[tuple[EndpointKey, EndpointState]]:
         """Everything, by address and uid of the workload (or empty); not to be held."""
         return self._states.items()
 
     def use(self, endpoint: Endpoint, now: float, *, since: float | None = None) -> EndpointState:
         """The state of an endpoint that is looked at now; made if there is none, as of one that came at ``since``."""
-        key = _key(endpoint)
+        key = endpoint.key
         state = self._states.get(key)
         if state is None:
             state = self._states[key] = EndpointState(now if since is None else since)
@@ -106,7 +104,7 @@ class EndpointStates:
 
     def used(self, endpoint: Endpoint, state: EndpointState, now: float) -> None:
         """The endpoint was picked by somebody who held on to its state."""
-        key = _key(endpoint)
+        key = endpoint.key
         self._states[key] = state
         self._states.move_to_end(key)
         state.used_at = now
@@ -126,7 +124,3 @@ class EndpointStates:
                 self._states.move_to_end(key)
             else:
                 del self._states[key]
-
-
-def _key(endpoint: Endpoint) -> _Key:
-    return (endpoint.address, endpoint.workload.uid if endpoint.workload is not None else "")

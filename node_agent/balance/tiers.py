@@ -60,7 +60,8 @@ class Tiers:
 
 def weight_of(endpoint: Endpoint, traffic: Traffic) -> float:
     """The weight of an endpoint, 0.0 if it is not in the subset."""
-    labels = endpoint.workload.labels if endpoint.workload is not None else {}
+    workload = endpoint.agent_of
+    labels = workload.labels if workload is not None else {}
     balancing = traffic.balancing
     if not balancing.subset.items() <= labels.items():
         return 0.0
@@ -88,7 +89,7 @@ def _by_level(
 ) -> tuple[Tier, ...]:
     everyone: list[list[Member]] = [[] for _ in range(len(preference.levels) + 1)]
     for each in members:
-        everyone[_level(each.endpoint.workload, preference.levels, near)].append(each)
+        everyone[_level(each.endpoint.agent_of, preference.levels, near)].append(each)
     if preference.mode is LocalityMode.STRICT:
         everyone.pop()
     found: list[tuple[tuple[Member, ...], float]] = []

@@ -22,9 +22,10 @@ from ca.manifests import (
     Traffic,
     TrafficPolicy,
 )
-from node_agent.model import Endpoint, MtlsMode, ObjectName, ServicePort, Workload
+from node_agent.model import Endpoint, EndpointAddress, MtlsMode, ObjectName, ServicePort, Workload
 from node_agent.registry.authorization_policies import AuthorizationPolicies
 from node_agent.registry.changes import Changes, RegistryObject, ResolvedName, Update
+from node_agent.registry.egress import EgressPods
 from node_agent.registry.external import ExternalKey, ExternalServices, Place
 from node_agent.registry.networks import PodNetworks
 from node_agent.registry.peer_authentication import PeerAuthentications
@@ -55,13 +56,14 @@ class Registry:
 
     Args:
         trust_domain: of every identity that workloads get.
-        root_namespace: where a PeerAuthentication without selector is the mesh's.
+        root_namespace: where a PeerAuthentication without selector, and a default of the egress, are the mesh's.
     """
 
     def __init__(self, trust_domain: str, *, root_namespace: str = DEFAULT_ROOT_NAMESPACE) -> None:
         self._workloads = Workloads(trust_domain)
         self._services = Services(self._workloads)
-        self._external = ExternalServices()
+        self._egress = EgressPods(root_namespace)
+        self._external = ExternalServices(self._egress)
         self._networks = PodNetworks()
         self._nodes: dict[str, Node] = {}
         self._peer_authentications = PeerAuthentications(root_namespace)
@@ -106,6 +108,8 @@ class Registry:
         services_removed -= still_there
         workload_changes = self._workloads.apply(pods, namespaces, nodes)
         services_changed |= self._services.workloads_changed(workload_changes)
+        if self._egress.apply(namespaces, workload_changes):
+            services_changed |= self._external.egress_changed()
         about = self._traffic_policies.apply(_of(TrafficPolicy, by_kind)) | self._tcp_routes.apply(
             _of(TCPRoute, by_kind)
         )
@@ -118,6 +122,10 @@ class Registry:
             mtls_changed=bool(peer_authentications),
             policies=self._authorization_policies.apply(_of(AuthorizationPolicy, by_kind)),
         )
+
+    def nodes(self) -> tuple[Node, ...]:
+        """Every node that has a manifest."""
+        return tuple(self._nodes.values())
 
     def workload_at(self, ip: str) -> Workload | None:
         """The workload that has this address (canonical text); pods on the node's network have none."""
@@ -174,6 +182,28 @@ class Registry:
         if not self._external or ip in self._networks:
             return None
         return self._external.at(ip, port)
+
+    def external_port(self, kind: str, name: ObjectName, number: int) -> ServicePort | None:
+        """The port of a service outside by its number."""
+        return self._external.port(kind, name, number)
+
+    def is_egress_for(self, workload: Workload, port: ServicePort) -> bool:
+        """Whether a workload is to connect to a service outside on behalf of others."""
+        spec = self._external.spec(port)
+        return spec is not None and any(each.uid == workload.uid for each in self._egress.of(spec))
+
+    def is_address_of(self, port: ServicePort, address: EndpointAddress) -> bool:
+        """Whether a service outside has this address now, or had it a moment ago."""
+        return address.ip not in self._networks and self._external.has_address(port, address)
+
+    def egress_nodes(self, service: ExternalService) -> tuple[str, ...]:
+        """The nodes that connections to a service outside leave through; none for directly."""
+        return self._egress.nodes_of(service)
+
+    def egress_problems(self) -> Iterator[str]:
+        """One line for each service outside whose egress is not there."""
+        for each in sorted(self._external, key=lambda each: each.key):
+            yield from self._egress.problems(each, self._nodes)
 
     def external_services(self) -> Iterator[ExternalService]:
         """Every service outside of the mesh, in no order; not to be held across ``apply``."""

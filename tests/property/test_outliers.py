@@ -105,13 +105,13 @@ class Ejection(RuleBasedStateMachine):
         healthy = {
             n for n, each in enumerate(before) if each == "healthy" or (each == "probing" and n not in self.probing)
         }
-        exclude = {self.candidates[number].address for number in excluded if number < len(self.candidates)}
+        exclude = {self.candidates[number].key for number in excluded if number < len(self.candidates)}
         try:
             pick = self.balancer.pick(
                 SERVICE, self.candidates, self.now, traffic=self.traffic, client=self.client, exclude=exclude
             )
         except NoEndpoints:
-            left = [n for n, each in enumerate(self.candidates) if each.address not in exclude]
+            left = [n for n, each in enumerate(self.candidates) if each.key not in exclude]
             assert not left or not healthy or self.mode is LocalityMode.STRICT
             return multiple()
         chosen = self.candidates.index(pick.endpoint)

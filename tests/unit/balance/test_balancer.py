@@ -8,7 +8,7 @@ import pytest
 from ca.spiffe import SpiffeId
 from node_agent.balance import Balancer, EndpointLoad, NoEndpoints
 from node_agent.errors import CloseReason
-from node_agent.model import Endpoint, EndpointAddress, ObjectName, ServicePort, Workload
+from node_agent.model import Endpoint, EndpointAddress, EndpointKey, ObjectName, ServicePort, Workload
 
 FAIR = ServicePort(service=ObjectName("shop", "web"), port=80, load_balancing="round-robin")
 QUICK = ServicePort(service=ObjectName("shop", "web"), port=81)
@@ -132,7 +132,7 @@ def test_an_endpoint_that_is_ready_again_gets_its_share_at_once() -> None:
         pick = balancer.pick(QUICK, (one,), 0.0)
         pick.connected(0.001)
         pick.release(0.001)
-    balancer.pick(QUICK, endpoints(2), 0.0, exclude={EndpointAddress("10.1.0.2", 8080)}).failed(0.1)
+    balancer.pick(QUICK, endpoints(2), 0.0, exclude={endpoints(2)[1].key}).failed(0.1)
     balancer.pick(QUICK, endpoints(2, not_ready=(1,)), 0.2).release(0.2)
 
     ready_again = endpoints(2)
@@ -144,9 +144,9 @@ def test_an_endpoint_that_is_ready_again_gets_its_share_at_once() -> None:
 def test_what_was_tried_is_not_tried_again() -> None:
     balancer = Balancer(rng=Random(1))
     candidates = endpoints(3)
-    tried: set[EndpointAddress] = set()
+    tried: set[EndpointKey] = set()
     for _ in range(3):
-        tried.add(balancer.pick(QUICK, candidates, 0.0, exclude=tried).endpoint.address)
+        tried.add(balancer.pick(QUICK, candidates, 0.0, exclude=tried).endpoint.key)
     assert len(tried) == 3
     with pytest.raises(NoEndpoints, match="each of the 3 ready endpoints of shop/web:81 was tried"):
         balancer.pick(QUICK, candidates, 0.0, exclude=tried)

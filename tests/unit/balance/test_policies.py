@@ -344,7 +344,7 @@ def test_an_endpoint_that_nobody_used_for_long_does_not_start_slowly_again() -> 
     balancer = Balancer(rng=Random(1))
     balancer.pick(SERVICE, candidates, 0.0, traffic=traffic).release(0.0)
     for second in range(200):  # retries that keep to one endpoint: the others are forgotten
-        exclude = {far.address, other.address}
+        exclude = {far.key, other.key}
         balancer.pick(SERVICE, candidates, float(second), traffic=traffic, exclude=exclude).release(float(second))
     balancer.set_unhealthy(other, True, 200.0)
     balancer.set_unhealthy(other, False, 200.0)
