@@ -18,7 +18,7 @@ import json
 import logging
 import urllib.parse
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import h11
@@ -38,12 +38,16 @@ JSON: Final = "application/json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One request, complete.  ``query`` holds the last value of each key."""
+    """One request, complete.
+
+    ``query`` holds the last value of each key, ``headers`` each field by its name in lower case.
+    """
 
     method: str
     path: str
     query: Mapping[str, str]
     body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Response(NamedTuple):
@@ -233,4 +237,10 @@ def _parse(head: h11.Request, body: bytes) -> Request:
         fields = urllib.parse.parse_qsl(query, keep_blank_values=True, max_num_fields=_MAX_QUERY_FIELDS)
     except ValueError as error:
         raise _Refused(400, f"the query has more than {_MAX_QUERY_FIELDS} fields") from error
-    return Request(method=head.method.decode("ascii"), path=path, query=dict(fields), body=body)
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in head.headers:
+        name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value  # RFC 9110, 5.3
+    return Request(method=head.method.decode("ascii"), path=path, query=dict(fields), body=body, headers=headers)
+        else:  # a chunk that came out empty was work all the same
+            await trio.lowlevel.checkpoint()

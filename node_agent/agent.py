@@ -50,13 +50,14 @@ from node_agent.registry.changes import RegistryObject
 from node_agent.registry.dns_source import DnsSource
 from node_agent.registry.file_source import FileSource
 from node_agent.report import Report
-from node_agent.telemetry.admin import admin_routes, metrics_routes, readiness_routes
+from node_agent.telemetry.admin import admin_routes, readiness_routes
 from node_agent.telemetry.logs import Logging, configure_logging, make_stream_locks
 from node_agent.telemetry.metrics import Metrics
 from node_agent.telemetry.process_metrics import register_process_metrics
 from node_agent.telemetry.unix_socket import UnixListener
 
 if TYPE_CHECKING:
+from node_agent.telemetry.scrape import metrics_preparation, metrics_routes
     from node_agent.workload_api.endpoint import WorkloadApi
     from node_agent.workload_api.process import PeerProcess
 
@@ -132,7 +133,9 @@ class _Agent:
         )
         self._workload_api = self._enable_workload_api(metrics, stack) if config.workload_api.enabled else None
         self._register_gauges(metrics)
-        self._metrics_server = HttpServer(metrics_routes(self._carrier), prepare=self._carrier.prepare)
+        self._metrics_server = HttpServer(
+            metrics_routes(self._carrier.families), prepare=metrics_preparation(self._carrier.prepare)
+        )
         self._readiness_server = HttpServer(readiness_routes(self._report.sources()))
         self._admin_server = HttpServer(admin_routes(self._report.sources()), prepare=self._carrier.prepare)
         self._admin_listener = stack.enter_context(UnixListener(config.agent.runtime_dir / "agent.sock"))

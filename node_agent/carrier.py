@@ -21,6 +21,7 @@ from node_agent.registry import Changes, Update
 from node_agent.report import ConnectionCounts, Loads, TunnelCounts
 from node_agent.telemetry.logs import set_log_level
 from node_agent.telemetry.metrics import FamilyReading, Metrics
+from node_agent.telemetry.scrape import PATH as METRICS_PATH
 
 
 class Carrier(Protocol):
@@ -64,11 +65,8 @@ class Carrier(Protocol):
     def set_log_level(self, level: str) -> None:
         """Raises ConfigError."""
 
-    def render(self) -> Iterator[bytes]:
-        """The metrics of the whole agent."""
-
     def families(self) -> Iterator[FamilyReading]:
-        """The same as numbers."""
+        """The metrics of the whole agent."""
 
     def not_ready(self) -> list[str]:
         """What keeps it from carrying."""
@@ -80,10 +78,9 @@ class Carrier(Protocol):
 class InProcess:
     """The data path in the agent's own process."""
 
-    prepare = None
-
     def __init__(self, data_path: DataPath, *, metrics: Metrics) -> None:
         self._data_path = data_path
+        self.prepare: Prepare | None = self._bring_up_to_date
         self._metrics = metrics
         self.server = data_path.server
         self.connections = data_path.access_log
@@ -117,12 +114,13 @@ class InProcess:
         """Raises ConfigError."""
         set_log_level(level)
 
-    def render(self) -> Iterator[bytes]:
-        """The metrics of the whole agent."""
-        return self._metrics.render()
+    async def _bring_up_to_date(self, path: str) -> None:
+        if path == METRICS_PATH:
+            for _ in self._metrics.steps():
+                await trio.lowlevel.checkpoint()
 
     def families(self) -> Iterator[FamilyReading]:
-        """The same as numbers."""
+        """The metrics of the whole agent."""
         return self._metrics.read()
 
     def not_ready(self) -> list[str]:

@@ -137,6 +137,13 @@ class ListenSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsSection:
+    """``[metrics]``: how much the metrics may hold."""
+
+    max_label_sets: int = _number(5000, least=100, most=100_000)  # x 4 counters x ~420 bytes of text = an 8 MB scrape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkloadApiSection:
     """``[workload_api]``: the SPIFFE Workload API for programs in our pods; ``socket`` None is under runtime_dir."""
 
@@ -162,6 +169,7 @@ class Config:
     proxy: ProxySection = ProxySection()
     listen: ListenSection = ListenSection()
     workload_api: WorkloadApiSection = WorkloadApiSection()
+    metrics: MetricsSection = MetricsSection()
     dns: DnsSection = DnsSection()
     tracing: TracingSection = field(default_factory=TracingSection)
     access_log: AccessLogSection = field(default_factory=AccessLogSection)
@@ -180,6 +188,7 @@ _SECTIONS: Final[Mapping[str, type]] = {
     "proxy": ProxySection,
     "listen": ListenSection,
     "workload_api": WorkloadApiSection,
+    "metrics": MetricsSection,
     "dns": DnsSection,
     "tracing": TracingSection,
     "access_log": AccessLogSection,

@@ -94,7 +94,9 @@ def build_data_path(
         return peer_identity(tls, bundles=trust.anchors, at=at)
 
     known = cast(Identities, identities)  # the stories call nothing but what IdentitySource has
-    access_log = AccessLog(metrics=metrics, node=config.agent.node, run=run)
+    access_log = AccessLog(
+        metrics=metrics, node=config.agent.node, max_label_sets=config.metrics.max_label_sets, run=run
+    )
     live = LiveConnections()
     gate = TrustGate(trust=trust, live=live)
     relay = Relay(on_crash=on_relay_crash)

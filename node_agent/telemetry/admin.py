@@ -1,6 +1,6 @@
 """What the three HTTP listeners serve, built from callables that the agent provides.
 
-    15020, TCP    metrics_routes     /metrics
+    15020, TCP    metrics_routes     /metrics (scrape.py)
     15021, TCP    readiness_routes   /readyz  /livez
     unix socket   admin_routes       the ``ringfence`` command's questions, as JSON
 
@@ -12,11 +12,10 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from ca.http_server import JSON, Handler, Request, Response, Routes, json_response
 from node_agent.errors import ConfigError
-from node_agent.telemetry import metrics as prometheus
 
 Row = Mapping[str, object]
 Rows = Callable[[], Iterable[Row]]
@@ -47,17 +46,6 @@ class AdminSources:
     ready: Callable[[], tuple[bool, list[str]]]
     warnings: Callable[[], list[str]]
     set_log_level: Callable[[str], None]
-
-
-class RendersMetrics(Protocol):
-    """``Metrics``, or those of several processes."""
-
-    def render(self) -> Iterator[bytes]: ...
-
-
-def metrics_routes(metrics: RendersMetrics) -> Routes:
-    """For Prometheus."""
-    return {"/metrics": {"GET": lambda _: Response(200, prometheus.CONTENT_TYPE, metrics.render())}}
 
 
 def readiness_routes(sources: AdminSources) -> Routes:

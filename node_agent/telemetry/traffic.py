@@ -1,7 +1,7 @@
 """The standard ``istio_tcp_*`` counters, under the labels that dashboards know.
 
-One small object a label set holds the four counters; its label text is rendered
-once.  The number of label sets is bounded: past the bound new ones are counted
+One small object a label set holds the four counters.  The number of label sets
+is bounded ([metrics] max_label_sets): past the bound new ones are counted
 together under the label value ``other``, and
 ``ringfence_metric_label_sets_overflowed_total`` says how often.
 
@@ -13,12 +13,13 @@ Sans-I/O, one thread.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from typing import Final, Literal, NamedTuple
 
 from ca.spiffe import SpiffeId
+from node_agent.config import MetricsSection
 from node_agent.model import ObjectName, Workload
-from node_agent.telemetry.metrics import Metrics, render_labels
+from node_agent.telemetry.metrics import Labels, Metrics
 from node_agent.telemetry.response_flags import ResponseFlag
 
 Reporter = Literal["source", "destination"]
@@ -38,7 +39,6 @@ LABELS: Final = (
 )
 UNKNOWN: Final = "unknown"  # Istio's word for a label that can not be known
 OTHER: Final = "other"
-_MAX_LABEL_SETS: Final = 5_000  # x 4 counters x ~400 bytes of text = an 8 MB scrape
 _MAX_CACHED_KEYS: Final = 10_000  # keys name pods, which come and go; label sets name workloads
 _CLUSTER_DOMAIN: Final = "cluster.local"
 
@@ -65,10 +65,10 @@ class TrafficKey(NamedTuple):
 class Series:
     """The four counters of one label set."""
 
-    __slots__ = ("closed", "labels", "opened", "overflow", "received_bytes", "sent_bytes")
+    __slots__ = ("closed", "opened", "overflow", "received_bytes", "sent_bytes", "values")
 
-    def __init__(self, labels: str, *, overflow: bool) -> None:
-        self.labels = labels
+    def __init__(self, values: Labels, *, overflow: bool) -> None:
+        self.values = values
         self.overflow = overflow
         self.opened = 0
         self.closed = 0
@@ -79,13 +79,13 @@ class Series:
 class Traffic:
     """All label sets that were seen, registered with ``metrics``."""
 
-    def __init__(self, metrics: Metrics, *, max_label_sets: int = _MAX_LABEL_SETS) -> None:
+    def __init__(self, metrics: Metrics, *, max_label_sets: int = MetricsSection().max_label_sets) -> None:
         self._max_label_sets = max_label_sets
         self._by_labels: dict[tuple[str, ...], Series] = {}
         self._by_key: dict[object, Series] = {}
         self._overflowed = 0
         for name, help_text, attribute in _FAMILIES:
-            metrics.counter_of_rendered(name, help_text, self._samples_of(attribute))
+            metrics.counter(name, help_text, self._reading_of(attribute), labels=LABELS)
         metrics.counter(
             "ringfence_metric_label_sets_overflowed_total",
             "Counter look-ups that ended under the label value 'other' because there were too many label sets.",
@@ -123,15 +123,15 @@ class Traffic:
         overflow = len(self._by_labels) >= self._max_label_sets
         if overflow:
             values = (key.reporter, *[OTHER] * 7, key.security, flag.value)
-        return self._by_labels.setdefault(values, Series(render_labels(LABELS, values), overflow=overflow))
+        return self._by_labels.setdefault(values, Series(values, overflow=overflow))
 
-    def _samples_of(self, attribute: str) -> Callable[[], Iterable[tuple[str, float]]]:
-        def samples() -> Iterable[tuple[str, float]]:
+    def _reading_of(self, attribute: str) -> Callable[[], Iterator[tuple[Labels, float]]]:
+        def reading() -> Iterator[tuple[Labels, float]]:
             # A copy: new series may appear while the scrape is being sent.
             for series in list(self._by_labels.values()):
-                yield series.labels, getattr(series, attribute)
+                yield series.values, getattr(series, attribute)
 
-        return samples
+        return reading
 
 
 def label_values(key: TrafficKey, flag: ResponseFlag) -> tuple[str, ...]:

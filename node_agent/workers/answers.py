@@ -15,7 +15,17 @@ from node_agent.telemetry.metrics import Metrics
 from node_agent.telemetry.process_metrics import resident_bytes
 from node_agent.workers import figures
 from node_agent.workers.channel import Channel
-from node_agent.workers.messages import Answer, AnswerRow, Count, FamilyRow, LiveRow, LoadRow, Question, Sample, Topic
+from node_agent.workers.messages import (
+    Answer,
+    AnswerRow,
+    Count,
+    FamilyRow,
+    LiveRow,
+    LoadRow,
+    Question,
+    SampleRow,
+    Topic,
+)
 
 _ROWS_A_PART: Final = 64
 _SAMPLES_A_ROW: Final = 64
@@ -23,6 +33,9 @@ _SAMPLES_A_ROW: Final = 64
 
 async def answer(question: Question, channel: Channel, *, data_path: DataPath, metrics: Metrics) -> None:
     """Post the rows of one answer."""
+    if question.topic is Topic.METRICS:
+        for _ in metrics.steps():
+            await trio.lowlevel.checkpoint()
     rows = iter(rows_of(question.topic, data_path=data_path, metrics=metrics))
     part = tuple(itertools.islice(rows, _ROWS_A_PART))
     while True:
@@ -36,6 +49,8 @@ async def answer(question: Question, channel: Channel, *, data_path: DataPath, m
 
 def last_figures(*, data_path: DataPath, metrics: Metrics) -> Answer:
     """What a worker says before it ends, so that nothing it has counted is lost."""
+    for _ in metrics.steps():
+        pass  # nobody is left to be held up
     rows = [
         row for topic in (Topic.COUNTS, Topic.METRICS) for row in rows_of(topic, data_path=data_path, metrics=metrics)
     ]
@@ -83,11 +98,15 @@ def _counts(data_path: DataPath) -> list[AnswerRow]:
 def _metrics(metrics: Metrics) -> Iterator[AnswerRow]:
     for family in metrics.read():
         # The whole family at once: it may change while others run.
-        samples = [Sample(labels=labels, value=value) for labels, value in family.samples]
+        samples = [
+            SampleRow(values=sample.values, value=sample.value, suffix=sample.suffix) for sample in family.samples
+        ]
         for start in range(0, max(len(samples), 1), _SAMPLES_A_ROW):
             yield FamilyRow(
                 name=family.name,
                 kind=family.kind,
                 help_text=family.help_text,
+                labels=family.labels,
+                merge=family.merge,
                 samples=tuple(samples[start : start + _SAMPLES_A_ROW]),
             )

@@ -80,10 +80,6 @@ class InWorkers:
         set_log_level(level)
         self._workers.set_log_level(level)
 
-    def render(self) -> Iterator[bytes]:
-        """The metrics of all processes."""
-        return self._view.render()
-
     def families(self) -> Iterator[FamilyReading]:
         """The same as numbers."""
         return self._view.families()

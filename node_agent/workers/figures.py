@@ -12,7 +12,7 @@ from typing import Final, cast
 from node_agent.balance.health_shares import ELSEWHERE
 from node_agent.balance.loads import EndpointLoad
 from node_agent.model import EndpointAddress
-from node_agent.telemetry.metrics import FamilyReading, Kind
+from node_agent.telemetry.metrics import FamilyReading, Kind, Labels, Merge, Sample
 from node_agent.workers.messages import AnswerRow, Count, FamilyRow, LiveRow, LoadRow, Topic
 
 OPEN: Final = "open"
@@ -21,6 +21,8 @@ TUNNELS_IDLE: Final = "tunnels_idle"
 TUNNELS_BUSY: Final = "tunnels_busy"
 RESIDENT_BYTES: Final = "resident_bytes"
 _GROWING: Final = frozenset({TOTAL})
+_KEPT: Final = frozenset({"counter", "histogram"})
+_EVERY: Final = _KEPT | {"gauge"}
 
 _Number = int | float
 _BADNESS: Final = {"healthy": 0, "probing": 1, "ejected": 2, "unhealthy": 3}
@@ -31,11 +33,19 @@ _LoadKey = tuple[EndpointAddress, str]
 class _Family:
     kind: str
     help_text: str
-    samples: dict[str, _Number] = field(default_factory=dict)
+    labels: Labels
+    merge: str
+    samples: dict[tuple[Labels, str], _Number] = field(default_factory=dict)  # by label values and suffix
 
-    def add(self, other: "_Family") -> None:
-        for labels, value in other.samples.items():
-            self.samples[labels] = self.samples.get(labels, 0) + value
+    def add(self, samples: Iterable[tuple[tuple[Labels, str], _Number]]) -> None:
+        """Put another process's numbers to these.  Of histograms too: their buckets are the same everywhere."""
+        own = self.samples
+        if self.merge == "max":
+            for key, value in samples:
+                own[key] = max(own.get(key, value), value)
+        else:
+            for key, value in samples:
+                own[key] = own.get(key, 0) + value
 
 
 @dataclass(slots=True)
@@ -82,7 +92,7 @@ class Figures:
             return
         for name in held.counts.keys() & _GROWING:
             self._past.counts[name] = self._past.counts.get(name, 0) + held.counts[name]
-        _add_families(self._past.families, held.families, only="counter")
+        _add_families(self._past.families, held.families, only=_KEPT)
 
     def count(self, name: str, *, worker: int | None = None) -> _Number:
         """One of the counts above, of one worker or of the agent."""
@@ -119,24 +129,36 @@ class Figures:
         """The parent's ``own`` families and the workers', equal names and labels added up."""
         merged: dict[str, _Family] = {}
         for reading in own:
-            merged[reading.name] = _Family(reading.kind, reading.help_text, dict(reading.samples))
+            merged[reading.name] = _Family(
+                reading.kind,
+                reading.help_text,
+                reading.labels,
+                reading.merge,
+                {(sample.values, sample.suffix): sample.value for sample in reading.samples},
+            )
         for held in (self._past, *self._workers.values()):
             _add_families(merged, held.families)
         for name, family in merged.items():
             yield FamilyReading(
-                name=name, kind=cast(Kind, family.kind), help_text=family.help_text, samples=family.samples.items()
+                name=name,
+                kind=cast(Kind, family.kind),
+                help_text=family.help_text,
+                labels=family.labels,
+                merge=cast(Merge, family.merge),
+                samples=[Sample(values, value, suffix) for (values, suffix), value in family.samples.items()],
             )
 
 
 def _families(rows: Iterable[FamilyRow]) -> dict[str, _Family]:
     found: dict[str, _Family] = {}
     for row in rows:
-        family = found.setdefault(row.name, _Family(row.kind, row.help_text))
-        family.add(_Family(row.kind, row.help_text, {sample.labels: sample.value for sample in row.samples}))
+        family = found.setdefault(row.name, _Family(row.kind, row.help_text, row.labels, row.merge))
+        family.add(((sample.values, sample.suffix), sample.value) for sample in row.samples)
     return found
 
 
-def _add_families(into: dict[str, _Family], families: Mapping[str, _Family], *, only: str | None = None) -> None:
+def _add_families(into: dict[str, _Family], families: Mapping[str, _Family], *, only: frozenset[str] = _EVERY) -> None:
     for name, family in families.items():
-        if only is None or family.kind == only:
-            into.setdefault(name, _Family(family.kind, family.help_text)).add(family)
+        if family.kind in only:
+            found = into.setdefault(name, _Family(family.kind, family.help_text, family.labels, family.merge))
+            found.add(family.samples.items())

@@ -242,9 +242,12 @@ class LoadRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    labels: str
+class SampleRow:
+    """One number of a family; see ``telemetry.metrics.Sample``."""
+
+    values: tuple[str, ...]
     value: int | float
+    suffix: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,7 +257,9 @@ class FamilyRow:
     name: str
     kind: str
     help_text: str
-    samples: tuple[Sample, ...]
+    labels: tuple[str, ...]
+    merge: str
+    samples: tuple[SampleRow, ...]
 
 
 AnswerRow = Count | LiveRow | LoadRow | FamilyRow

@@ -7,9 +7,11 @@ for what the handler, which can not wait, is going to show.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
+import trio
+
 from node_agent.balance.loads import EndpointLoad
 from node_agent.model import Endpoint
-from node_agent.telemetry.metrics import FamilyReading, Metrics, render_families
+from node_agent.telemetry.metrics import FamilyReading, Metrics
 from node_agent.workers.figures import OPEN, TOTAL, TUNNELS_BUSY, TUNNELS_IDLE
 from node_agent.workers.group import Workers
 from node_agent.workers.messages import Topic
@@ -43,6 +45,9 @@ class WorkersView:
         status may rely on every worker having it.
         """
         for topic in _TOPICS.get(path, ()):
+            if topic is Topic.METRICS:
+                for _ in self._metrics.steps():
+                    await trio.lowlevel.checkpoint()
             await self._refresh(topic)
 
     async def _refresh(self, topic: Topic) -> None:
@@ -83,7 +88,3 @@ class WorkersView:
     def load_of(self, endpoint: Endpoint, _now: float) -> EndpointLoad:
         """What all balancers together know of an endpoint."""
         return self._figures.load(endpoint.address, endpoint.workload.uid if endpoint.workload is not None else "")
-
-    def render(self) -> Iterator[bytes]:
-        """The metrics of all processes, added up."""
-        return render_families(self.families())

@@ -90,7 +90,12 @@ ROWS = st.one_of(
         name=TEXT,
         kind=TEXT,
         help_text=TEXT,
-        samples=st.lists(st.builds(say.Sample, labels=TEXT, value=VALUES), max_size=3).map(tuple),
+        labels=st.lists(TEXT, max_size=2).map(tuple),
+        merge=TEXT,
+        samples=st.lists(
+            st.builds(say.SampleRow, values=st.lists(TEXT, max_size=2).map(tuple), value=VALUES, suffix=TEXT),
+            max_size=3,
+        ).map(tuple),
     ),
 )
 TO_PARENT = st.one_of(

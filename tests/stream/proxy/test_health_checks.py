@@ -128,7 +128,7 @@ class _Agent:
     def results(self) -> dict[str, float]:
         for family in self.metrics.read():
             if family.name == "ringfence_health_checks_total":
-                return {labels.split('"')[1]: value for labels, value in family.samples}
+                return {sample.values[0]: sample.value for sample in family.samples}
         raise AssertionError
 
 

@@ -13,8 +13,7 @@ import trio
 from ca.http_server import HttpServer, Routes
 from node_agent.cli.main import main
 from node_agent.errors import AgentError, ConfigError
-from node_agent.telemetry.admin import AdminSources, Row, admin_routes, metrics_routes, readiness_routes
-from node_agent.telemetry.metrics import Metrics
+from node_agent.telemetry.admin import AdminSources, Row, admin_routes, readiness_routes
 from node_agent.telemetry.unix_socket import UnixListener
 
 
@@ -143,15 +142,6 @@ async def test_readiness_says_why_not_and_liveness_does_not_care(tmp_path: Path)
             b'{"ready": false, "reasons": ["CA is not reachable"], "warnings": []}\n',
         )
         assert await ask(path, "GET", "/livez") == (200, b"ok\n")
-
-
-async def test_metrics_are_served_as_text(tmp_path: Path) -> None:
-    metrics, path = Metrics(), tmp_path / "agent.sock"
-    metrics.gauge("ringfence_tunnels", "Tunnels.", lambda: {("idle",): 3}, labels=("state",))
-    async with serving(metrics_routes(metrics), path):
-        status, answer = await ask(path, "GET", "/metrics")
-    assert status == 200
-    assert b'\nringfence_tunnels{state="idle"} 3\n' in answer
 
 
 async def test_the_socket_file_is_private_and_removed_at_the_end(tmp_path: Path) -> None:

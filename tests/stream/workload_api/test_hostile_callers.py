@@ -22,6 +22,7 @@ from node_agent.workload_api.callers import MAX_CALLS_A_WORKLOAD, MAX_CONNECTION
 from node_agent.workload_api.grpc import MAX_CALLS
 from node_agent.workload_api.process import PeerProcess
 from tests.authority_builder import Authority, make_authority, workload
+from tests.metrics_text import text_of
 from tests.workload_api_builder import WEB, Client, Served, client, pod, served
 
 PERMISSION_DENIED, RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED = 7, 8, 4
@@ -78,9 +79,7 @@ async def raw(path: Path) -> AsyncIterator[trio.SocketStream]:
 
 def connections(api: Served) -> int:
     line = next(
-        line
-        for line in b"".join(api.metrics.render()).decode().splitlines()
-        if line.startswith("ringfence_workload_api_connections ")
+        line for line in text_of(api.metrics).splitlines() if line.startswith("ringfence_workload_api_connections ")
     )
     return int(float(line.split()[1]))
 

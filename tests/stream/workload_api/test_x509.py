@@ -14,6 +14,7 @@ from ca.trust import Revocation, RevocationKind, TrustBundle
 from node_agent.model import Workload
 from tests.authority_builder import Authority, make_authority
 from tests.certificates import der, make_root
+from tests.metrics_text import text_of
 from tests.workload_api_builder import WEB, client, pod, served
 
 INVALID_ARGUMENT, PERMISSION_DENIED, UNIMPLEMENTED, UNAVAILABLE = 3, 7, 12, 14
@@ -196,7 +197,7 @@ async def test_calls_are_counted_by_method_and_status(tmp_path: Path, authority:
     async with served(tmp_path, authority, lambda _: pod()) as api, client(api.path) as program:
         await (await program.call("FetchX509SVID")).status()
         await (await program.call("MadeUp")).status()
-        text = b"".join(api.metrics.render()).decode()
+        text = text_of(api.metrics)
         assert 'ringfence_workload_api_calls_total{method="FetchX509SVID",status="unavailable"} 1' in text
         assert 'ringfence_workload_api_calls_total{method="other",status="unimplemented"} 1' in text
         assert "ringfence_workload_api_connections 1" in text

@@ -15,6 +15,7 @@ from node_agent.telemetry.access_log import AccessLog
 from node_agent.telemetry.connection_record import ConnectionRecord
 from node_agent.telemetry.metrics import Metrics
 from node_agent.telemetry.response_flags import RESPONSE_FLAGS, ResponseFlag
+from tests.metrics_text import text_of
 
 INTERFACE_FIELDS = {
     "time", "direction", "source_address", "source_workload", "source_identity", "original_destination", "service",
@@ -48,7 +49,7 @@ class Bench:
         return record
 
     def samples(self, name: str) -> dict[str, float]:
-        text = b"".join(self.metrics.render()).decode()
+        text = text_of(self.metrics)
         found = [line for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} "))]
         return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in found}
 
@@ -268,8 +269,8 @@ def test_opened_minus_closed_is_the_number_of_live_connections(bench: Bench) -> 
 
     assert sum(bench.samples(opened).values()) == sum(bench.samples(closed).values()) == 2
     assert bench.samples("ringfence_connections_closed_total") == {
-        'ringfence_connections_closed_total{direction="outbound",close_reason="connect_refused"}': 1,
-        'ringfence_connections_closed_total{direction="outbound",close_reason="upstream_reset"}': 1,
+        'ringfence_connections_closed_total{close_reason="connect_refused",direction="outbound"}': 1,
+        'ringfence_connections_closed_total{close_reason="upstream_reset",direction="outbound"}': 1,
     }
 
 

@@ -1,18 +1,19 @@
 """The text is what Prometheus reads: the official library parses it back."""
 
 import tracemalloc
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client.parser import text_string_to_metric_families
 
 from ca.spiffe import SpiffeId
 from node_agent.model import ObjectName, Workload
-from node_agent.telemetry.metrics import Metrics
+from node_agent.telemetry.metrics import QUICK_S, Metrics
 from node_agent.telemetry.process_metrics import register_process_metrics
 from node_agent.telemetry.response_flags import ResponseFlag
 from node_agent.telemetry.traffic import LABELS, Traffic, TrafficKey, label_values, owner_name
+from tests.metrics_text import parsed
 
 NOWHERE = TrafficKey(
     reporter="source",
@@ -36,15 +37,6 @@ def pod(name: str, **labels: str) -> Workload:
         enrolled=True,
         labels=labels,
     )
-
-
-def parsed(metrics: Metrics) -> dict[str, dict[tuple[str, ...], float]]:
-    text = b"".join(metrics.render()).decode()
-    return {
-        sample.name: {tuple(s.labels.values()): s.value for s in family.samples if s.name == sample.name}
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
 
 
 @given(st.text(), st.text(), st.floats() | st.integers(min_value=0, max_value=2**53))
@@ -80,16 +72,6 @@ def test_a_name_that_is_taken_or_wrong_is_a_bug() -> None:
         metrics.counter("ringfence_y", "Y.", lambda: 1)
     with pytest.raises(ValueError, match="not a metric name"):
         metrics.gauge("ringfence y", "Y.", lambda: 1)
-
-
-def test_a_long_scrape_comes_in_chunks() -> None:
-    metrics = Metrics()
-    metrics.gauge("ringfence_many", "Many.", lambda: {(str(n),): n for n in range(5000)}, labels=("n",))
-
-    chunks = list(metrics.render())
-
-    assert len(chunks) > 5
-    assert max(map(len, chunks)) < 20_000
 
 
 def test_the_agent_shows_what_it_costs() -> None:
@@ -151,7 +133,7 @@ def test_past_the_bound_new_label_sets_are_counted_together() -> None:
 
     assert len(opened) == 4
     assert sum(opened.values()) == 10
-    assert [value for labels, value in opened.items() if labels[1] == "other"] == [7]
+    assert [value for labels, value in opened.items() if "other" in labels] == [7]
     assert parsed(metrics)["ringfence_metric_label_sets_overflowed_total"] == {(): 7}
 
 
@@ -172,3 +154,62 @@ def test_replaced_pods_of_a_controller_share_their_counters_and_cost_no_memory()
         tracemalloc.stop()
 
     assert held_bytes < 5 * 1024 * 1024
+
+
+def test_a_histogram_counts_each_observation_under_its_bounds() -> None:
+    metrics = Metrics()
+    made = metrics.histogram("ringfence_took_seconds", "Took.", bounds=(0.1, 1.0), labels={"way": ("in", "out")})
+    for seconds in (0.05, 0.1, 0.5, 3.0):
+        made.of("in").observe(seconds)
+
+    found = parsed(metrics)
+
+    assert found["ringfence_took_seconds_bucket"] == {
+        ("0.1", "in"): 2,  # a bound belongs to its bucket
+        ("1.0", "in"): 3,
+        ("+Inf", "in"): 4,
+        ("0.1", "out"): 0,
+        ("1.0", "out"): 0,
+        ("+Inf", "out"): 0,
+    }
+    assert found["ringfence_took_seconds_count"] == {("in",): 4, ("out",): 0}
+    assert found["ringfence_took_seconds_sum"] == {("in",): pytest.approx(3.65), ("out",): 0}
+
+
+def test_the_labels_of_a_histogram_are_a_closed_set() -> None:
+    made = Metrics().histogram("ringfence_took_seconds", "Took.", bounds=(0.1,), labels={"way": ("in", "out")})
+    with pytest.raises(KeyError):
+        made.of("sideways")
+
+
+@pytest.mark.parametrize("bounds", [(), (1.0, 0.1), (0.1, 0.1)])
+def test_bounds_that_do_not_rise_are_a_bug(bounds: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="ascending"):
+        Metrics().histogram("ringfence_took_seconds", "Took.", bounds=bounds)
+
+
+@given(st.lists(st.floats(min_value=0, max_value=20_000)))
+def test_a_histogram_agrees_with_counting_by_hand(observed: list[float]) -> None:
+    metrics = Metrics()
+    histogram = metrics.histogram("ringfence_took_seconds", "Took.", bounds=QUICK_S).of()
+    for seconds in observed:
+        histogram.observe(seconds)
+
+    assert parsed(metrics)["ringfence_took_seconds_bucket"] == {
+        **{(repr(bound),): sum(seconds <= bound for seconds in observed) for bound in QUICK_S},
+        ("+Inf",): len(observed),
+    }
+
+
+def test_what_has_to_be_brought_up_to_date_is_so_once_a_scrape_in_steps_or_at_once() -> None:
+    metrics, looks = Metrics(), [0]
+
+    def look() -> Iterator[None]:
+        yield
+        looks[0] += 1
+
+    metrics.before_scrape(look)
+    metrics.gauge("ringfence_looks", "Looks.", lambda: looks[0])
+    assert len(list(metrics.steps())) == 1
+    assert parsed(metrics)["ringfence_looks"] == {(): 1}
+    assert parsed(metrics)["ringfence_looks"] == {(): 2}

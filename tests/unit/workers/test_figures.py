@@ -2,9 +2,10 @@
 
 from node_agent.balance import EndpointLoad
 from node_agent.model import EndpointAddress
-from node_agent.telemetry.metrics import Metrics, render_families
+from node_agent.telemetry.metrics import Metrics, Sample
 from node_agent.workers.figures import OPEN, TOTAL, Figures
-from node_agent.workers.messages import Count, FamilyRow, LiveRow, LoadRow, Sample, Topic
+from node_agent.workers.messages import Count, FamilyRow, LiveRow, LoadRow, SampleRow, Topic
+from tests.metrics_text import parsed, text_of
 
 WEB = EndpointAddress("10.1.0.1", 8080)
 
@@ -13,9 +14,9 @@ def counts(opened: int, total: int) -> list[Count]:
     return [Count(name=OPEN, value=opened), Count(name=TOTAL, value=total)]
 
 
-def family(name: str, kind: str, **samples: float) -> FamilyRow:
-    rows = tuple(Sample(labels=f'{{a="{label}"}}', value=value) for label, value in samples.items())
-    return FamilyRow(name=name, kind=kind, help_text="Help.", samples=rows)
+def family(name: str, kind: str, *, merge: str = "sum", **samples: float) -> FamilyRow:
+    rows = tuple(SampleRow(values=(label,), value=value) for label, value in samples.items())
+    return FamilyRow(name=name, kind=kind, help_text="Help.", labels=("a",), merge=merge, samples=rows)
 
 
 def test_counts_are_added_up_and_an_answer_replaces_the_former_one() -> None:
@@ -76,11 +77,11 @@ def test_metrics_of_equal_names_and_labels_are_added_to_the_parents_own() -> Non
     figures = Figures()
     figures.take(1, Topic.METRICS, [family("lines_total", "counter", x=2, y=5), family("open", "gauge", x=1)])
     figures.take(2, Topic.METRICS, [family("lines_total", "counter", x=4), family("open", "gauge", x=2)])
-    text = b"".join(render_families(figures.families(own.read()))).decode()
-    assert 'lines_total{a="x"} 7\n' in text
-    assert 'lines_total{a="y"} 5\n' in text
-    assert 'open{a="x"} 3\n' in text
-    assert "build_info 1\n" in text
+    text = text_of(figures.families(own.read()))
+    assert 'lines_total{a="x"} 7.0\n' in text
+    assert 'lines_total{a="y"} 5.0\n' in text
+    assert 'open{a="x"} 3.0\n' in text
+    assert "build_info 1.0\n" in text
     assert text.count("# TYPE lines_total counter\n") == 1
 
 
@@ -89,19 +90,19 @@ def test_counters_never_go_back_when_a_worker_ends_and_gauges_do() -> None:
     figures.take(1, Topic.METRICS, [family("bytes_total", "counter", x=100), family("open", "gauge", x=1)])
     figures.take(2, Topic.METRICS, [family("bytes_total", "counter", x=10), family("open", "gauge", x=2)])
     figures.ended(1)
-    text = b"".join(render_families(figures.families(Metrics().read()))).decode()
-    assert 'bytes_total{a="x"} 110\n' in text
-    assert 'open{a="x"} 2\n' in text
+    text = text_of(figures.families(Metrics().read()))
+    assert 'bytes_total{a="x"} 110.0\n' in text
+    assert 'open{a="x"} 2.0\n' in text
     figures.take(1, Topic.METRICS, [family("bytes_total", "counter", x=1)])
     figures.ended(1)
-    assert 'bytes_total{a="x"} 111\n' in b"".join(render_families(figures.families(Metrics().read()))).decode()
+    assert 'bytes_total{a="x"} 111.0\n' in text_of(figures.families(Metrics().read()))
 
 
 def test_a_family_in_several_rows_is_one_family() -> None:
     figures = Figures()
     figures.take(1, Topic.METRICS, [family("bytes_total", "counter", x=1), family("bytes_total", "counter", y=2)])
-    text = b"".join(render_families(figures.families(Metrics().read()))).decode()
-    assert 'bytes_total{a="x"} 1\nbytes_total{a="y"} 2\n' in text
+    text = text_of(figures.families(Metrics().read()))
+    assert 'bytes_total{a="x"} 1.0\nbytes_total{a="y"} 2.0\n' in text
 
 
 def test_records_of_all_workers_are_told_newest_first() -> None:
@@ -111,3 +112,48 @@ def test_records_of_all_workers_are_told_newest_first() -> None:
     figures.take(2, Topic.RECENT, [LiveRow(cells={"id": "a", "time": "2026-01-01T00:00:01Z"})])
 
     assert [row["id"] for row in figures.recent()] == ["b", "a"]
+
+
+def histogram_of(*observed: float) -> list[FamilyRow]:
+    """What a worker says of a histogram."""
+    metrics = Metrics()
+    histogram = metrics.histogram("took_seconds", "Help.", bounds=(0.1, 1.0), labels={"way": ("in", "out")}).of("in")
+    for each in observed:
+        histogram.observe(each)
+    return [
+        FamilyRow(
+            name=family.name,
+            kind=family.kind,
+            help_text=family.help_text,
+            labels=family.labels,
+            merge=family.merge,
+            samples=tuple(
+                SampleRow(values=sample.values, value=sample.value, suffix=sample.suffix) for sample in family.samples
+            ),
+        )
+        for family in metrics.read()
+        if family.name == "took_seconds"
+    ]
+
+
+def test_histograms_are_added_up_bucket_by_bucket_and_never_go_back() -> None:
+    figures = Figures()
+    figures.take(1, Topic.METRICS, histogram_of(0.05, 0.5))
+    figures.take(2, Topic.METRICS, histogram_of(0.5, 7))
+    figures.ended(1)
+    found = parsed(figures.families(()))
+    assert found["took_seconds_bucket"][("0.1", "in")] == 1
+    assert found["took_seconds_bucket"][("1.0", "in")] == 3
+    assert found["took_seconds_bucket"][("+Inf", "in")] == found["took_seconds_count"][("in",)] == 4
+    assert found["took_seconds_sum"][("in",)] == 8.05
+    assert found["took_seconds_count"][("out",)] == 0
+
+
+def test_of_some_gauges_the_worst_process_is_shown() -> None:
+    figures = Figures()
+    own = Metrics()
+    own.gauge("fullness", "Help.", lambda: {("x",): 0.2}, labels=("a",), merge="max")
+    figures.take(1, Topic.METRICS, [family("fullness", "gauge", merge="max", x=0.9)])
+    figures.take(2, Topic.METRICS, [family("fullness", "gauge", merge="max", x=0.1)])
+    [shown] = [each for each in figures.families(own.read()) if each.name == "fullness"]
+    assert list(shown.samples) == [Sample(("x",), 0.9)]
