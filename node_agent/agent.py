@@ -371,5 +371,14 @@ def _identities(config: Config, rng: random.Random) -> _Identity:
 async def _listen(address: HostPort, what: str) -> list[trio.SocketListener]:
     try:
         return await trio.open_tcp_listeners(address.port, host=address.host or None)
+        metrics.gauge(
+            "ringfence_registry_age_seconds",
+            "Since the last change of the manifests was taken in; nothing before the first.",
+            self._registry_age,
+        )
+
+    def _registry_age(self) -> dict[tuple[str, ...], float]:
+        loaded_at = self._report.loaded_at
+        return {} if loaded_at is None else {(): trio.current_time() - loaded_at}
     except OSError as error:
         raise AgentError(f"[listen] {what} = {address}: cannot listen: {error.strerror or error}") from error

@@ -36,7 +36,10 @@ from node_agent.proxy.upstream import ANOTHER_MAY_WORK, Connector
 from node_agent.registry import Registry
 from node_agent.relay import Relay
 from node_agent.telemetry.access_log import AccessLog
-from node_agent.telemetry.metrics import Metrics
+from node_agent.telemetry.loop_lag import LoopLag
+from node_agent.telemetry.metrics import QUICK_S, Metrics
+from node_agent.telemetry.saturation import Saturation, Sources
+from node_agent.telemetry.traffic import DIRECTIONS
 from node_agent.tunnel import PendingHandshakes, TunnelClient, TunnelServer
 
 
@@ -66,6 +69,8 @@ class DataPath:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.tunnels.run)
             nursery.start_soon(self.times.run)
+    lag: LoopLag
+
             nursery.start_soon(self.health.run)
 
 
@@ -78,6 +83,7 @@ def build_data_path(
     drain: Drain,
     metrics: Metrics,
     rng: random.Random,
+            nursery.start_soon(self.lag.run)
     on_relay_crash: Callable[[BaseException], None],
     stack: ExitStack,
     accepts_a_turn: int = ACCEPTS_A_TURN,
@@ -117,11 +123,18 @@ def build_data_path(
         registry_only=config.proxy.outbound_traffic_policy is OutboundTrafficPolicy.REGISTRY_ONLY,
     )
     health = HealthChecker(
+    handshakes = metrics.histogram(
+        "ringfence_tunnel_handshake_duration_seconds",
+        "TLS handshakes of tunnels that succeeded, as the end that dials (outbound) or is dialled (inbound).",
+        bounds=QUICK_S,
+        labels={"direction": DIRECTIONS},
+    )
         registry=registry,
         router=router,
         balancer=balancer,
         identities=known,
         tunnels=tunnels,
+        on_handshake=handshakes.of("outbound").observe,
         gate=gate,
         drawn=rng.random,
         metrics=metrics,
@@ -156,10 +169,11 @@ def build_data_path(
         drain=drain,
         registry=registry,
         identities=known,
+    pending = PendingHandshakes(config.proxy.max_pending_handshakes)
         server=TunnelServer(
             handshake_timeout_s=config.proxy.handshake_timeout_s,
             open_timeout_s=config.proxy.open_timeout_s,
-            pending=PendingHandshakes(config.proxy.max_pending_handshakes),
+            pending=pending,
             verify=verify,
             fault=handshake_failure,
         ),
@@ -179,4 +193,16 @@ def build_data_path(
         server=server,
         times=times,
         health=health,
+            on_handshake=handshakes.of("inbound").observe,
     )
+    Saturation(
+        metrics,
+        Sources(
+            pairs=lambda: relay.pairs,
+            tunnels=tunnels,
+            handshakes=pending,
+            max_handshakes=config.proxy.max_pending_handshakes,
+            listeners=server.listeners,
+        ),
+    )
+        lag=LoopLag(metrics),

@@ -3,7 +3,7 @@
 import errno
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, Protocol
 
 import trio
@@ -22,6 +22,7 @@ _log = logging.getLogger("ringfence.pods")
 ACCEPTS_A_TURN: Final = 64
 _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _ACCEPT_BACKOFF_S: Final = 0.1
+_LISTENERS: Final = ("outbound", "inbound_plaintext", "tunnel")  # as ``Listeners.in_order``
 
 Handler = Callable[[Pod, socket.socket, PeerAddress], Awaitable[None]]
 
@@ -69,9 +70,11 @@ class LocalServer:
         self._tunnels = tunnels
         self._live = live
         self._accepts_a_turn = accepts_a_turn
+        self._serving: set[Pod] = set()
 
     async def serve(self, pod: Pod, accepting: trio.CancelScope) -> None:
         """Accept until draining or the pod's end, then wait for (or end) its connections."""
+        self._serving.add(pod)
         try:
             async with trio.open_nursery() as connections:
                 connections.start_soon(self._end_with_pod, pod, connections.cancel_scope)
@@ -85,9 +88,15 @@ class LocalServer:
                             listeners.start_soon(self._accept, pod, listener, handler, connections)
                 pod.listeners.close()  # from now on a connect is refused
         finally:
+            self._serving.discard(pod)
             self._tunnels.forget(pod.workload.uid)
             pod.close()
             pod.closed.set()
+
+    def listeners(self) -> Iterator[tuple[str, socket.socket]]:
+        """Those of all pods, with what each is for."""
+        for pod in self._serving:
+            yield from zip(_LISTENERS, pod.listeners.in_order, strict=True)
 
     def pending(self, _pod: Pod) -> None:
         """Nothing: it accepts from the moment it serves."""

@@ -109,6 +109,11 @@ class PlainPair:
         return self._up.ended != self._down.ended
 
     def send_queues(self) -> tuple[int, int]:
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that were read from one side and wait for the other."""
+        return len(self._up.held or b"") + len(self._down.held or b"")
+
         """The bytes that wait to be taken: up by the second socket's peer, down by the first's."""
         return unsent_bytes(self._second), unsent_bytes(self._first)
 

@@ -40,6 +40,9 @@ class Pair(Protocol):
     def is_half_closed(self) -> bool: ...
 
     def send_queues(self) -> tuple[int, int]: ...
+    @property
+    def held_bytes(self) -> int: ...
+
 
     def start(self) -> None: ...
 
@@ -79,6 +82,7 @@ class Relay(trio.abc.Instrument):
         self._loop = RelayLoop()
         self._loop.interrupt_on(_trio_epoll_fd())
         self.has_woken_a_task = False
+        self.pairs: set[Pair] = set()  # those being relayed, for who wants to look at them
         self.has_crashed = False
         self._served_at = 0.0
         trio.lowlevel.add_instrument(self)
@@ -213,7 +217,9 @@ async def _wait(pair: Pair, waiting: _Relaying, why: Callable[[], CloseReason | 
 
     pair.start()
     await trio.lowlevel.wait_task_rescheduled(cut)
+    waiting.relay.pairs.add(pair)
     assert waiting.result is not None
+    waiting.relay.pairs.discard(pair)
     if cancelled and waiting.result.ending is Ending.CUT:
         await trio.lowlevel.checkpoint_if_cancelled()
     return waiting.result

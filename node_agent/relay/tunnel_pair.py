@@ -146,6 +146,11 @@ class TunnelPair:
         return self._up_ended != self._down_ended
 
     def send_queues(self) -> tuple[int, int]:
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that were read from one side and wait for the other."""
+        return len(self._to_tunnel or b"") + len(self._to_plain or b"")
+
         """The bytes that wait to be taken: up by the peer agent, down by the application."""
         return unsent_bytes(self._tunnel), unsent_bytes(self._plain)
 

@@ -27,12 +27,12 @@ import trio
 
 from node_agent.config import MetricsSection
 from node_agent.errors import CloseReason, ConnectionFailure
-from node_agent.telemetry.connection_record import ConnectionRecord, Direction
+from node_agent.telemetry.connection_record import ConnectionRecord
 from node_agent.telemetry.metrics import Metrics
 from node_agent.telemetry.recent import RecentRecords
 from node_agent.telemetry.response_flags import RESPONSE_FLAGS
 from node_agent.telemetry.tracing import FinishedSpan, Tracer
-from node_agent.telemetry.traffic import Traffic
+from node_agent.telemetry.traffic import Direction, Traffic
 
 ACCESS_LOGGER: Final = "ringfence.access"
 _RECORDS_A_STEP: Final = 256  # a quarter of a millisecond
@@ -156,8 +156,8 @@ class AccessLog:
         reason = record.close_reason or CloseReason.OK
         closed = (record.direction, reason.value)
         self._closed[closed] = self._closed.get(closed, 0) + 1
-        record.ended(RESPONSE_FLAGS[reason])
         now, at_s = self._now(), self._wall()
+        record.ended(RESPONSE_FLAGS[reason], now=now)
         if _ACCESS.isEnabledFor(logging.INFO):
             text = record.render(reason, now=now, at_s=at_s)
             self._recent.add(text, reason)

@@ -16,16 +16,15 @@ import functools
 from collections.abc import Callable
 from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii
-from typing import Final, Literal
+from typing import Final
 
 from ca.spiffe import SpiffeId
 from node_agent.errors import CloseReason
 from node_agent.model import EndpointAddress, OriginalDestination, PeerAddress, ServicePort, Workload
 from node_agent.telemetry.response_flags import RESPONSE_FLAGS, ResponseFlag
 from node_agent.telemetry.tracing import FinishedSpan, Trace
-from node_agent.telemetry.traffic import SecurityPolicy, Series, Traffic, TrafficKey
+from node_agent.telemetry.traffic import Direction, SecurityPolicy, Series, Traffic, TrafficKey
 
-Direction = Literal["outbound", "inbound"]
 ByteCounts = Callable[[], tuple[int, int]]
 
 SCHEMA: Final = 1
@@ -181,6 +180,8 @@ class ConnectionRecord:
         """Say why this connection is about to be cut.  The first reason stands."""
         if self.close_reason is None:
             self.close_reason = reason
+            if self.connect_ms is not None:
+                self._traffic.connect_s[self.direction].observe(self.connect_ms / 1000)
             self.detail = detail
 
     def count_bytes(self) -> None:
@@ -193,7 +194,7 @@ class ConnectionRecord:
             self._counted_sent = self.sent_bytes
             self._counted_received = self.received_bytes
 
-    def ended(self, flag: ResponseFlag) -> None:
+    def ended(self, flag: ResponseFlag, *, now: float) -> None:
         """Count the end of this connection; called once, by the access log."""
         self.count_bytes()
         key = self._key or self._traffic_key()
@@ -211,6 +212,7 @@ class ConnectionRecord:
         state = "closing" if self.close_reason else "open" if self._series else "opening"
         return {
             "id": self.id,
+        self._traffic.lifetime_s[self.direction].observe(now - self._began_at)
             "direction": self.direction,
             "source": _text(self.source.name if self.source else self.source_address),
             "source_identity": _text(self.source_identity),

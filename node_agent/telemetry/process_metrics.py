@@ -1,6 +1,7 @@
 """What the agent itself costs: memory, processor time, descriptors."""
 
 import os
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,17 @@ def register_resources(metrics: Metrics) -> None:
     metrics.gauge(
         "ringfence_process_open_fds", "Open file descriptors of the agent.", lambda: len(os.listdir(_DESCRIPTORS))
     )
+    metrics.gauge("ringfence_process_max_fds", "Descriptors that it may have open.", _max_descriptors)
+    metrics.gauge(
+        "ringfence_process_fds_ratio",
+        "Open descriptors of what may be, in that process of the agent that is nearest to its limit.",
+        lambda: len(os.listdir(_DESCRIPTORS)) / _max_descriptors(),
+        merge="max",
+    )
+
+
+def _max_descriptors() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def resident_bytes() -> int:

@@ -19,9 +19,10 @@ from typing import Final, Literal, NamedTuple
 from ca.spiffe import SpiffeId
 from node_agent.config import MetricsSection
 from node_agent.model import ObjectName, Workload
-from node_agent.telemetry.metrics import Labels, Metrics
+from node_agent.telemetry.metrics import LIFETIME_S, QUICK_S, Histogram, Labels, Metrics
 from node_agent.telemetry.response_flags import ResponseFlag
 
+Direction = Literal["outbound", "inbound"]
 Reporter = Literal["source", "destination"]
 SecurityPolicy = Literal["mutual_tls", "none"]
 
@@ -41,6 +42,8 @@ UNKNOWN: Final = "unknown"  # Istio's word for a label that can not be known
 OTHER: Final = "other"
 _MAX_CACHED_KEYS: Final = 10_000  # keys name pods, which come and go; label sets name workloads
 _CLUSTER_DOMAIN: Final = "cluster.local"
+
+DIRECTIONS: Final[tuple[Direction, ...]] = ("outbound", "inbound")
 
 _FAMILIES: Final = (
     ("istio_tcp_connections_opened_total", "Connections opened.", "opened"),
@@ -84,6 +87,12 @@ class Traffic:
         self._by_labels: dict[tuple[str, ...], Series] = {}
         self._by_key: dict[object, Series] = {}
         self._overflowed = 0
+        self.connect_s = _by_direction(
+            metrics, "ringfence_connect_duration_seconds", "Time until a connection had an upstream.", QUICK_S
+        )
+        self.lifetime_s = _by_direction(
+            metrics, "ringfence_connection_duration_seconds", "How long connections that ended had lived.", LIFETIME_S
+        )
         for name, help_text, attribute in _FAMILIES:
             metrics.counter(name, help_text, self._reading_of(attribute), labels=LABELS)
         metrics.counter(
@@ -132,6 +141,11 @@ class Traffic:
                 yield series.values, getattr(series, attribute)
 
         return reading
+
+
+def _by_direction(metrics: Metrics, name: str, help_text: str, bounds: tuple[float, ...]) -> dict[Direction, Histogram]:
+    family = metrics.histogram(name, help_text, bounds=bounds, labels={"direction": DIRECTIONS})
+    return {direction: family.of(direction) for direction in DIRECTIONS}
 
 
 def label_values(key: TrafficKey, flag: ResponseFlag) -> tuple[str, ...]:

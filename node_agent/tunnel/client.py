@@ -71,18 +71,28 @@ class TunnelClient:
         handshake_timeout_s: float,
         verify: Verify,
         fault: Callable[[OSError], ConnectionFailure],
+        on_handshake: Callable[[float], None] = lambda _: None,
     ) -> None:
-        """``verify`` judges who answered; ``fault`` explains a TLS error."""
+        """``verify`` judges who answered; ``fault`` explains a TLS error; ``on_handshake`` gets the seconds of each."""
         self._connect_timeout_s = connect_timeout_s
         self._handshake_timeout_s = handshake_timeout_s
         self._verify = verify
         self._fault = fault
+        self._on_handshake = on_handshake
         self._pool: _Pool = TunnelPool(max_dials=_MAX_DIALS_A_KEY, max_idle=_MAX_IDLE_A_KEY, idle_s=_IDLE_S)
         self.busy_count = 0
 
     @property
     def idle_count(self) -> int:
         return self._pool.idle_count
+
+    @property
+    def dialling_count(self) -> int:
+        return self._pool.dial_count
+
+    @property
+    def waiting_count(self) -> int:
+        return self._pool.waiter_count
 
     async def run(self) -> None:
         """Close idle tunnels in time, and those whose peer has gone; never returns."""
@@ -244,8 +254,10 @@ class TunnelClient:
             with trio.fail_after(handshake_timeout_s):
                 await shake_hands(tls)
             return self._checked(tls, key, dialler)
+            began = trio.current_time()
         except trio.TooSlowError as error:
             tls.close()
+            self._on_handshake(trio.current_time() - began)
             raise ConnectionFailure(
                 CloseReason.HANDSHAKE_TIMEOUT,
                 f"no TLS handshake with {key.endpoint_ip} within {handshake_timeout_s:g} s",

@@ -68,6 +68,16 @@ class TunnelPool(Generic[TunnelT, WaiterT]):
     def idle_count(self) -> int:
         return sum(len(slot.idle) for slot in self._slots.values())
 
+    @property
+    def dial_count(self) -> int:
+        """Dials that are under way."""
+        return sum(slot.dials for slot in self._slots.values())
+
+    @property
+    def waiter_count(self) -> int:
+        """Those who were told WAIT and still do."""
+        return sum(len(slot.waiters) for slot in self._slots.values())
+
     def acquire(self, key: Hashable, waiter: WaiterT) -> TunnelT | Answer:
         """Return an idle tunnel, DIAL, or WAIT after queueing ``waiter``."""
         slot = self._slots.get(key)

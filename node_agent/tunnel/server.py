@@ -52,12 +52,15 @@ class TunnelServer:
         pending: PendingHandshakes,
         verify: Verify,
         fault: Callable[[OSError], ConnectionFailure],
+        on_handshake: Callable[[float], None] = lambda _: None,
     ) -> None:
+        """``on_handshake`` gets the seconds of each, counted from the client's first byte."""
         self._handshake_timeout_s = handshake_timeout_s
         self._open_timeout_s = open_timeout_s
         self._pending = pending
         self._verify = verify
         self._fault = fault
+        self._on_handshake = on_handshake
 
     async def accept(
         self, sock: socket.socket, peer_ip: str, context: Callable[[], Awaitable[tuple[ssl.SSLContext, datetime]]]
@@ -74,11 +77,13 @@ class TunnelServer:
                 self._pending.enter(scope)
                 try:
                     await trio.lowlevel.wait_readable(sock)
+                    began = trio.current_time()
                     server_context, not_after = await context()
                     owned = tls = server_context.wrap_socket(
                         sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
                     )
                     await shake_hands(tls)
+                    self._on_handshake(trio.current_time() - began)
                 finally:
                     self._pending.leave(scope)
             if scope.cancelled_caught:
