@@ -78,6 +78,14 @@ class ConnectionFailure(Exception):
         self.detail = detail
 
 
+class PolicyDenied(ConnectionFailure):
+    """An AuthorizationPolicy says no: ``policy`` is its namespace/name, None if no ALLOW policy matched."""
+
+    def __init__(self, detail: str, *, policy: str | None) -> None:
+        super().__init__(CloseReason.POLICY_DENIED, detail)
+        self.policy = policy
+
+
 class RemoteProtocolError(ConnectionFailure):
     """The peer broke the tunnel protocol: close the tunnel (as in h11)."""
 

@@ -18,11 +18,12 @@ what is here is the rest: control payloads, their limits and their checks.  It l
 beside model.py because both tunnel/ and relay/ speak it.
 """
 
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from ca.wire import WireError, pack, unpack
 from node_agent.errors import CloseReason, LocalProtocolError, RemoteProtocolError
@@ -36,6 +37,9 @@ TYPE_SHIFT: Final = 24
 MAX_DATA_BYTES: Final = 256 * 1024 - HEADER_BYTES  # with its header, exactly sixteen full TLS records
 ALPN: Final = "ringfence/1"
 MAX_CONTROL_BYTES: Final = 16 * 1024  # OPEN with two 253-byte names and a trace context is under 1 KiB
+_MAX_POLICY_CHARS: Final = 512  # namespace/name: 63 and 253 characters by Kubernetes' rules
+_POLICY_NAME: Final = re.compile(r"[a-z0-9.-]+/[a-z0-9.-]+")
+_DENIED: Final = str(CloseReason.POLICY_DENIED)
 _TCP: Final = "tcp"
 _TLS: Final = "tls"
 _MAX_CHECK_MS: Final = 3_600_000  # no TrafficPolicy has a longer timeout
@@ -69,6 +73,19 @@ CUTS: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Denied:
+    """One more such reason: AuthorizationPolicies allow it no longer.
+
+    ``policy`` (namespace/name) denies it; None when no ALLOW policy matches.
+    """
+
+    policy: str | None
+
+
+CutReason = CloseReason | Denied
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
     """How an application is asked whether it is alive: does it accept a connection, and, ``tls``, shake hands?"""
 
@@ -76,15 +93,28 @@ class Check:
     timeout_s: float
 
 
+class Outside(NamedTuple):
+    """A service outside of the mesh: ``kind`` is Service or ServiceEntry."""
+
+    kind: str
+    service: ObjectName
+    port: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
-    """The source asks for a connection: to whom, for whom; or, with ``check``, only whether there could be one."""
+    """The source asks for a connection: to whom, for whom; or, with ``check``, only whether there could be one.
+
+    ``outside``: the tunnel leads to an egress pod, and ``destination`` is an
+    address of this service, which it is to connect to.
+    """
 
     destination: OriginalDestination
     source: PeerAddress
     workload: ObjectName
     trace_parent: str = ""
     check: Check | None = None
+    outside: Outside | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +122,14 @@ class Verdict:
     """The destination's answer, before any application byte.
 
     ``reason`` is ``CloseReason.OK`` when the application accepted the
-    connection, otherwise why not; ``detail`` is for people.  ``is_check``: it
-    answers a check, and there is no connection.
+    connection, otherwise why not; ``detail`` is for people.  ``policy``: with
+    ``POLICY_DENIED``, which policy, if it was one.  ``is_check``: it answers a
+    check, and there is no connection.
     """
 
     reason: CloseReason
     detail: str = ""
+    policy: str | None = None
     is_check: bool = False
 
 
@@ -110,6 +142,9 @@ def encode_open(message: Open) -> bytes:
         "name": message.workload.name,
         "trace": message.trace_parent,
     }
+    if message.outside is not None:
+        kind, (namespace, name), port = message.outside
+        fields["outside"] = [kind, namespace, name, port]
     if message.check is not None:
         fields["check"] = [_TLS if message.check.tls else _TCP, max(1, round(message.check.timeout_s * 1000))]
     return _control(FrameType.OPEN, fields)
@@ -118,13 +153,17 @@ def encode_open(message: Open) -> bytes:
 def encode_verdict(message: Verdict) -> bytes:
     """Return the VERDICT frame."""
     fields: dict[str, object] = {"reason": str(message.reason), "detail": message.detail[:1024]}
+    if message.policy is not None:
+        fields["policy"] = message.policy[:_MAX_POLICY_CHARS]
     if message.is_check:
         fields["check"] = True
     return _control(FrameType.VERDICT, fields)
 
 
-def encode_reset(reason: CloseReason | None) -> bytes:
+def encode_reset(reason: CutReason | None) -> bytes:
     """Return the RESET frame; ``reason`` is told if it is one of an agent, not of an application."""
+    if isinstance(reason, Denied):
+        return _reset_frame(" ".join((_DENIED, reason.policy or "")).strip().encode())
     return RESET_FRAME if reason not in CUTS else _reset_frame(str(reason).encode())
 
 
@@ -132,8 +171,11 @@ def _reset_frame(payload: bytes) -> bytes:
     return HEADER.pack(FrameType.RESET << TYPE_SHIFT | len(payload)) + payload
 
 
-def decode_reset(payload: bytes) -> CloseReason | None:
+def decode_reset(payload: bytes) -> CutReason | None:
     """Why the peer agent cut; None for a reset by the application, or for a reason that we do not know."""
+    word, _, policy = payload.decode(errors="replace").partition(" ")
+    if word == _DENIED:
+        return Denied(policy=_policy_name(policy))
     return next((reason for reason in CUTS if reason.encode() == payload), None)
 
 
@@ -164,6 +206,7 @@ def decode_open(payload: bytes) -> Open:
         workload=ObjectName(_text(fields, "ns", 253), _text(fields, "name", 253)),
         trace_parent=_text(fields, "trace", 128),
         check=_check(fields),
+        outside=_outside(fields),
     )
 
 
@@ -176,11 +219,17 @@ def decode_verdict(payload: bytes) -> Verdict:
     fields = _fields(payload, "VERDICT")
     reason = _text(fields, "reason", 64)
     detail = _text(fields, "detail", 1024)
+    policy = _policy_name(_text(fields, "policy", _MAX_POLICY_CHARS))
     is_check = fields.get("check", False) is True
     try:
-        return Verdict(reason=CloseReason(reason), detail=detail, is_check=is_check)
+        return Verdict(reason=CloseReason(reason), detail=detail, policy=policy, is_check=is_check)
     except ValueError:
         return Verdict(reason=CloseReason.CONNECT_FAILED, detail=f"{reason}: {detail}", is_check=is_check)
+
+
+def _policy_name(text: str) -> str | None:
+    """What a peer says is a policy's name, if it could be one: it goes into records."""
+    return text if _POLICY_NAME.fullmatch(text) else None
 
 
 def _fields(payload: bytes, what: str) -> Mapping[object, object]:
@@ -208,6 +257,20 @@ def _address(fields: Mapping[object, object], key: str) -> tuple[str, int]:
     if not isinstance(ip, str) or len(ip) > 45 or type(port) is not int or not 0 < port < 65536:
         raise RemoteProtocolError(f"{key}: expected [ip, port]")
     return ip, port
+
+
+def _outside(fields: Mapping[object, object]) -> Outside | None:
+    value = fields.get("outside")
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 4:
+        raise RemoteProtocolError("outside: expected [kind, namespace, name, port]")
+    *texts, port = value
+    if any(not isinstance(each, str) or not 0 < len(each) <= 253 for each in texts):
+        raise RemoteProtocolError("outside: expected texts of at most 253 characters")
+    if type(port) is not int or not 0 < port < 65536:
+        raise RemoteProtocolError("outside: expected a port")
+    return Outside(texts[0], ObjectName(texts[1], texts[2]), port)
 
 
 def _check(fields: Mapping[object, object]) -> Check | None:

@@ -47,6 +47,11 @@ class LiveConnection:
         self.carried: Carried | None = None
         self.workload_uid = workload_uid
 
+    @property
+    def destination_uid(self) -> str | None:
+        """Which workload serves it, as far as is known."""
+        return None if self._record.destination is None else self._record.destination.uid
+
     def end_among(self, uids: Set[str]) -> Workload | None:
         """Which of these workloads opened or serves it, as far as is known."""
         for end in (self._record.source, self._record.destination):
@@ -58,7 +63,8 @@ class LiveConnection:
         """End the connection if ``why`` finds a reason in its record."""
         failure = why(self._record)
         if failure is not None:
-            self.cut(failure.reason, failure.detail)
+            self._record.failed(failure)
+            self._scope.cancel()
 
     def cut(self, reason: CloseReason, detail: str) -> None:
         """End the connection: the reason first, then the cancellation."""

@@ -19,6 +19,7 @@ from node_agent.model import PeerAddress
 from node_agent.proxy.admission import Admission
 from node_agent.proxy.live import LiveConnections
 from node_agent.proxy.pod import Accepted, Pod
+from node_agent.proxy.policy_gate import cut_failure, cut_reason
 from node_agent.proxy.routes import Router
 from node_agent.proxy.timeouts import Timekeeper
 from node_agent.proxy.trust_gate import TrustGate
@@ -95,7 +96,7 @@ class Outbound:
                         upstream.pick.release(trio.current_time())
 
             if outcome.ending is not Ending.COMPLETE:
-                record.close_because(outcome.reason or _CLOSE_REASONS[outcome.ending])
+                record.failed(cut_failure(outcome.reason or _CLOSE_REASONS[outcome.ending]))
 
     async def _carry(
         self,
@@ -120,7 +121,7 @@ class Outbound:
         outcome: Outcome | None = None
         try:
             outcome = await self._relay.run_tunnel(
-                downstream, upstream.tunnel.lend(), started, why=lambda: record.close_reason, meter=meter
+                downstream, upstream.tunnel.lend(), started, why=lambda: cut_reason(record), meter=meter
             )
         finally:
             if outcome is None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from node_agent.errors import CloseReason
+from node_agent.frames import CutReason
 from node_agent.relay.settlement import Settlement
 
 
@@ -36,5 +36,5 @@ class Outcome:
 
     ending: Ending
     leftover: bytes = b""
-    reason: CloseReason | None = None
+    reason: CutReason | None = None
     settlement: Settlement | None = None

@@ -9,8 +9,8 @@ Sans-I/O but for ``read``.
 from collections.abc import Callable
 from typing import Final
 
-from node_agent.errors import CloseReason, RemoteProtocolError
-from node_agent.frames import FrameType
+from node_agent.errors import RemoteProtocolError
+from node_agent.frames import CutReason, FrameType
 from node_agent.relay.skim import Skimmer
 
 _READ_BYTES: Final = 16384  # one TLS record
@@ -18,7 +18,7 @@ _PATIENCE_BYTES: Final = 4 * 1024 * 1024  # a few milliseconds of the relay's ti
 _PATIENCE_READS: Final = 4096  # as many, if the records are small
 
 
-def find_reset(read: Callable[[int], bytes], *, remaining: int, header: bytes) -> tuple[bool, CloseReason | None]:
+def find_reset(read: Callable[[int], bytes], *, remaining: int, header: bytes) -> tuple[bool, CutReason | None]:
     """Read what the peer still said: whether there was a RESET in it, and its reason.
 
     ``read`` is the tunnel's, ``remaining`` and ``header`` are how far its

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from node_agent.errors import CloseReason
+from node_agent.frames import CutReason
 from node_agent.relay.ending import Ending, Outcome
 from node_agent.relay.linger import end_on_close, reset_on_close
 from node_agent.relay.loop import ARENA_BYTES, ERR, HUP, IN, OUT, RelayLoop
@@ -108,12 +109,12 @@ class PlainPair:
         """Whether exactly one direction has ended."""
         return self._up.ended != self._down.ended
 
-    def send_queues(self) -> tuple[int, int]:
     @property
     def held_bytes(self) -> int:
         """Bytes that were read from one side and wait for the other."""
         return len(self._up.held or b"") + len(self._down.held or b"")
 
+    def send_queues(self) -> tuple[int, int]:
         """The bytes that wait to be taken: up by the second socket's peer, down by the first's."""
         return unsent_bytes(self._second), unsent_bytes(self._first)
 
@@ -134,7 +135,7 @@ class PlainPair:
         if meter is not None:
             meter.start()
 
-    def cut(self, _reason: CloseReason | None) -> None:
+    def cut(self, _reason: CutReason | None) -> None:
         """Abort both sides; called from any thread, harmless when it is over."""
         self._loop.call_soon(lambda: self._abort(Ending.CUT))
 

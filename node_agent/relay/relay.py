@@ -10,7 +10,8 @@ from typing import Final, Protocol
 
 import trio
 
-from node_agent.errors import AgentError, CloseReason
+from node_agent.errors import AgentError
+from node_agent.frames import CutReason
 from node_agent.relay.ending import Ending, Outcome
 from node_agent.relay.loop import RelayLoop
 from node_agent.relay.meter import Meter
@@ -39,14 +40,14 @@ class Pair(Protocol):
     @property
     def is_half_closed(self) -> bool: ...
 
-    def send_queues(self) -> tuple[int, int]: ...
     @property
     def held_bytes(self) -> int: ...
 
+    def send_queues(self) -> tuple[int, int]: ...
 
     def start(self) -> None: ...
 
-    def cut(self, reason: CloseReason | None) -> None: ...
+    def cut(self, reason: CutReason | None) -> None: ...
 
 
 class _Relaying:
@@ -81,8 +82,8 @@ class Relay(trio.abc.Instrument):
         self._on_crash = on_crash
         self._loop = RelayLoop()
         self._loop.interrupt_on(_trio_epoll_fd())
-        self.has_woken_a_task = False
         self.pairs: set[Pair] = set()  # those being relayed, for who wants to look at them
+        self.has_woken_a_task = False
         self.has_crashed = False
         self._served_at = 0.0
         trio.lowlevel.add_instrument(self)
@@ -128,7 +129,7 @@ class Relay(trio.abc.Instrument):
         tunnel: ssl.SSLSocket,
         on_start: Callable[[Pair], None],
         *,
-        why: Callable[[], CloseReason | None],
+        why: Callable[[], CutReason | None],
         meter: Meter | None = None,
     ) -> Outcome:
         """Relay between an application's socket and a tunnel until both directions have ended.
@@ -204,7 +205,7 @@ def _nobody_to_tell() -> None:
     """A plain connection knows no reason but RST."""
 
 
-async def _wait(pair: Pair, waiting: _Relaying, why: Callable[[], CloseReason | None]) -> Outcome:
+async def _wait(pair: Pair, waiting: _Relaying, why: Callable[[], CutReason | None]) -> Outcome:
     cancelled = False
 
     def cut(_: object) -> trio.lowlevel.Abort:
@@ -216,10 +217,10 @@ async def _wait(pair: Pair, waiting: _Relaying, why: Callable[[], CloseReason | 
         return trio.lowlevel.Abort.FAILED  # the pair's own report wakes the task: nobody else may touch its sockets
 
     pair.start()
-    await trio.lowlevel.wait_task_rescheduled(cut)
     waiting.relay.pairs.add(pair)
-    assert waiting.result is not None
+    await trio.lowlevel.wait_task_rescheduled(cut)
     waiting.relay.pairs.discard(pair)
+    assert waiting.result is not None
     if cancelled and waiting.result.ending is Ending.CUT:
         await trio.lowlevel.checkpoint_if_cancelled()
     return waiting.result

@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from node_agent.errors import CloseReason, RemoteProtocolError
+from node_agent.errors import RemoteProtocolError
 from node_agent.frames import (
     HEADER,
     HEADER_BYTES,
@@ -10,6 +10,7 @@ from node_agent.frames import (
     MAX_CONTROL_BYTES,
     MAX_DATA_BYTES,
     TYPE_SHIFT,
+    CutReason,
     FrameType,
     decode_reset,
 )
@@ -28,7 +29,7 @@ class End(NamedTuple):
 
     kind: FrameType
     is_cut: bool
-    reason: CloseReason | None
+    reason: CutReason | None
     rest: bytes
 
 

@@ -29,6 +29,7 @@ from node_agent.frames import (
     MAX_DATA_BYTES,
     RESET_FRAME,
     TYPE_SHIFT,
+    CutReason,
     FrameType,
     decode_reset,
     encode_reset,
@@ -145,12 +146,12 @@ class TunnelPair:
         """Whether exactly one direction has ended."""
         return self._up_ended != self._down_ended
 
-    def send_queues(self) -> tuple[int, int]:
     @property
     def held_bytes(self) -> int:
         """Bytes that were read from one side and wait for the other."""
         return len(self._to_tunnel or b"") + len(self._to_plain or b"")
 
+    def send_queues(self) -> tuple[int, int]:
         """The bytes that wait to be taken: up by the peer agent, down by the application."""
         return unsent_bytes(self._tunnel), unsent_bytes(self._plain)
 
@@ -167,7 +168,7 @@ class TunnelPair:
         if meter is not None:
             meter.start()
 
-    def cut(self, reason: CloseReason | None) -> None:
+    def cut(self, reason: CutReason | None) -> None:
         """Abort both sides and tell the peer agent why; called from any thread, harmless when it is over."""
         self._loop.call_soon(lambda: self._abort(Ending.CUT, reason))
 
@@ -512,7 +513,7 @@ class TunnelPair:
         self._end(ending, settlement=settlement)
         settlement.start()
 
-    def _abort(self, ending: Ending, reason: CloseReason | None = None) -> None:
+    def _abort(self, ending: Ending, reason: CutReason | None = None) -> None:
         """End the connection and its tunnel."""
         if self._over:
             return
@@ -525,7 +526,7 @@ class TunnelPair:
             to_write.append(memoryview(encode_reset(reason if ending is Ending.CUT else None)))
             Farewell(loop=self._loop, tunnel=self._tunnel, to_write=to_write).start()
 
-    def _end(self, ending: Ending, reason: CloseReason | None = None, settlement: Settlement | None = None) -> None:
+    def _end(self, ending: Ending, reason: CutReason | None = None, settlement: Settlement | None = None) -> None:
         self._over = True
         self._loop.close_later(self._plain)
         outcome = Outcome(ending=ending, leftover=self._leftover, reason=reason, settlement=settlement)

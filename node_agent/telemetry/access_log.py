@@ -213,7 +213,7 @@ def _explain(record: ConnectionRecord, exc: BaseException) -> BaseException | No
     """Set the close reason that ``exc`` means; return what must not be absorbed."""
     match exc:
         case ConnectionFailure():
-            record.close_because(exc.reason, exc.detail)
+            record.failed(exc)
             return None
         case OSError():
             record.close_because(_BY_ERRNO.get(exc.errno, CloseReason.CONNECT_FAILED), _describe(exc))

@@ -19,7 +19,7 @@ from json.encoder import encode_basestring_ascii
 from typing import Final
 
 from ca.spiffe import SpiffeId
-from node_agent.errors import CloseReason
+from node_agent.errors import CloseReason, ConnectionFailure, PolicyDenied
 from node_agent.model import EndpointAddress, OriginalDestination, PeerAddress, ServicePort, Workload
 from node_agent.telemetry.response_flags import RESPONSE_FLAGS, ResponseFlag
 from node_agent.telemetry.tracing import FinishedSpan, Trace
@@ -42,7 +42,10 @@ class ConnectionRecord:
     ``attempts`` (endpoints tried), ``sent_bytes`` and ``received_bytes``, or
     ``byte_counts``, a callable that returns both, in that order, at any time;
     ``stands_on``, identity and serial number of the certificates without which
-    it may not go on; ``fault``, what a TrafficPolicy does to it on purpose.
+    it may not go on; ``is_judged``, whether AuthorizationPolicies have a say in
+    it; ``policy``, the one that decided, ``audit``, those that wanted to know,
+    ``dry_run``, what those on trial would have done; ``fault``, what a
+    TrafficPolicy does to it on purpose.
 
     The access log sets ``trace``, if the connection is traced, ``trace_parent``,
     what the next agent is told of that, and ``on_opened``, if there is one.
@@ -56,6 +59,7 @@ class ConnectionRecord:
         "_series",
         "_traffic",
         "attempts",
+        "audit",
         "byte_counts",
         "close_reason",
         "connect_ms",
@@ -63,9 +67,11 @@ class ConnectionRecord:
         "destination_identity",
         "detail",
         "direction",
+        "dry_run",
         "endpoint",
         "fault",
         "id",
+        "is_judged",
         "on_opened",
         "original_destination",
         "policy",
@@ -98,7 +104,10 @@ class ConnectionRecord:
         self.endpoint: EndpointAddress | None = None
         self.destination: Workload | None = None
         self.destination_identity: SpiffeId | None = None
+        self.is_judged = False
         self.policy: str | None = None
+        self.audit: str | None = None
+        self.dry_run: str | None = None
         self.fault: str | None = None
         self.security: SecurityPolicy = "none"
         self.byte_counts: ByteCounts | None = None
@@ -171,6 +180,8 @@ class ConnectionRecord:
             self._key = self._traffic_key()
             self._series = self._traffic.series(self._key, ResponseFlag.NONE)
             self._series.opened += 1
+            if self.connect_ms is not None:
+                self._traffic.connect_s[self.direction].observe(self.connect_ms / 1000)
             if self.trace is not None:
                 self.trace.reached(OPENED)
             if self.on_opened is not None:
@@ -180,9 +191,13 @@ class ConnectionRecord:
         """Say why this connection is about to be cut.  The first reason stands."""
         if self.close_reason is None:
             self.close_reason = reason
-            if self.connect_ms is not None:
-                self._traffic.connect_s[self.direction].observe(self.connect_ms / 1000)
             self.detail = detail
+
+    def failed(self, failure: ConnectionFailure) -> None:
+        """The same, with what a failure knows."""
+        if self.close_reason is None and isinstance(failure, PolicyDenied):
+            self.policy = failure.policy
+        self.close_because(failure.reason, failure.detail)
 
     def count_bytes(self) -> None:
         """Bring ``sent_bytes``, ``received_bytes`` and the byte counters up to date."""
@@ -197,6 +212,7 @@ class ConnectionRecord:
     def ended(self, flag: ResponseFlag, *, now: float) -> None:
         """Count the end of this connection; called once, by the access log."""
         self.count_bytes()
+        self._traffic.lifetime_s[self.direction].observe(now - self._began_at)
         key = self._key or self._traffic_key()
         series = self._traffic.series(key, flag)
         series.closed += 1
@@ -212,7 +228,6 @@ class ConnectionRecord:
         state = "closing" if self.close_reason else "open" if self._series else "opening"
         return {
             "id": self.id,
-        self._traffic.lifetime_s[self.direction].observe(now - self._began_at)
             "direction": self.direction,
             "source": _text(self.source.name if self.source else self.source_address),
             "source_identity": _text(self.source_identity),
@@ -282,7 +297,8 @@ class ConnectionRecord:
             f',"connection_security_policy":"{self.security}"'
             f',"sent_bytes":{self.sent_bytes},"received_bytes":{self.received_bytes}'
             f',"duration_ms":{(now - self._began_at) * 1000:.3f},"connect_ms":{connect_ms},"attempts":{self.attempts}'
-            f',"policy":{_json(self.policy)},"fault":{_json(self.fault)},"close_reason":{_json(reason)}'
+            f',"policy":{_json(self.policy)},"audit":{_json(self.audit)},"dry_run":{_json(self.dry_run)}'
+            f',"fault":{_json(self.fault)},"close_reason":{_json(reason)}'
             f',"response_flags":{_json(flag)},"detail":{_json(self.detail[:_MAX_DETAIL_CHARS])}'
             f',"trace_id":{trace_id},"span_id":{span_id}}}'
         )

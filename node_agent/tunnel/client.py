@@ -12,7 +12,7 @@ import trio
 
 from ca.spiffe import SpiffeId
 from node_agent.config import TUNNEL_PORT
-from node_agent.errors import CloseReason, ConnectionFailure
+from node_agent.errors import CloseReason, ConnectionFailure, PolicyDenied
 from node_agent.frames import RESET_FRAME, FrameType, Open, Verdict, decode_verdict, encode_open
 from node_agent.tunnel.connect import connect
 from node_agent.tunnel.pool import DIAL, WAIT, Answer, Grant, TunnelPool
@@ -131,7 +131,10 @@ class TunnelClient:
         if verdict.reason is CloseReason.OK:
             return tunnel
         self.release(key, tunnel)
-        raise ConnectionFailure(verdict.reason, verdict.detail or "refused by the destination's agent")
+        detail = verdict.detail or "refused by the destination's agent"
+        if verdict.reason is CloseReason.POLICY_DENIED:
+            raise PolicyDenied(detail, policy=verdict.policy)
+        raise ConnectionFailure(verdict.reason, detail)
 
     async def check(self, key: TunnelKey, message: Open, dialler: Dialler) -> Verdict:
         """Ask whether a connection would be accepted; raises ConnectionFailure if there is no way to the destination.
@@ -251,13 +254,13 @@ class TunnelClient:
             sock.close()
             raise
         try:
+            began = trio.current_time()
             with trio.fail_after(handshake_timeout_s):
                 await shake_hands(tls)
+            self._on_handshake(trio.current_time() - began)
             return self._checked(tls, key, dialler)
-            began = trio.current_time()
         except trio.TooSlowError as error:
             tls.close()
-            self._on_handshake(trio.current_time() - began)
             raise ConnectionFailure(
                 CloseReason.HANDSHAKE_TIMEOUT,
                 f"no TLS handshake with {key.endpoint_ip} within {handshake_timeout_s:g} s",

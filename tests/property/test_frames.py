@@ -14,6 +14,7 @@ from node_agent.frames import (
     MAX_DATA_BYTES,
     TYPE_SHIFT,
     Check,
+    Denied,
     FrameType,
     Open,
     Verdict,
@@ -162,9 +163,28 @@ def test_reset_tells_only_what_an_agent_does(reason: CloseReason | None) -> None
     assert told is reason if reason in CUTS else told is None
 
 
+@pytest.mark.parametrize("policy", [None, "shop/deny-all", "a/" + "b" * 253])
+def test_reset_and_verdict_name_the_policy_that_denies(policy: str | None) -> None:
+    assert decode_reset(encode_reset(Denied(policy=policy))[HEADER_BYTES:]) == Denied(policy=policy)
+    verdict = Verdict(reason=CloseReason.POLICY_DENIED, detail="why", policy=policy)
+    assert decode_verdict(encode_verdict(verdict)[HEADER_BYTES:]) == verdict
+
+
+@given(st.text(max_size=300))
+def test_what_is_no_name_of_a_policy_is_not_believed_to_be_one(name: str) -> None:
+    reset = decode_reset(b"policy_denied " + name.encode())
+    assert isinstance(reset, Denied)
+    if reset.policy is not None:
+        assert reset.policy == name
+        assert name.isascii()
+        assert name.isprintable()
+        assert name.count("/") == 1
+
+
 @given(st.binary(max_size=100))
 def test_reset_payload_of_anything_is_a_reason_or_none(payload: bytes) -> None:
-    assert decode_reset(payload) in (None, *CUTS)
+    reason = decode_reset(payload)
+    assert isinstance(reason, Denied) or reason in (None, *CUTS)
 
 
 def test_control_frame_over_its_limit_is_our_own_bug() -> None:

@@ -124,6 +124,8 @@ def test_a_good_connection_leaves_one_record_with_every_field(bench: Bench) -> N
         "connect_ms": 1.235,
         "attempts": 2,
         "policy": "default/allow-cart",
+        "audit": None,
+        "dry_run": None,
         "fault": None,
         "close_reason": "ok",
         "response_flags": "-",
