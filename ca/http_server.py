@@ -221,6 +221,8 @@ class _Conversation:
         if data:
             with trio.fail_after(_DEADLINE_S):
                 await self._stream.send_all(data)
+        else:  # a chunk that came out empty was work all the same
+            await trio.lowlevel.checkpoint()
 
     async def _linger(self) -> None:
         """Let the client read our last answer: closing with unread input would reset the connection."""
@@ -242,5 +244,3 @@ def _parse(head: h11.Request, body: bytes) -> Request:
         name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value  # RFC 9110, 5.3
     return Request(method=head.method.decode("ascii"), path=path, query=dict(fields), body=body, headers=headers)
-        else:  # a chunk that came out empty was work all the same
-            await trio.lowlevel.checkpoint()

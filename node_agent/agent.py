@@ -54,10 +54,10 @@ from node_agent.telemetry.admin import admin_routes, readiness_routes
 from node_agent.telemetry.logs import Logging, configure_logging, make_stream_locks
 from node_agent.telemetry.metrics import Metrics
 from node_agent.telemetry.process_metrics import register_process_metrics
+from node_agent.telemetry.scrape import metrics_preparation, metrics_routes
 from node_agent.telemetry.unix_socket import UnixListener
 
 if TYPE_CHECKING:
-from node_agent.telemetry.scrape import metrics_preparation, metrics_routes
     from node_agent.workload_api.endpoint import WorkloadApi
     from node_agent.workload_api.process import PeerProcess
 
@@ -312,6 +312,15 @@ class _Agent:
             "Manifest files or objects that are not in force.",
             lambda: float(len(self._report.directory.problems)),
         )
+        metrics.gauge(
+            "ringfence_registry_age_seconds",
+            "Since the last change of the manifests was taken in; nothing before the first.",
+            self._registry_age,
+        )
+
+    def _registry_age(self) -> dict[tuple[str, ...], float]:
+        loaded_at = self._report.loaded_at
+        return {} if loaded_at is None else {(): trio.current_time() - loaded_at}
 
     def _expiries(self) -> dict[tuple[str, ...], float]:
         at = datetime.now(UTC)
@@ -371,14 +380,5 @@ def _identities(config: Config, rng: random.Random) -> _Identity:
 async def _listen(address: HostPort, what: str) -> list[trio.SocketListener]:
     try:
         return await trio.open_tcp_listeners(address.port, host=address.host or None)
-        metrics.gauge(
-            "ringfence_registry_age_seconds",
-            "Since the last change of the manifests was taken in; nothing before the first.",
-            self._registry_age,
-        )
-
-    def _registry_age(self) -> dict[tuple[str, ...], float]:
-        loaded_at = self._report.loaded_at
-        return {} if loaded_at is None else {(): trio.current_time() - loaded_at}
     except OSError as error:
         raise AgentError(f"[listen] {what} = {address}: cannot listen: {error.strerror or error}") from error

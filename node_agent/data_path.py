@@ -63,15 +63,16 @@ class DataPath:
     server: LocalServer
     times: Timekeeper
     health: HealthChecker
+    lag: LoopLag
+
 
     async def run(self) -> None:
         """Do what the data path does by itself, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.tunnels.run)
             nursery.start_soon(self.times.run)
-    lag: LoopLag
-
             nursery.start_soon(self.health.run)
+            nursery.start_soon(self.lag.run)
 
 
 def build_data_path(
@@ -83,7 +84,6 @@ def build_data_path(
     drain: Drain,
     metrics: Metrics,
     rng: random.Random,
-            nursery.start_soon(self.lag.run)
     on_relay_crash: Callable[[BaseException], None],
     stack: ExitStack,
     accepts_a_turn: int = ACCEPTS_A_TURN,
@@ -107,11 +107,18 @@ def build_data_path(
     gate = TrustGate(trust=trust, live=live)
     relay = Relay(on_crash=on_relay_crash)
     stack.callback(relay.close)
+    handshakes = metrics.histogram(
+        "ringfence_tunnel_handshake_duration_seconds",
+        "TLS handshakes of tunnels that succeeded, as the end that dials (outbound) or is dialled (inbound).",
+        bounds=QUICK_S,
+        labels={"direction": DIRECTIONS},
+    )
     tunnels = TunnelClient(
         connect_timeout_s=config.proxy.connect_timeout_s,
         handshake_timeout_s=config.proxy.handshake_timeout_s,
         verify=gate.dialled(verify),
         fault=handshake_failure,
+        on_handshake=handshakes.of("outbound").observe,
     )
     gate.guard(tunnels)
     stack.callback(tunnels.close)
@@ -123,18 +130,11 @@ def build_data_path(
         registry_only=config.proxy.outbound_traffic_policy is OutboundTrafficPolicy.REGISTRY_ONLY,
     )
     health = HealthChecker(
-    handshakes = metrics.histogram(
-        "ringfence_tunnel_handshake_duration_seconds",
-        "TLS handshakes of tunnels that succeeded, as the end that dials (outbound) or is dialled (inbound).",
-        bounds=QUICK_S,
-        labels={"direction": DIRECTIONS},
-    )
         registry=registry,
         router=router,
         balancer=balancer,
         identities=known,
         tunnels=tunnels,
-        on_handshake=handshakes.of("outbound").observe,
         gate=gate,
         drawn=rng.random,
         metrics=metrics,
@@ -152,6 +152,7 @@ def build_data_path(
         max_connect_attempts=config.proxy.max_connect_attempts,
     )
     times = Timekeeper(live)
+    pending = PendingHandshakes(config.proxy.max_pending_handshakes)
     outbound = Outbound(
         access_log=access_log,
         live=live,
@@ -169,13 +170,13 @@ def build_data_path(
         drain=drain,
         registry=registry,
         identities=known,
-    pending = PendingHandshakes(config.proxy.max_pending_handshakes)
         server=TunnelServer(
             handshake_timeout_s=config.proxy.handshake_timeout_s,
             open_timeout_s=config.proxy.open_timeout_s,
             pending=pending,
             verify=verify,
             fault=handshake_failure,
+            on_handshake=handshakes.of("inbound").observe,
         ),
         relay=relay,
         gate=gate,
@@ -184,17 +185,6 @@ def build_data_path(
     metrics.gauge("ringfence_tunnels_idle", "Tunnels that wait for their next connection.", lambda: tunnels.idle_count)
     metrics.gauge("ringfence_tunnels_busy", "Tunnels that carry a connection.", lambda: tunnels.busy_count)
     server = LocalServer(outbound=outbound, inbound=inbound, tunnels=tunnels, live=live, accepts_a_turn=accepts_a_turn)
-    return DataPath(
-        access_log=access_log,
-        live=live,
-        balancer=balancer,
-        tunnels=tunnels,
-        relay=relay,
-        server=server,
-        times=times,
-        health=health,
-            on_handshake=handshakes.of("inbound").observe,
-    )
     Saturation(
         metrics,
         Sources(
@@ -205,4 +195,14 @@ def build_data_path(
             listeners=server.listeners,
         ),
     )
+    return DataPath(
+        access_log=access_log,
+        live=live,
+        balancer=balancer,
+        tunnels=tunnels,
+        relay=relay,
+        server=server,
+        times=times,
+        health=health,
         lag=LoopLag(metrics),
+    )
