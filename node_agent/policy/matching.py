@@ -5,47 +5,67 @@ oracle of their own, against each other.
 """
 
 import ipaddress
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from ca.manifests.authorization import Action, Attribute, Clause, Criterion, Rule
+from node_agent.policy.compiled import Patterns, Peer
 from node_agent.policy.request import Request
 
 
 class Mismatch(NamedTuple):
-    """Why a rule does not match: in its ``part`` (from, to, when) no clause fits, and ``why`` for each."""
+    """One clause of a rule that keeps it from matching.
+
+    ``part`` is from, to or when, ``number`` its place there; ``criterion`` the first that does not hold, and
+    ``observed`` what the connection has instead.
+    """
 
     part: str
-    why: tuple[str, ...]
+    number: int
+    criterion: Criterion
+    observed: str
 
     def __str__(self) -> str:
-        return f"{self.part}: {'; '.join(self.why)}"
+        where = f"{self.part}[{self.number}]"
+        if self.criterion.attribute is Attribute.UNJUDGED:
+            return f"{where} {self.criterion.field} can not be judged in a TCP connection"
+        is_address = self.criterion.attribute in (Attribute.SOURCE_IP, Attribute.DESTINATION_IP)
+        relation = f"is {'' if self.criterion.negated else 'not '}{'in ' if is_address else ''}"
+        return f"{where} {self.criterion.field}: {self.observed} {relation}{' or '.join(self.criterion.values)}"
 
 
-def rule_mismatch(rule: Rule, action: Action, request: Request) -> Mismatch | None:
-    """Return why a rule does not match, None if it does.
+def mismatches(rule: Rule, action: Action, request: Request) -> tuple[Mismatch, ...]:
+    """What keeps a rule from matching, nothing if it matches.
+
+    Of ``from`` and ``to`` each clause is named, because one that fits would do; of
+    ``when`` each that does not fit.
 
     Istio: "L7 policies never match for ALLOW.  For DENY they will always match,
     so it is more restrictive."
     """
     if action is Action.ALLOW and rule.unjudged:
-        return Mismatch(
-            "rule", tuple(f"{field} is not in a TCP connection, so it allows nothing" for field in rule.unjudged)
-        )
+        return tuple(_unjudged(rule))
+    found: list[Mismatch] = []
     for part, clauses in (("from", rule.sources), ("to", rule.operations)):
-        if clauses and not any(_failed(clause, request) is None for clause in clauses):
-            return Mismatch(part, tuple(why for clause in clauses if (why := _failed(clause, request))))
-    for clause in rule.conditions:
-        if (why := _failed(clause, request)) is not None:
-            return Mismatch("when", (why,))
-    return None
+        failed = [_failed(part, number, clause, request) for number, clause in enumerate(clauses)]
+        if clauses and None not in failed:
+            found += filter(None, failed)
+    found += filter(None, (_failed("when", number, each, request) for number, each in enumerate(rule.conditions)))
+    return tuple(found)
 
 
-def _failed(clause: Clause, request: Request) -> str | None:
-    """The first criterion that does not hold, in words."""
+def _unjudged(rule: Rule) -> Iterator[Mismatch]:
+    for part, clauses in (("from", rule.sources), ("to", rule.operations), ("when", rule.conditions)):
+        for number, clause in enumerate(clauses):
+            for each in clause.criteria:
+                if each.attribute is Attribute.UNJUDGED:
+                    yield Mismatch(part, number, each, "")
+
+
+def _failed(part: str, number: int, clause: Clause, request: Request) -> Mismatch | None:
     for each in clause.criteria:
         if not holds(each, request):
-            has = "has" if each.negated else "has not"
-            return f"{each.field} {', '.join(each.values)} {has} {_observed(each, request)}"
+            return Mismatch(part, number, each, _observed(each, request))
     return None
 
 
@@ -57,14 +77,9 @@ def holds(criterion: Criterion, request: Request) -> bool:
 
 
 def _fits(attribute: Attribute, value: str, request: Request) -> bool:
-    identity = request.source_identity
     match attribute:
-        case Attribute.PRINCIPAL:
-            return identity is not None and fits_pattern(value, str(identity).removeprefix("spiffe://"))
-        case Attribute.NAMESPACE:
-            return identity is not None and identity.namespace is not None and fits_pattern(value, identity.namespace)
-        case Attribute.SERVICE_ACCOUNT:
-            return identity is not None and value == f"{identity.namespace}/{identity.service_account}"
+        case Attribute.PRINCIPAL | Attribute.NAMESPACE | Attribute.SERVICE_ACCOUNT:
+            return Patterns((value,)).fit(Peer.of(request.source_identity).get(attribute))
         case Attribute.SOURCE_IP:
             return in_network(request.source_ip, value)
         case Attribute.DESTINATION_IP:
@@ -75,17 +90,6 @@ def _fits(attribute: Attribute, value: str, request: Request) -> bool:
             return True
 
 
-def fits_pattern(pattern: str, text: str) -> bool:
-    """Istio's string match: presence ``*``, suffix ``*x``, prefix ``x*``, or the very text."""
-    if pattern == "*":
-        return text != ""
-    if pattern.startswith("*"):
-        return text.endswith(pattern[1:])
-    if pattern.endswith("*"):
-        return text.startswith(pattern[:-1])
-    return text == pattern
-
-
 def in_network(ip: str, network: str) -> bool:
     """Whether an address, which may be empty, is in a network."""
     return ip != "" and ipaddress.ip_address(ip) in ipaddress.ip_network(network)
@@ -93,14 +97,14 @@ def in_network(ip: str, network: str) -> bool:
 
 def _observed(criterion: Criterion, request: Request) -> str:
     """What the connection has instead."""
-    identity = request.source_identity
     match criterion.attribute:
         case Attribute.PRINCIPAL | Attribute.NAMESPACE | Attribute.SERVICE_ACCOUNT:
-            return "no identity: plaintext" if identity is None else str(identity).removeprefix("spiffe://")
+            text = Peer.of(request.source_identity).get(criterion.attribute)
+            return text or ("plaintext, without an identity" if request.source_identity is None else "none")
         case Attribute.SOURCE_IP:
             return request.source_ip
         case Attribute.DESTINATION_IP:
-            return request.destination_address() or "no address"
+            return request.destination_address() or "none"
         case Attribute.PORT:
             return str(request.port)
         case Attribute.UNJUDGED:
