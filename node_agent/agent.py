@@ -32,6 +32,7 @@ from node_agent.config import Config, HostPort
 from node_agent.data_path import build_data_path
 from node_agent.drain import Drain
 from node_agent.errors import AgentError, CloseReason
+from node_agent.export_config import Sink
 from node_agent.identity import (
     Identities,
     NodeCredentials,
@@ -51,6 +52,7 @@ from node_agent.registry.dns_source import DnsSource
 from node_agent.registry.file_source import FileSource
 from node_agent.report import Report
 from node_agent.telemetry.admin import admin_routes, readiness_routes
+from node_agent.telemetry.exports import Exports, check_exports
 from node_agent.telemetry.logs import Logging, configure_logging, make_stream_locks
 from node_agent.telemetry.metrics import Metrics
 from node_agent.telemetry.process_metrics import register_process_metrics
@@ -73,32 +75,54 @@ def main(path: Path) -> int:
     """
     config = configuration.load(path)
     stream_locks = make_stream_locks() if config.agent.workers > 1 else None
-    logs = configure_logging(config.agent.log_level, locks=stream_locks)
+    to_stdout = Sink.STDOUT in config.access_log.sinks
+    logs = configure_logging(config.agent.log_level, locks=stream_locks, records_to_stdout=to_stdout)
+    exports: Exports | None = None
     try:
+        if stream_locks is None:
+            exports = Exports(config, logs)
+        else:
+            check_exports(config)
         process.settle()
         prefer_aes128()
-        trio.run(_run, config, logs, stream_locks)
+        trio.run(_run, config, logs, exports, stream_locks)
     finally:
+        if exports is not None:
+            exports.close()
         logs.close()
     return 0
 
 
-async def _run(config: Config, logs: Logging, stream_locks: tuple[int, int] | None) -> None:
+async def _run(config: Config, logs: Logging, exports: Exports | None, stream_locks: tuple[int, int] | None) -> None:
     with ExitStack() as stack:
-        agent = _Agent(config, logs, stack, stream_locks)
+        agent = _Agent(config, logs, exports, stack, stream_locks)
         await agent.run()
 
 
 class _Agent:
-    """Every part, wired; ``stack`` closes what has to be closed.  ``stream_locks``: there are worker processes."""
+    """Every part, wired; ``stack`` closes what has to be closed.
 
-    def __init__(self, config: Config, logs: Logging, stack: ExitStack, stream_locks: tuple[int, int] | None) -> None:
+    ``stream_locks``: there are worker processes; ``exports``: there are none.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        logs: Logging,
+        exports: Exports | None,
+        stack: ExitStack,
+        stream_locks: tuple[int, int] | None,
+    ) -> None:
         self._config = config
+        self._logs = logs
+        self._exports = exports
         self._crash: AgentError | None = None
         self._crashed = trio.Event()
         rng = random.SystemRandom()
         metrics = Metrics()
         logs.register(metrics)
+        if exports is not None:
+            exports.register(metrics)
         register_process_metrics(metrics, version=__version__)
         self._drain = Drain()
         self._registry = Registry(config.agent.trust_domain)
@@ -156,6 +180,7 @@ class _Agent:
             rng=rng,
             on_relay_crash=relay_crashed,
             stack=stack,
+            spans=self._exports.spans if self._exports is not None else None,
         )
         return InProcess(data_path, metrics=metrics)
 
@@ -254,9 +279,13 @@ class _Agent:
 
     async def _wait_for_signal(self, *, task_status: trio.TaskStatus[trio.Event]) -> None:
         asked = trio.Event()
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
             task_status.started(asked)
             async for number in received:
+                if number == signal.SIGHUP:  # logrotate has renamed a file
+                    self._logs.refresh()
+                    self._carrier.refresh_logs()
+                    continue
                 _log.info("%s: draining", signal.Signals(number).name)
                 asked.set()
 

@@ -65,6 +65,9 @@ class Carrier(Protocol):
     def set_log_level(self, level: str) -> None:
         """Raises ConfigError."""
 
+    def refresh_logs(self) -> None:
+        """Files may have been renamed; those of this process are looked after."""
+
     def families(self) -> Iterator[FamilyReading]:
         """The metrics of the whole agent."""
 
@@ -113,6 +116,9 @@ class InProcess:
     def set_log_level(self, level: str) -> None:
         """Raises ConfigError."""
         set_log_level(level)
+
+    def refresh_logs(self) -> None:
+        """There is no other process."""
 
     async def _bring_up_to_date(self, path: str) -> None:
         if path == METRICS_PATH:

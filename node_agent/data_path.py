@@ -7,6 +7,7 @@ has copies (node_agent/workers).
 
 import random
 import ssl
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from node_agent.telemetry.access_log import AccessLog
 from node_agent.telemetry.loop_lag import LoopLag
 from node_agent.telemetry.metrics import QUICK_S, Metrics
 from node_agent.telemetry.saturation import Saturation, Sources
+from node_agent.telemetry.tracing import FinishedSpan, Tracer
 from node_agent.telemetry.traffic import DIRECTIONS
 from node_agent.tunnel import PendingHandshakes, TunnelClient, TunnelServer
 
@@ -49,6 +51,12 @@ class IdentitySource(Protocol):
     def current(self, identity: SpiffeId) -> Credentials | None: ...
 
     async def wait_for(self, identity: SpiffeId) -> Credentials: ...
+
+
+class SpanQueue(Protocol):
+    """Where spans of traced connections go; ``put`` never waits."""
+
+    def put(self, item: FinishedSpan) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +72,6 @@ class DataPath:
     times: Timekeeper
     health: HealthChecker
     lag: LoopLag
-
 
     async def run(self) -> None:
         """Do what the data path does by itself, until cancelled."""
@@ -89,11 +96,13 @@ def build_data_path(
     accepts_a_turn: int = ACCEPTS_A_TURN,
     run: str | None = None,
     ledger: Ledger | None = None,
+    spans: SpanQueue | None = None,
 ) -> DataPath:
     """Wire the data path of this process; ``stack`` closes what has to be closed.  Inside trio only.
 
     ``run`` is a part of the ids of access records, drawn if it is not given;
-    ``ledger`` is where limits are counted, if that is not in this process alone.
+    ``ledger`` is where limits are counted, if that is not in this process alone;
+    ``spans`` takes those of traced connections.
     """
 
     def verify(tls: ssl.SSLSocket, at: datetime) -> PeerCertificate:
@@ -101,7 +110,13 @@ def build_data_path(
 
     known = cast(Identities, identities)  # the stories call nothing but what IdentitySource has
     access_log = AccessLog(
-        metrics=metrics, node=config.agent.node, max_label_sets=config.metrics.max_label_sets, run=run
+        metrics=metrics,
+        node=config.agent.node,
+        max_label_sets=config.metrics.max_label_sets,
+        run=run,
+        tracer=_tracer(config, rng) if spans is not None else None,
+        on_span=spans.put if spans is not None else None,
+        opened_record=config.access_log.opened_record,
     )
     live = LiveConnections()
     gate = TrustGate(trust=trust, live=live)
@@ -206,3 +221,9 @@ def build_data_path(
         health=health,
         lag=LoopLag(metrics),
     )
+
+
+def _tracer(config: Config, rng: random.Random) -> Tracer:
+    # Ids are no secrets: a system call for each of them would be all that tracing costs an untraced connection.
+    fast = random.Random(rng.getrandbits(128))  # noqa: S311
+    return Tracer(sample_ratio=config.tracing.sample_ratio, rng=fast, now=time.monotonic)

@@ -195,7 +195,7 @@ class Inbound:
         ending: Ending | None = None
         settlement: Settlement | None = None
         with (
-            self._access_log.connection("inbound") as record,
+            self._access_log.connection("inbound", trace_parent=message.trace_parent) as record,
             self._live.track(record, pod.workload.uid),
         ):
             record.note(

@@ -159,7 +159,12 @@ class Connector:
         self._gate.admit(record, pod.workload.identity, workload.identity)
         credentials = await self._identities.wait_for(pod.workload.identity)
         key = TunnelKey(pod.workload.uid, pod.workload.identity, endpoint.address.ip, workload.identity)
-        message = Open(destination=OriginalDestination(*endpoint.address), source=peer, workload=pod.workload.name)
+        message = Open(
+            destination=OriginalDestination(*endpoint.address),
+            source=peer,
+            workload=pod.workload.name,
+            trace_parent=record.trace_parent,
+        )
         dialler = Dialler(
             make_socket=pod.network.upstream_socket,
             context=credentials.client_context,
@@ -167,6 +172,7 @@ class Connector:
             serial=credentials.serial,
             connect_timeout_s=timeouts.connect_s,
             handshake_timeout_s=timeouts.handshake_s,
+            reached=record.trace.reached if record.trace is not None else None,
         )
         tunnel = await self._tunnels.open(key, message, dialler)
         try:

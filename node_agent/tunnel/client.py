@@ -23,6 +23,10 @@ _MAX_IDLE_A_KEY: Final = 512
 _IDLE_S: Final = 240.0  # shorter than the server's, so that the side that would use a tunnel is the one that closes it
 _SWEEP_S: Final = 10.0
 _VERDICT_GRACE_S: Final = 2.0  # beyond the destination's own connect timeout
+CONNECTED: Final = "ringfence.tunnel.connected"
+PROVEN: Final = "ringfence.tunnel.proven"
+ASKED: Final = "ringfence.tunnel.asked"
+"""Phases of a connection's way into a tunnel; the first two only if none was idle."""
 _PEER_DOES_NOT_ANSWER: Final = frozenset({CloseReason.PEER_UNAVAILABLE, CloseReason.HANDSHAKE_TIMEOUT})
 
 
@@ -48,6 +52,7 @@ class Dialler:
     ``make_socket`` returns an unconnected socket in the source's namespace,
     ``context`` presents the source's SVID ``serial``, which is valid until ``not_after``.
     ``connect_timeout_s`` and ``handshake_timeout_s`` count instead of the client's own.
+    ``reached`` is told of the phases below, if somebody wants to know.
     """
 
     make_socket: Callable[[str], socket.socket]
@@ -56,6 +61,7 @@ class Dialler:
     serial: int = 0
     connect_timeout_s: float | None = None
     handshake_timeout_s: float | None = None
+    reached: Callable[[str], None] | None = None
 
 
 _Pool = TunnelPool[Tunnel, trio.lowlevel.Task]
@@ -156,6 +162,8 @@ class TunnelClient:
             tunnel, fresh = await self._acquire(key, dialler)
             self.busy_count += 1
             try:
+                if dialler.reached is not None:
+                    dialler.reached(ASKED)
                 await tunnel.send(frame)
                 verdict = await self._hear_verdict(tunnel, dialler.connect_timeout_s or self._connect_timeout_s)
             except TunnelLost:
@@ -246,6 +254,8 @@ class TunnelClient:
         sock = dialler.make_socket(key.endpoint_ip)
         try:
             await connect(sock, key.endpoint_ip, TUNNEL_PORT, timeout_s=connect_timeout_s)
+            if dialler.reached is not None:
+                dialler.reached(CONNECTED)
             tls = dialler.context.wrap_socket(sock, do_handshake_on_connect=False, suppress_ragged_eofs=False)
         except ConnectionFailure as failure:
             sock.close()
@@ -258,7 +268,10 @@ class TunnelClient:
             with trio.fail_after(handshake_timeout_s):
                 await shake_hands(tls)
             self._on_handshake(trio.current_time() - began)
-            return self._checked(tls, key, dialler)
+            tunnel = self._checked(tls, key, dialler)
+            if dialler.reached is not None:
+                dialler.reached(PROVEN)
+            return tunnel
         except trio.TooSlowError as error:
             tls.close()
             raise ConnectionFailure(

@@ -11,7 +11,9 @@ import trio
 
 from ca.errors import WireError
 from node_agent import process
+from node_agent.export_config import Sink
 from node_agent.identity import prefer_aes128
+from node_agent.telemetry.exports import Exports
 from node_agent.telemetry.logs import configure_logging
 from node_agent.workers.channel import DESCRIPTORS, Channel
 from node_agent.workers.ledger import SharedLedger
@@ -31,6 +33,7 @@ def main(fd: int) -> int:
     # A service manager and a terminal send these to the whole group: the parent decides what becomes of us.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     process.settle()
     prefer_aes128()
     return trio.run(_run, sock)
@@ -50,14 +53,23 @@ async def _run(sock: socket.socket) -> int:
             raise WireError("the first message is not Start")
         _prctl(_PR_SET_NAME, f"ringfence-w{start.worker}".encode())
         stdout_lock, stderr_lock, counts = descriptors
-        logs = configure_logging(start.log_level, locks=(stdout_lock, stderr_lock), worker=start.worker)
+        logs = configure_logging(
+            start.log_level,
+            locks=(stdout_lock, stderr_lock),
+            worker=start.worker,
+            records_to_stdout=Sink.STDOUT in start.config.access_log.sinks,
+        )
         ledger = SharedLedger(counts, workers=start.workers, worker=start.worker)
         for each in descriptors:
             os.close(each)
+        exports: Exports | None = None
         try:
-            return await run_worker(start, first, channel, logs, ledger)
+            exports = Exports(start.config, logs, worker=start.worker)
+            return await run_worker(start, first, channel, logs, ledger, exports=exports)
         finally:
             ledger.close()
+            if exports is not None:
+                exports.close()
             logs.close()
     finally:
         channel.close()

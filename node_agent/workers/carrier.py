@@ -80,6 +80,10 @@ class InWorkers:
         set_log_level(level)
         self._workers.set_log_level(level)
 
+    def refresh_logs(self) -> None:
+        """They write the records."""
+        self._workers.refresh_logs()
+
     def families(self) -> Iterator[FamilyReading]:
         """The same as numbers."""
         return self._view.families()

@@ -222,6 +222,10 @@ class Workers:
         self._log_level = level
         self._tell_all(say.LogLevel(level=level))
 
+    def refresh_logs(self) -> None:
+        """Let them follow files that were renamed."""
+        self._tell_all(say.RefreshLogs())
+
     def drain(self) -> None:
         """Accept nothing more; each worker ends when its last connection has."""
         self._draining.set()

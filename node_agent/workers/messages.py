@@ -15,7 +15,7 @@ force first, so an answer to a question says that all before it has been taken i
     EndPod                            -->  PodClosed
     IdentityAnswered                  <--  IdentityAsked
     Question                          -->  Answer ... (parts, the last one says so)
-    LogLevel, CutAll
+    LogLevel, CutAll, RefreshLogs
     Drain                             -->  Answer (the last figures), then its end
 
 Private keys travel in ``SvidIssued``: over a socket pair that has no name,
@@ -157,6 +157,11 @@ class LogLevel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RefreshLogs:
+    """Follow the files that were renamed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
     """Accept nothing more, and end when the last connection has."""
 
@@ -182,6 +187,7 @@ ToWorker = (
     | IdentityAnswered
     | Question
     | LogLevel
+    | RefreshLogs
     | Drain
     | CutAll
 )

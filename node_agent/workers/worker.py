@@ -38,6 +38,7 @@ from node_agent.model import Workload
 from node_agent.proxy.pod import Pod
 from node_agent.registry import Registry, Update
 from node_agent.registry.changes import RegistryObject
+from node_agent.telemetry.exports import Exports
 from node_agent.telemetry.logs import Logging, set_log_level
 from node_agent.telemetry.metrics import Metrics
 from node_agent.telemetry.process_metrics import register_resources
@@ -59,9 +60,17 @@ class Worker:
     """Every part, wired; ``stack`` closes what has to be closed."""
 
     def __init__(
-        self, start: say.Start, channel: Channel, logs: Logging, stack: ExitStack, ledger: SharedLedger
+        self,
+        start: say.Start,
+        channel: Channel,
+        logs: Logging,
+        stack: ExitStack,
+        ledger: SharedLedger,
+        *,
+        exports: Exports,
     ) -> None:
         self._channel = channel
+        self._logs = logs
         self._crash: BaseException | None = None
         self._ended = trio.Event()  # there is nothing more to wait for
         self._parent_gone = False
@@ -76,6 +85,7 @@ class Worker:
         self._trust.take(trust)
         self._metrics = Metrics()
         logs.register(self._metrics)
+        exports.register(self._metrics)
         register_resources(self._metrics)
         self._drain = Drain()
         self._registry = Registry(config.agent.trust_domain)
@@ -93,6 +103,7 @@ class Worker:
             accepts_a_turn=ACCEPTS_A_TURN,
             run=start.run,
             ledger=ledger,
+            spans=exports.spans,
         )
         self._home = open_home()
         stack.callback(os.close, self._home)
@@ -164,6 +175,8 @@ class Worker:
                 services.start_soon(self._answer, message)
             case say.LogLevel(level=level):
                 set_log_level(level)
+            case say.RefreshLogs():
+                self._logs.refresh()
             case say.Drain():
                 self._stop_accepting()
                 services.start_soon(self._end_when_idle)
@@ -285,9 +298,15 @@ class Worker:
 
 
 async def run_worker(
-    start: say.Start, first: list[Received], channel: Channel, logs: Logging, ledger: SharedLedger
+    start: say.Start,
+    first: list[Received],
+    channel: Channel,
+    logs: Logging,
+    ledger: SharedLedger,
+    *,
+    exports: Exports,
 ) -> int:
     """Be the worker that ``start`` describes; returns the exit code."""
     with ExitStack() as stack:
-        worker = Worker(start, channel, logs, stack, ledger)
+        worker = Worker(start, channel, logs, stack, ledger, exports=exports)
         return await worker.run(first)
