@@ -16,6 +16,11 @@ ECONNREFUSED: with the agent down the pod's connections fail, they do not leak.
 * Redirection and mark live in conntrack, which forgets a half-closed connection
   after a minute (``nf_conntrack_tcp_timeout_close_wait``); its answer would then
   go nowhere.  Ours are remembered as long as open ones.
+* A program may send from any address (IP_TRANSPARENT, raw sockets: CAP_NET_RAW is
+  enough).  TCP that leaves the pod has to come from one of its own addresses, and
+  what claims to be the pod itself may not come from outside.  What happens on the
+  loopback is the agent's.  Looked at is the beginning of a connection, or what
+  belongs to none.
 """
 
 from typing import Final
@@ -61,6 +66,7 @@ INSTALL: Final = f"""\
     }}
     chain prerouting_mark {{
         type filter hook prerouting priority mangle; policy accept;
+        iifname != "lo" meta l4proto tcp ct state != established fib saddr type local drop
         {_REMEMBER_HALF_CLOSED}
         meta mark & {MARK_MASK:#x} == {AGENT_MARK:#x} ct mark set {RETURN_MARK:#x}
     }}
@@ -68,6 +74,10 @@ INSTALL: Final = f"""\
         type route hook output priority mangle; policy accept;
         {_REMEMBER_HALF_CLOSED}
         ct mark {RETURN_MARK:#x} meta mark set ct mark
+    }}
+    chain postrouting_source {{
+        type filter hook postrouting priority srcnat + 10; policy accept;
+        oifname != "lo" meta l4proto tcp ct state != established fib saddr type != local drop
     }}
 }}
 """
