@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ca.client import CaClient
-from ca.http_server import HttpServer
+from ca.http_server import HttpServer, Routes
 from ca.manifests import DirectoryState
 from node_agent import __version__, process
 from node_agent import config as configuration
@@ -53,8 +53,14 @@ from node_agent.registry.file_source import FileSource
 from node_agent.report import Report
 from node_agent.telemetry.admin import admin_routes, readiness_routes
 from node_agent.telemetry.exports import Exports, check_exports
+from node_agent.sight.service import Sight
+from node_agent.sight.shown_config import config_routes
+from node_agent.sight.traffic import traffic_routes
 from node_agent.telemetry.logs import Logging, configure_logging, make_stream_locks
+from node_agent.telemetry.debugging.process import ProcessDebugging
+from node_agent.telemetry.debugging.routes import debug_routes
 from node_agent.telemetry.metrics import Metrics
+from node_agent.telemetry.log_levels import LogControl
 from node_agent.telemetry.process_metrics import register_process_metrics
 from node_agent.telemetry.scrape import metrics_preparation, metrics_routes
 from node_agent.telemetry.unix_socket import UnixListener
@@ -140,6 +146,8 @@ class _Agent:
             registry=self._registry,
             identities=self._identities,
             trust=self._trust,
+        log = LogControl(config.agent.log_level)
+        log.on_changed.append(self._carrier.set_log_levels)
             loads=self._carrier.loads,
             pods=self._pods,
             tunnels=self._carrier.tunnels,
@@ -147,7 +155,7 @@ class _Agent:
             drain=self._drain,
             workers=self._carrier.workers,
             not_carrying=self._carrier.not_ready,
-            set_log_level=self._carrier.set_log_level,
+            log=log,
             warnings=lambda: [
                 *self._identities.warnings(),
                 *self._trust_watch.warnings(),
@@ -161,7 +169,21 @@ class _Agent:
             metrics_routes(self._carrier.families), prepare=metrics_preparation(self._carrier.prepare)
         )
         self._readiness_server = HttpServer(readiness_routes(self._report.sources()))
-        self._admin_server = HttpServer(admin_routes(self._report.sources()), prepare=self._carrier.prepare)
+        self._sight = Sight(
+            config=config,
+            report=self._report,
+            registry=self._registry,
+            carrier=self._carrier,
+            identities=self._identities,
+            own=parts.own,
+            trust=self._trust,
+            metrics=metrics,
+            utc_now=utc_now,
+        )
+        self._admin_server = HttpServer(
+            {**admin_routes(self._report.sources()), **self._sight.routes, **self._operator_routes()},
+            prepare=self._sight.prepare,
+        )
         self._admin_listener = stack.enter_context(UnixListener(config.agent.runtime_dir / "agent.sock"))
 
     def _in_process(self, metrics: Metrics, rng: random.Random, stack: ExitStack) -> InProcess:
@@ -169,6 +191,18 @@ class _Agent:
             crash = AgentError(f"the relay ended by a bug: {error!r}")
             crash.__cause__ = error
             self._crashes(crash)
+
+    def _operator_routes(self) -> Routes:
+        return {
+            **traffic_routes(
+                node=self._config.agent.node,
+                families=self._carrier.families,
+                endpoints=self._report.endpoints,
+                now=trio.current_time,
+            ),
+            **config_routes(self._config),
+            **debug_routes(ProcessDebugging(), self._carrier),
+        }
 
         data_path = build_data_path(
             config=self._config,

@@ -19,7 +19,7 @@ from node_agent.errors import CloseReason
 from node_agent.proxy.serving import PodServer
 from node_agent.registry import Changes, Update
 from node_agent.report import ConnectionCounts, Loads, TunnelCounts
-from node_agent.telemetry.logs import set_log_level
+from node_agent.telemetry.log_levels import LogLevels
 from node_agent.telemetry.metrics import FamilyReading, Metrics
 from node_agent.telemetry.scrape import PATH as METRICS_PATH
 
@@ -62,8 +62,14 @@ class Carrier(Protocol):
     def cut_all(self, reason: CloseReason, detail: str) -> None:
         """Cut every connection that is left."""
 
-    def set_log_level(self, level: str) -> None:
-        """Raises ConfigError."""
+    def set_log_levels(self, levels: LogLevels) -> None:
+        """This process logs so already; let the others, if there are any."""
+
+    def start_profile(self, seconds: float) -> None:
+        """Begin a profile in the other processes."""
+
+    def debugging(self, path: str) -> Sequence[Mapping[str, object]]:
+        """What the other processes answer to a path of ``telemetry.debugging.routes``."""
 
     def refresh_logs(self) -> None:
         """Files may have been renamed; those of this process are looked after."""
@@ -113,9 +119,15 @@ class InProcess:
         """Cut every connection that is left."""
         self._data_path.live.cut_all(reason, detail)
 
-    def set_log_level(self, level: str) -> None:
-        """Raises ConfigError."""
-        set_log_level(level)
+    def set_log_levels(self, _levels: LogLevels) -> None:
+        """There is no other process."""
+
+    def start_profile(self, seconds: float) -> None:
+        """There is no other process."""
+
+    def debugging(self, _path: str) -> Sequence[Mapping[str, object]]:
+        """There is no other process."""
+        return []
 
     def refresh_logs(self) -> None:
         """There is no other process."""

@@ -22,6 +22,7 @@ from node_agent.model import Endpoint, ObjectName, ServicePort
 from node_agent.proxy.pods import Pods
 from node_agent.registry import Registry
 from node_agent.telemetry.admin import AdminSources, Row
+from node_agent.telemetry.log_levels import LogControl
 
 
 class Loads(Protocol):
@@ -71,7 +72,7 @@ class Report:
         drain: Drain,
         workers: Callable[[], Sequence[Row]],
         not_carrying: Callable[[], list[str]],
-        set_log_level: Callable[[str], None],
+        log: LogControl,
         warnings: Callable[[], list[str]],
     ) -> None:
         """``workers`` are the rows of worker processes; ``not_carrying`` says why connections can not be served."""
@@ -86,7 +87,7 @@ class Report:
         self._drain = drain
         self._workers = workers
         self._not_carrying = not_carrying
-        self._set_log_level = set_log_level
+        self._log = log
         self._warnings = warnings
         self._started_at = time.monotonic()
         self.directory = DirectoryState()
@@ -103,7 +104,8 @@ class Report:
             certs=self._identities.status,
             ready=self.ready,
             warnings=self._warnings,
-            set_log_level=self._set_log_level,
+            log_levels=self._log.describe,
+            set_log_level=self._log.set,
         )
 
     def ready(self) -> tuple[bool, list[str]]:
@@ -139,6 +141,7 @@ class Report:
             "reasons": reasons,
             "warnings": self._warnings(),
             "draining": self._drain.begun.is_set(),
+            "log_levels": self._log.describe(),
             "registry": {
                 "source": str(self._config.registry.manifests_dir),
                 "digest": self.directory.digest,
@@ -182,6 +185,7 @@ class Report:
             yield {
                 "name": workload.name.name,
                 "namespace": workload.name.namespace,
+                "uid": workload.uid,
                 "node": workload.node,
                 "identity": str(workload.identity),
                 "addresses": list(workload.addresses),

@@ -38,6 +38,10 @@ def view(answer: Row, paint: Paint) -> str:
         f"CA            {paint('reachable', 'green') if ca.get('reachable') else paint('not reachable', 'red')}"
         + (f": {text(ca['last_error'])}" if ca.get("last_error") else ""),
     ]
+    levels: Row = answer.get("log_levels") or {}
+    if levels.get("modules"):
+        modules = ", ".join(f"{text(name)} {text(level)}" for name, level in levels["modules"].items())
+        lines.append(f"log level     {text(levels.get('level'))}; {modules}")
     for worker in answer.get("workers") or ():
         row: Row = worker
         state, colour = text(row.get("state")), "green" if row.get("state") == "ready" else "yellow"

@@ -28,6 +28,7 @@ import trio
 from node_agent.config import MetricsSection
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.telemetry.connection_record import ConnectionRecord
+from node_agent.telemetry.failures import Failures
 from node_agent.telemetry.metrics import Metrics
 from node_agent.telemetry.recent import RecentRecords
 from node_agent.telemetry.response_flags import RESPONSE_FLAGS
@@ -93,6 +94,7 @@ class AccessLog:
         self._live: dict[str, ConnectionRecord] = {}
         self._closed: dict[tuple[str, ...], int] = {}
         self._recent = RecentRecords()
+        self._failures = Failures(metrics, max_label_sets=max_label_sets)
         metrics.before_scrape(self._count_live_bytes)
         metrics.gauge("ringfence_connections_open", "Connections that the agent holds now.", lambda: len(self._live))
         metrics.counter(
@@ -158,6 +160,8 @@ class AccessLog:
         self._closed[closed] = self._closed.get(closed, 0) + 1
         now, at_s = self._now(), self._wall()
         record.ended(RESPONSE_FLAGS[reason], now=now)
+        if reason is not CloseReason.OK:
+            self._failures.count(record, reason)
         if _ACCESS.isEnabledFor(logging.INFO):
             text = record.render(reason, now=now, at_s=at_s)
             self._recent.add(text, reason)

@@ -34,7 +34,8 @@ class AdminSources:
     ``LookupError`` with a text for people when there is no such service.
     ``ready`` returns whether, and the reasons why not; ``warnings`` what does
     not stop anything yet, and will if nobody looks.  ``set_log_level``
-    raises :class:`ConfigError`.
+    gets level and module, each or both None (``LogControl``), and raises
+    :class:`ConfigError`.
     """
 
     status: Callable[[], Row]
@@ -45,7 +46,8 @@ class AdminSources:
     certs: Rows
     ready: Callable[[], tuple[bool, list[str]]]
     warnings: Callable[[], list[str]]
-    set_log_level: Callable[[str], None]
+    log_levels: Callable[[], Row]
+    set_log_level: Callable[[str | None, str | None], None]
 
 
 def readiness_routes(sources: AdminSources) -> Routes:
@@ -76,16 +78,16 @@ def admin_routes(sources: AdminSources) -> Routes:
     def log_level(request: Request) -> Response:
         try:
             body = json.loads(request.body)
-            level = body["level"]
-            if not isinstance(level, str):
+            level, module = body["level"], body.get("module")
+            if not all(value is None or isinstance(value, str) for value in (level, module)):
                 raise TypeError
-        except (ValueError, LookupError, TypeError, RecursionError):
-            return json_response(400, {"error": 'the body must be JSON: {"level": "info"}'})
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return json_response(400, {"error": 'the body must be JSON: {"level": "info"}, {"level": null} to reset'})
         try:
-            sources.set_log_level(level)
+            sources.set_log_level(level, module)
         except ConfigError as error:
             return json_response(400, {"error": str(error)})
-        return json_response(200, {"level": level})
+        return json_response(200, sources.log_levels())
 
     return {
         "/status": {"GET": lambda _: json_response(200, sources.status())},
@@ -94,7 +96,7 @@ def admin_routes(sources: AdminSources) -> Routes:
         "/endpoints": {"GET": endpoints},
         "/connections": {"GET": _rows(sources.connections)},
         "/certs": {"GET": _rows(sources.certs)},
-        "/log-level": {"PUT": log_level},
+        "/log-level": {"GET": lambda _: json_response(200, sources.log_levels()), "PUT": log_level},
     }
 
 

@@ -20,12 +20,11 @@ import os
 from datetime import UTC, datetime
 from typing import Final
 
-from node_agent.errors import ConfigError
 from node_agent.telemetry.access_log import ACCESS_LOGGER
 from node_agent.telemetry.line_writer import Descriptor, LineWriter
+from node_agent.telemetry.log_levels import LogLevels, apply
 from node_agent.telemetry.metrics import Metrics
 
-LEVELS: Final = ("debug", "info", "warning", "error")
 _FLUSH_S: Final = 5.0
 _STDOUT: Final = 1
 _STDERR: Final = 2
@@ -81,9 +80,9 @@ def configure_logging(
     the same streams; ``worker`` is told in every line but the access records.
 
     Raises:
-        ConfigError: ``level`` is not one of :data:`LEVELS`.
+        ConfigError: ``level`` is none.
     """
-    set_log_level(level)
+    apply(LogLevels(level=level))
     stdout_lock, stderr_lock = locks or (None, None)
     errors = LineWriter(Descriptor(stderr_fd, lock_fd=stderr_lock), name="stderr")
     # One file for both (`>log 2>&1`): one writer, so that lines never mix.
@@ -108,17 +107,6 @@ def configure_logging(
 def record_handler(writer: LineWriter) -> logging.Handler:
     """Writes access records, which are lines of JSON already."""
     return QueueingHandler(writer, logging.Formatter("%(message)s"))
-
-
-def set_log_level(level: str) -> None:
-    """Choose what is logged on stderr; access records are always written.
-
-    Raises:
-        ConfigError: ``level`` is not one of :data:`LEVELS`.
-    """
-    if level not in LEVELS:
-        raise ConfigError(f"log level {level!r} is unknown; use one of {', '.join(LEVELS)}")
-    logging.getLogger().setLevel(level.upper())
 
 
 class JsonFormatter(logging.Formatter):

@@ -5,12 +5,14 @@ connections.
 """
 
 import itertools
+import json
 from collections.abc import Iterable, Iterator
 from typing import Final, cast
 
 import trio
 
 from node_agent.data_path import DataPath
+from node_agent.telemetry.debugging.process import ProcessDebugging
 from node_agent.telemetry.metrics import Metrics
 from node_agent.telemetry.process_metrics import resident_bytes
 from node_agent.workers import figures
@@ -19,6 +21,7 @@ from node_agent.workers.messages import (
     Answer,
     AnswerRow,
     Count,
+    DebugRow,
     FamilyRow,
     LiveRow,
     LoadRow,
@@ -31,12 +34,14 @@ _ROWS_A_PART: Final = 64
 _SAMPLES_A_ROW: Final = 64
 
 
-async def answer(question: Question, channel: Channel, *, data_path: DataPath, metrics: Metrics) -> None:
+async def answer(
+    question: Question, channel: Channel, *, data_path: DataPath, metrics: Metrics, debugging: ProcessDebugging
+) -> None:
     """Post the rows of one answer."""
     if question.topic is Topic.METRICS:
         for _ in metrics.steps():
             await trio.lowlevel.checkpoint()
-    rows = iter(rows_of(question.topic, data_path=data_path, metrics=metrics))
+    rows = iter(rows_of(question.topic, data_path=data_path, metrics=metrics, debugging=debugging))
     part = tuple(itertools.islice(rows, _ROWS_A_PART))
     while True:
         following = tuple(itertools.islice(rows, _ROWS_A_PART))
@@ -47,17 +52,19 @@ async def answer(question: Question, channel: Channel, *, data_path: DataPath, m
         await trio.lowlevel.checkpoint()
 
 
-def last_figures(*, data_path: DataPath, metrics: Metrics) -> Answer:
+def last_figures(*, data_path: DataPath, metrics: Metrics, debugging: ProcessDebugging) -> Answer:
     """What a worker says before it ends, so that nothing it has counted is lost."""
     for _ in metrics.steps():
         pass  # nobody is left to be held up
     rows = [
-        row for topic in (Topic.COUNTS, Topic.METRICS) for row in rows_of(topic, data_path=data_path, metrics=metrics)
+        row
+        for topic in (Topic.COUNTS, Topic.METRICS)
+        for row in rows_of(topic, data_path=data_path, metrics=metrics, debugging=debugging)
     ]
     return Answer(number=0, rows=tuple(rows), is_last=True)
 
 
-def rows_of(topic: Topic, *, data_path: DataPath, metrics: Metrics) -> Iterable[AnswerRow]:
+def rows_of(topic: Topic, *, data_path: DataPath, metrics: Metrics, debugging: ProcessDebugging) -> Iterable[AnswerRow]:
     """The rows of one topic; what they walk may change between two of them."""
     match topic:
         case Topic.COUNTS:
@@ -83,6 +90,12 @@ def rows_of(topic: Topic, *, data_path: DataPath, metrics: Metrics) -> Iterable[
             ]
         case Topic.METRICS:
             return _metrics(metrics)
+        case Topic.PROFILE:
+            return [DebugRow(text=json.dumps(debugging.profile()))]
+        case Topic.STACKS:
+            return [DebugRow(text=json.dumps(debugging.stacks()))]
+        case Topic.MEMORY:
+            return [DebugRow(text=json.dumps(debugging.memory()))]
 
 
 def _counts(data_path: DataPath) -> list[AnswerRow]:

@@ -10,7 +10,7 @@ from node_agent.identity import Identities
 from node_agent.identity.trust import TrustStore
 from node_agent.registry import Changes, Registry, Update
 from node_agent.registry.changes import RegistryObject
-from node_agent.telemetry.logs import set_log_level
+from node_agent.telemetry.log_levels import LogLevels
 from node_agent.telemetry.metrics import FamilyReading, Metrics
 from node_agent.workers.group import State, Workers
 from node_agent.workers.messages import pack_trust
@@ -75,10 +75,17 @@ class InWorkers:
         """Cut every connection that is left."""
         self._workers.cut_all(reason, detail)
 
-    def set_log_level(self, level: str) -> None:
-        """Raises ConfigError."""
-        set_log_level(level)
-        self._workers.set_log_level(level)
+    def set_log_levels(self, levels: LogLevels) -> None:
+        """Let the workers log so, too."""
+        self._workers.set_log_levels(levels)
+
+    def start_profile(self, seconds: float) -> None:
+        """Begin a profile in each worker."""
+        self._workers.start_profile(seconds)
+
+    def debugging(self, path: str) -> Sequence[Mapping[str, object]]:
+        """What the workers answered last to a path of ``telemetry.debugging.routes``."""
+        return self._view.debugging(path)
 
     def refresh_logs(self) -> None:
         """They write the records."""

@@ -5,6 +5,7 @@ worker ends, its counters stay in the sum and its gauges leave it, so a counter
 never goes back; what a killed worker counted after its last answer is lost.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, cast
@@ -13,7 +14,7 @@ from node_agent.balance.health_shares import ELSEWHERE
 from node_agent.balance.loads import EndpointLoad
 from node_agent.model import EndpointAddress
 from node_agent.telemetry.metrics import FamilyReading, Kind, Labels, Merge, Sample
-from node_agent.workers.messages import AnswerRow, Count, FamilyRow, LiveRow, LoadRow, Topic
+from node_agent.workers.messages import AnswerRow, Count, DebugRow, FamilyRow, LiveRow, LoadRow, Topic
 
 OPEN: Final = "open"
 TOTAL: Final = "total"
@@ -55,6 +56,7 @@ class _Worker:
     connections: list[Mapping[str, object]] = field(default_factory=list)
     recent: list[Mapping[str, object]] = field(default_factory=list)
     loads: dict[_LoadKey, EndpointLoad] = field(default_factory=dict)
+    debugging: dict[Topic, str] = field(default_factory=dict)
 
 
 class Figures:
@@ -82,6 +84,8 @@ class Figures:
                     for row in rows
                     if isinstance(row, LoadRow)
                 }
+            case Topic.PROFILE | Topic.STACKS | Topic.MEMORY:
+                held.debugging[topic] = next((row.text for row in rows if isinstance(row, DebugRow)), "{}")
             case Topic.METRICS:
                 held.families = _families(row for row in rows if isinstance(row, FamilyRow))
 
@@ -109,6 +113,14 @@ class Figures:
         """The records of connections that ended last, newest first, of all workers that run."""
         rows = [row for held in self._workers.values() for row in held.recent]
         return sorted(rows, key=lambda row: str(row["time"]), reverse=True)
+
+    def debugging(self, topic: Topic) -> list[dict[str, object]]:
+        """What each worker said last about one of the topics of ``telemetry.debugging``."""
+        return [
+            {"process": f"worker {number}", **json.loads(held.debugging[topic])}
+            for number, held in sorted(self._workers.items())
+            if topic in held.debugging
+        ]
 
     def load(self, address: EndpointAddress, uid: str) -> EndpointLoad:
         """An endpoint as the agent sees it: connections added up, latency averaged over who has measured it.

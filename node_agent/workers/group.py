@@ -1,7 +1,7 @@
 """The parent's side: keep N workers running, and give each of them all that it needs.
 
 What feeds the data path is told here once and goes to every worker: ``update``,
-``trust_changed``, ``rotated``, ``set_log_level``, ``drain``, and the pods
+``trust_changed``, ``rotated``, ``set_log_levels``, ``drain``, and the pods
 (pods.py).  A worker that is started later gets the
 whole state of that moment first, and then the same steps as the others.
 
@@ -27,6 +27,7 @@ from node_agent.identity import Credentials, Identities
 from node_agent.registry import Update
 from node_agent.registry.changes import RegistryObject
 from node_agent.telemetry.access_log import new_run
+from node_agent.telemetry.log_levels import LogLevels
 from node_agent.workers import messages as say
 from node_agent.workers.figures import OPEN, RESIDENT_BYTES, Figures
 from node_agent.workers.ledger import SharedLedger
@@ -74,7 +75,7 @@ class Workers:
         # Open as long as the process: a worker may be told of it until the end.
         self._ledger, ledger_fd = SharedLedger.create(config.agent.workers)
         self._shared = (*stream_locks, ledger_fd)
-        self._log_level = config.agent.log_level
+        self._log_levels = say.LogLevel(level=config.agent.log_level)
         self._run = new_run()
         self._starts = 0
         self._running: dict[int, WorkerProcess] = {}
@@ -139,7 +140,8 @@ class Workers:
             workers=self._count,
             run=f"{self._run}.{self._starts}",
             config=self._config_of(),
-            log_level=self._log_level,
+            log_level=self._log_levels.level,
+            log_modules=self._log_levels.modules,
             trust=self._state.trust(),
         )
         worker.channel.post(start, self._shared)
@@ -217,10 +219,14 @@ class Workers:
         credentials = self._identities.current(identity)
         self._tell_all(say.SvidGone(identity=identity) if credentials is None else svid_message(credentials))
 
-    def set_log_level(self, level: str) -> None:
+    def set_log_levels(self, levels: LogLevels) -> None:
         """Also of workers that are started later."""
-        self._log_level = level
-        self._tell_all(say.LogLevel(level=level))
+        self._log_levels = say.LogLevel(level=levels.level, modules=dict(levels.modules))
+        self._tell_all(self._log_levels)
+
+    def start_profile(self, seconds: float) -> None:
+        """Let each worker sample its own threads."""
+        self._tell_all(say.StartProfile(seconds=seconds))
 
     def refresh_logs(self) -> None:
         """Let them follow files that were renamed."""

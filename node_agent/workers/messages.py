@@ -15,7 +15,7 @@ force first, so an answer to a question says that all before it has been taken i
     EndPod                            -->  PodClosed
     IdentityAnswered                  <--  IdentityAsked
     Question                          -->  Answer ... (parts, the last one says so)
-    LogLevel, CutAll, RefreshLogs
+    LogLevel, StartProfile, CutAll, RefreshLogs
     Drain                             -->  Answer (the last figures), then its end
 
 Private keys travel in ``SvidIssued``: over a socket pair that has no name,
@@ -23,7 +23,7 @@ between two processes of one user, never to a file.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
@@ -61,6 +61,7 @@ class Start:
     run: str  # RUN.N: the agent's start, and which start of a worker this is
     config: Config
     log_level: str
+    log_modules: Mapping[str, str] = field(default_factory=dict)
     trust: bytes  # pack_trust
 
 
@@ -141,6 +142,9 @@ class Topic(StrEnum):
     LOADS = "loads"
     RECENT = "recent"
     METRICS = "metrics"
+    PROFILE = "profile"
+    STACKS = "stacks"
+    MEMORY = "memory"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +157,17 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogLevel:
+    """What is logged from now on; ``modules``: those that have a level of their own."""
+
     level: str
+    modules: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartProfile:
+    """Sample your own threads for so long (telemetry/debugging)."""
+
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +202,7 @@ ToWorker = (
     | Question
     | LogLevel
     | RefreshLogs
+    | StartProfile
     | Drain
     | CutAll
 )
@@ -268,7 +283,14 @@ class FamilyRow:
     samples: tuple[SampleRow, ...]
 
 
-AnswerRow = Count | LiveRow | LoadRow | FamilyRow
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DebugRow:
+    """What ``telemetry.debugging`` says of the process, as JSON."""
+
+    text: str
+
+
+AnswerRow = Count | LiveRow | LoadRow | FamilyRow | DebugRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,11 @@ from node_agent.workers.group import Workers
 from node_agent.workers.messages import Topic
 
 _SIGHT: Final = (Topic.CONNECTIONS, Topic.RECENT, Topic.LOADS, Topic.METRICS, Topic.COUNTS)
+_DEBUGGING: Final[Mapping[str, Topic]] = {
+    "/debug/profile": Topic.PROFILE,
+    "/debug/stacks": Topic.STACKS,
+    "/debug/memory": Topic.MEMORY,
+}
 _TOPICS: Final[Mapping[str, tuple[Topic, ...]]] = {
     "/status": (Topic.COUNTS,),
     "/connections": (Topic.CONNECTIONS,),
@@ -24,6 +29,8 @@ _TOPICS: Final[Mapping[str, tuple[Topic, ...]]] = {
     "/metrics": (Topic.METRICS,),
     "/mesh": _SIGHT,
     "/sight": _SIGHT,
+    "/traffic": (Topic.METRICS, Topic.LOADS),
+    **{path: (topic,) for path, topic in _DEBUGGING.items()},
 }
 _MOST_ROUNDS: Final = 5
 
@@ -85,6 +92,10 @@ class WorkersView:
         """The metrics of all processes, added up, as numbers."""
         return self._figures.families(self._metrics.read())
 
+    def debugging(self, path: str) -> list[dict[str, object]]:
+        """What the workers answer to a path of ``telemetry.debugging.routes``."""
+        return self._figures.debugging(_DEBUGGING[path])
+
     def load_of(self, endpoint: Endpoint, _now: float) -> EndpointLoad:
         """What all balancers together know of an endpoint."""
-        return self._figures.load(endpoint.address, endpoint.workload.uid if endpoint.workload is not None else "")
+        return self._figures.load(*endpoint.key)

@@ -39,7 +39,9 @@ from node_agent.proxy.pod import Pod
 from node_agent.registry import Registry, Update
 from node_agent.registry.changes import RegistryObject
 from node_agent.telemetry.exports import Exports
-from node_agent.telemetry.logs import Logging, set_log_level
+from node_agent.telemetry.debugging.process import ProcessDebugging
+from node_agent.telemetry.log_levels import LogLevels, apply
+from node_agent.telemetry.logs import Logging
 from node_agent.telemetry.metrics import Metrics
 from node_agent.telemetry.process_metrics import register_resources
 from node_agent.workers import messages as say
@@ -108,6 +110,8 @@ class Worker:
         self._home = open_home()
         stack.callback(os.close, self._home)
         self._rings = itertools.count(1)
+        self._debugging = ProcessDebugging()
+        apply(LogLevels(level=start.log_level, modules=start.log_modules))
         self._update: tuple[list[RegistryObject], list[ObjectKey]] = ([], [])
         self._pods: dict[str, tuple[Pod, trio.CancelScope]] = {}
         self._waiting: dict[int, tuple[trio.Event, list[ConnectionFailure]]] = {}
@@ -130,7 +134,9 @@ class Worker:
             with trio.move_on_after(_LAST_WORDS_S):
                 await self._data_path.relay.finish()
             if not self._parent_gone:
-                self._channel.post(last_figures(data_path=self._data_path, metrics=self._metrics))
+                self._channel.post(
+                    last_figures(data_path=self._data_path, metrics=self._metrics, debugging=self._debugging)
+                )
                 with trio.move_on_after(_LAST_WORDS_S):
                     await self._channel.flush()
             services.cancel_scope.cancel()
@@ -173,8 +179,10 @@ class Worker:
                 self._do_pod(message, descriptors, services, pods)
             case say.Question():
                 services.start_soon(self._answer, message)
-            case say.LogLevel(level=level):
-                set_log_level(level)
+            case say.LogLevel(level=level, modules=modules):
+                apply(LogLevels(level=level, modules=modules))
+            case say.StartProfile(seconds=seconds):
+                self._start_profile(seconds)
             case say.RefreshLogs():
                 self._logs.refresh()
             case say.Drain():
@@ -256,7 +264,15 @@ class Worker:
         return failure[0] if failure else None
 
     async def _answer(self, question: say.Question) -> None:
-        await answer(question, self._channel, data_path=self._data_path, metrics=self._metrics)
+        await answer(
+            question, self._channel, data_path=self._data_path, metrics=self._metrics, debugging=self._debugging
+        )
+
+    def _start_profile(self, seconds: float) -> None:
+        try:
+            self._debugging.start_profile(seconds)
+        except (RuntimeError, ValueError) as error:  # the parent is not in the middle of one; we may be
+            _log.debug("no profile: %s", error)
 
     # -- pods ---------------------------------------------------------------------
 

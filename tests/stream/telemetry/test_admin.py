@@ -22,6 +22,7 @@ class FakeAgent:
         self.not_ready: list[str] = []
         self.warnings: list[str] = []
         self.level = "info"
+        self.modules: dict[str, str] = {}
 
     def sources(self) -> AdminSources:
         return AdminSources(
@@ -33,6 +34,7 @@ class FakeAgent:
             certs=lambda: [{"identity": Path("/not/json")}],
             ready=lambda: (not self.not_ready, self.not_ready),
             warnings=lambda: self.warnings,
+            log_levels=lambda: {"level": self.level, "modules": self.modules},
             set_log_level=self.set_log_level,
         )
 
@@ -41,10 +43,13 @@ class FakeAgent:
             raise LookupError(f"no service {service}")
         yield {"service": service or "all"}
 
-    def set_log_level(self, level: str) -> None:
+    def set_log_level(self, level: str | None, module: str | None) -> None:
         if level == "loud":
             raise ConfigError("log level 'loud' is unknown")
-        self.level = level
+        if module is not None:
+            self.modules[module] = str(level)
+        else:
+            self.level = level or "info"
 
 
 @asynccontextmanager
@@ -117,9 +122,10 @@ async def test_the_command_line_and_the_socket_understand_each_other(
 async def test_the_log_level_is_changed_only_to_a_known_one(tmp_path: Path) -> None:
     agent, path = FakeAgent(), tmp_path / "agent.sock"
     async with serving(admin_routes(agent.sources()), path):
-        assert await ask(path, "PUT", "/log-level", b'{"level": "debug"}') == (200, b'{"level": "debug"}\n')
-        assert agent.level == "debug"
-        for body in (b"", b"[]", b'{"level": 1}', b"\xff", b"[" * 60_000, b'{"level": "loud"}'):
+        changed = (200, b'{"level": "debug", "modules": {}}\n')
+        assert await ask(path, "PUT", "/log-level", b'{"level": "debug"}') == changed
+        assert await ask(path, "GET", "/log-level") == changed
+        for body in (b"", b"[]", b'{"level": 1}', b'{"level": "info", "module": 1}', b'{"module": "ringfence"}', b"\xff", b"[" * 60_000, b'{"level": "loud"}'):
             status, answer = await ask(path, "PUT", "/log-level", body)
             assert status == 400
             assert "level" in json.loads(answer)["error"]

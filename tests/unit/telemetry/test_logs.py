@@ -14,7 +14,8 @@ import pytest
 from node_agent.cli.log_level import LOG_LEVELS
 from node_agent.errors import ConfigError
 from node_agent.telemetry.line_writer import Descriptor, LineWriter
-from node_agent.telemetry.logs import LEVELS, JsonFormatter, set_log_level
+from node_agent.telemetry.log_levels import LEVELS, LogLevels, apply
+from node_agent.telemetry.logs import JsonFormatter
 
 _PROGRAM: Final = """
 import logging, sys
@@ -104,7 +105,7 @@ def test_closing_gives_up_on_a_stalled_reader() -> None:
 def test_an_unknown_level_is_refused_with_the_known_ones() -> None:
     before = logging.getLogger().level
     with pytest.raises(ConfigError, match=r"'loud' is unknown; use one of debug, info, warning, error"):
-        set_log_level("loud")
+        apply(LogLevels(level="loud"))
     assert logging.getLogger().level == before
 
 
