@@ -12,7 +12,7 @@ get ``drain_grace_s``, then are cut with the reason ``drained``.
 import logging
 import random
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +25,7 @@ import trio
 from ca.client import CaClient
 from ca.http_server import HttpServer, Routes
 from ca.manifests import DirectoryState
+from ca.tls import KeyAndChain
 from node_agent import __version__, process
 from node_agent import config as configuration
 from node_agent.carrier import Carrier, InProcess
@@ -45,22 +46,23 @@ from node_agent.identity.trust import TrustStore
 from node_agent.identity.trust_file import TrustFile
 from node_agent.identity.trust_watch import TrustWatch
 from node_agent.model import Workload
+from node_agent.policy import PolicyEngine
 from node_agent.proxy.pods import Pods
 from node_agent.registry import Registry, Update
 from node_agent.registry.changes import RegistryObject
 from node_agent.registry.dns_source import DnsSource
 from node_agent.registry.file_source import FileSource
 from node_agent.report import Report
-from node_agent.telemetry.admin import admin_routes, readiness_routes
-from node_agent.telemetry.exports import Exports, check_exports
 from node_agent.sight.service import Sight
 from node_agent.sight.shown_config import config_routes
 from node_agent.sight.traffic import traffic_routes
-from node_agent.telemetry.logs import Logging, configure_logging, make_stream_locks
+from node_agent.telemetry.admin import admin_routes, readiness_routes
 from node_agent.telemetry.debugging.process import ProcessDebugging
 from node_agent.telemetry.debugging.routes import debug_routes
-from node_agent.telemetry.metrics import Metrics
+from node_agent.telemetry.exports import Exports, check_exports
 from node_agent.telemetry.log_levels import LogControl
+from node_agent.telemetry.logs import Logging, configure_logging, make_stream_locks
+from node_agent.telemetry.metrics import Metrics
 from node_agent.telemetry.process_metrics import register_process_metrics
 from node_agent.telemetry.scrape import metrics_preparation, metrics_routes
 from node_agent.telemetry.unix_socket import UnixListener
@@ -99,7 +101,9 @@ def main(path: Path) -> int:
     return 0
 
 
-async def _run(config: Config, logs: Logging, exports: Exports | None, stream_locks: tuple[int, int] | None) -> None:
+async def _run(
+    config: Config, logs: Logging, exports: Exports | None, stream_locks: tuple[int, int] | None
+) -> None:
     with ExitStack() as stack:
         agent = _Agent(config, logs, exports, stack, stream_locks)
         await agent.run()
@@ -132,6 +136,7 @@ class _Agent:
         register_process_metrics(metrics, version=__version__)
         self._drain = Drain()
         self._registry = Registry(config.agent.trust_domain)
+        self._policies = PolicyEngine()
         self._source = FileSource(config.registry.manifests_dir)
         self._dns = DnsSource(servers=config.dns.servers, draw=rng.random, on_update=self._take_names)
         parts = _identities(config, rng)
@@ -141,13 +146,13 @@ class _Agent:
         )
         self._trust_watch.settled = self._carrier.settled
         self._pods = Pods(netns_path=self._netns_path, server=self._carrier.server, drain=self._drain)
+        log = LogControl(config.agent.log_level)
+        log.on_changed.append(self._carrier.set_log_levels)
         self._report = Report(
             config=config,
             registry=self._registry,
             identities=self._identities,
             trust=self._trust,
-        log = LogControl(config.agent.log_level)
-        log.on_changed.append(self._carrier.set_log_levels)
             loads=self._carrier.loads,
             pods=self._pods,
             tunnels=self._carrier.tunnels,
@@ -160,6 +165,7 @@ class _Agent:
                 *self._identities.warnings(),
                 *self._trust_watch.warnings(),
                 *self._registry.faults(),
+                *self._registry.egress_problems(),
                 *self._unresolved(),
             ],
         )
@@ -186,12 +192,6 @@ class _Agent:
         )
         self._admin_listener = stack.enter_context(UnixListener(config.agent.runtime_dir / "agent.sock"))
 
-    def _in_process(self, metrics: Metrics, rng: random.Random, stack: ExitStack) -> InProcess:
-        def relay_crashed(error: BaseException) -> None:
-            crash = AgentError(f"the relay ended by a bug: {error!r}")
-            crash.__cause__ = error
-            self._crashes(crash)
-
     def _operator_routes(self) -> Routes:
         return {
             **traffic_routes(
@@ -204,9 +204,16 @@ class _Agent:
             **debug_routes(ProcessDebugging(), self._carrier),
         }
 
+    def _in_process(self, metrics: Metrics, rng: random.Random, stack: ExitStack) -> InProcess:
+        def relay_crashed(error: BaseException) -> None:
+            crash = AgentError(f"the relay ended by a bug: {error!r}")
+            crash.__cause__ = error
+            self._crashes(crash)
+
         data_path = build_data_path(
             config=self._config,
             registry=self._registry,
+            engine=self._policies,
             identities=self._identities,
             trust=self._trust,
             drain=self._drain,
@@ -265,12 +272,16 @@ class _Agent:
             await _listen(self._config.listen.metrics, "metrics"),
             await _listen(self._config.listen.readiness, "readiness"),
         ]
+        sight = self._config.listen.sight
+        sight_listeners = await _listen(sight, "sight") if sight is not None else []
         async with trio.open_nursery() as services:
             signals = await services.start(self._wait_for_signal)
             services.start_soon(self._end_if_crashed, services.cancel_scope)
             services.start_soon(self._readiness_server.run, listeners[1])
             services.start_soon(self._metrics_server.run, listeners[0])
             services.start_soon(self._admin_server.run, [self._admin_listener.listener])
+            if sight_listeners:
+                services.start_soon(self._sight.run, sight_listeners)
             await services.start(self._identities.run)
             services.start_soon(self._trust_watch.run)
             async with trio.open_nursery() as serving:
@@ -294,7 +305,7 @@ class _Agent:
 
     def _take_update(self, update: Update, directory: DirectoryState) -> None:
         """Let the parts follow what the manifests say; identities first, because pods need them."""
-        self._carrier.updated(update, self._registry.apply(update))
+        self._apply(update)
         local = self._registry.workloads_on(self._config.agent.node)
         self._identities.set_wanted(frozenset(each.identity for each in local if each.enrolled))
         self._pods.want(local)
@@ -305,7 +316,12 @@ class _Agent:
         self._dns.want(self._registry.external_names())
 
     def _take_names(self, update: Update) -> None:
-        self._carrier.updated(update, self._registry.apply(update))
+        self._apply(update)
+
+    def _apply(self, update: Update) -> None:
+        changes = self._registry.apply(update)
+        self._policies.apply(changes.policies, gone=changes.workloads_removed)
+        self._carrier.updated(update, changes)
 
     def _unresolved(self) -> Iterator[str]:
         for name, why in self._dns.problems():
@@ -402,6 +418,7 @@ class _Identity:
     identities: Identities
     trust: TrustStore
     watch: TrustWatch
+    own: Callable[[], KeyAndChain | None]  # the node's certificate of now
 
 
 def _identities(config: Config, rng: random.Random) -> _Identity:
@@ -437,7 +454,7 @@ def _identities(config: Config, rng: random.Random) -> _Identity:
         ca=ca, node=node, identity_wait_s=config.proxy.identity_wait_s, rng=rng, trust=trust, utc_now=utc_now
     )
     watch = TrustWatch(ca=ca, own=lambda: node.own, trust=trust, identities=identities, save=trust_file.save, rng=rng)
-    return _Identity(identities=identities, trust=trust, watch=watch)
+    return _Identity(identities=identities, trust=trust, watch=watch, own=lambda: node.own)
 
 
 async def _listen(address: HostPort, what: str) -> list[trio.SocketListener]:

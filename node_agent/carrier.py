@@ -106,8 +106,8 @@ class InProcess:
         await self._data_path.relay.finish()
 
     def updated(self, _update: Update, changes: Changes) -> None:
-        """The stories look at the registry themselves."""
-        self._data_path.live.cut_removed(changes.workloads_gone())
+        """The stories look at the registry themselves; what it ends is cut."""
+        self._data_path.follow(changes)
 
     async def settled(self) -> None:
         """At once: there is one process."""

@@ -204,13 +204,16 @@ class Report:
                 for each in self._registry.service_ports(ObjectName(namespace, name))
                 if (each.kind, each.is_external) == (kind, is_external)
             ]
-            endpoints = {endpoint.address: endpoint for port in ports for endpoint in self._endpoints(port)}
+            endpoints = {endpoint.key: endpoint for port in ports for endpoint in self._endpoints(port)}
             yield {
                 "name": name,
                 "namespace": namespace,
                 "kind": kind,
                 "cluster_ips": list(service.addresses if isinstance(service, ExternalService) else service.cluster_ips),
                 "hosts": _hosts(service) if isinstance(service, ExternalService) else [],
+                "egress_nodes": (
+                    list(self._registry.egress_nodes(service)) if isinstance(service, ExternalService) else []
+                ),
                 "ports": [{"name": port.name, "port": port.port} for port in ports],
                 "load_balancing": str(self._registry.traffic(ports[0]).balancing.policy) if ports else None,
                 "endpoints": len(endpoints),
@@ -233,14 +236,15 @@ class Report:
     def _rows_of(self, port: ServicePort) -> Iterator[Row]:
         traffic = self._registry.traffic(port)
         for endpoint in self._endpoints(port):
-            workload = endpoint.workload
+            workload, agent_of = endpoint.workload, endpoint.agent_of
             load = self._loads.load_of(endpoint, trio.current_time())
             yield {
                 "service": str(port.service),
                 "port": port.port,
                 "address": str(endpoint.address),
                 "workload": str(workload.name) if workload else None,
-                "identity": str(workload.identity) if workload and workload.enrolled else None,
+                "egress": str(endpoint.egress.name) if endpoint.egress else None,
+                "identity": str(agent_of.identity) if agent_of and agent_of.enrolled else None,
                 "ready": endpoint.ready,
                 "health": load.health,
                 "why": load.why,

@@ -18,9 +18,11 @@ from typing import Final
 from node_agent import __version__
 from node_agent.cli import (
     agent,
+    bpf,
     certs,
     completion,
     connections,
+    debug,
     endpoints,
     help_topics,
     log_level,
@@ -39,6 +41,8 @@ _COMMANDS: Final = (  # the order of --help
     connections,
     certs,
     log_level,
+    bpf,
+    debug,
     completion,
     help_topics,
 )

@@ -35,11 +35,12 @@ from node_agent.identity.credentials import assemble
 from node_agent.identity.identities import utc_now
 from node_agent.identity.trust import TrustStore
 from node_agent.model import Workload
+from node_agent.policy import PolicyEngine
 from node_agent.proxy.pod import Pod
 from node_agent.registry import Registry, Update
 from node_agent.registry.changes import RegistryObject
-from node_agent.telemetry.exports import Exports
 from node_agent.telemetry.debugging.process import ProcessDebugging
+from node_agent.telemetry.exports import Exports
 from node_agent.telemetry.log_levels import LogLevels, apply
 from node_agent.telemetry.logs import Logging
 from node_agent.telemetry.metrics import Metrics
@@ -91,10 +92,12 @@ class Worker:
         register_resources(self._metrics)
         self._drain = Drain()
         self._registry = Registry(config.agent.trust_domain)
+        self._policies = PolicyEngine()
         self._identities = ReceivedIdentities(ask=self._ask_identity, utc_now=utc_now)
         self._data_path = build_data_path(
             config=config,
             registry=self._registry,
+            engine=self._policies,
             identities=self._identities,
             trust=self._trust,
             drain=self._drain,
@@ -107,11 +110,11 @@ class Worker:
             ledger=ledger,
             spans=exports.spans,
         )
+        self._debugging = ProcessDebugging()
+        apply(LogLevels(level=start.log_level, modules=start.log_modules))
         self._home = open_home()
         stack.callback(os.close, self._home)
         self._rings = itertools.count(1)
-        self._debugging = ProcessDebugging()
-        apply(LogLevels(level=start.log_level, modules=start.log_modules))
         self._update: tuple[list[RegistryObject], list[ObjectKey]] = ([], [])
         self._pods: dict[str, tuple[Pod, trio.CancelScope]] = {}
         self._waiting: dict[int, tuple[trio.Event, list[ConnectionFailure]]] = {}
@@ -229,7 +232,8 @@ class Worker:
         if part.is_last:
             self._update = ([], [])
             changes = self._registry.apply(Update(upserts=tuple(upserts), deletes=tuple(deletes)))
-            self._data_path.live.cut_removed(changes.workloads_gone())
+            self._policies.apply(changes.policies, gone=changes.workloads_removed)
+            self._data_path.follow(changes)
 
     def _take_svid(self, message: say.SvidIssued) -> None:
         try:

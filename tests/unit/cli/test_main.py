@@ -152,7 +152,7 @@ def test_somebody_else_on_the_socket_is_one_clear_error(
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["nonsense"], ["status", "extra"], ["log-level", "loud"], ["connections", "--interval", "0"], ["log-level"]],
+    [[], ["nonsense"], ["status", "extra"], ["log-level", "loud"], ["connections", "--interval", "0"]],
     ids=" ".join,
 )
 def test_wrong_arguments_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
