@@ -23,18 +23,23 @@ from node_agent.config import Config, OutboundTrafficPolicy
 from node_agent.drain import Drain
 from node_agent.identity import Credentials, Identities, PeerCertificate, handshake_failure, peer_identity
 from node_agent.identity.trust import TrustStore
+from node_agent.policy import PolicyEngine
 from node_agent.proxy.admission import Admission
+from node_agent.proxy.egress import Egress
+from node_agent.proxy.foresight import Foresight
 from node_agent.proxy.health_checks import HealthChecker
 from node_agent.proxy.health_probe import CHECK_FAILED
 from node_agent.proxy.inbound import Inbound
 from node_agent.proxy.live import LiveConnections
 from node_agent.proxy.outbound import Outbound
+from node_agent.proxy.policy_counts import PolicyCounts
+from node_agent.proxy.policy_gate import PolicyGate
 from node_agent.proxy.routes import Router, is_local_address
 from node_agent.proxy.serving import ACCEPTS_A_TURN, LocalServer
 from node_agent.proxy.timeouts import Timekeeper
 from node_agent.proxy.trust_gate import TrustGate
 from node_agent.proxy.upstream import ANOTHER_MAY_WORK, Connector
-from node_agent.registry import Registry
+from node_agent.registry import Changes, Registry
 from node_agent.relay import Relay
 from node_agent.telemetry.access_log import AccessLog
 from node_agent.telemetry.loop_lag import LoopLag
@@ -72,6 +77,12 @@ class DataPath:
     times: Timekeeper
     health: HealthChecker
     lag: LoopLag
+    policies: PolicyGate
+
+    def follow(self, changes: Changes) -> None:
+        """The registry, and then the policy engine, have taken a step: cut whom it ends."""
+        self.live.cut_removed(changes.workloads_gone())
+        self.policies.follow(changes)
 
     async def run(self) -> None:
         """Do what the data path does by itself, until cancelled."""
@@ -80,12 +91,14 @@ class DataPath:
             nursery.start_soon(self.times.run)
             nursery.start_soon(self.health.run)
             nursery.start_soon(self.lag.run)
+            nursery.start_soon(self.policies.run)
 
 
 def build_data_path(
     *,
     config: Config,
     registry: Registry,
+    engine: PolicyEngine,
     identities: IdentitySource,
     trust: TrustStore,
     drain: Drain,
@@ -120,6 +133,9 @@ def build_data_path(
     )
     live = LiveConnections()
     gate = TrustGate(trust=trust, live=live)
+    policies = PolicyGate(
+        engine=engine, registry=registry, live=live, counts=PolicyCounts(metrics), clock=time.monotonic
+    )
     relay = Relay(on_crash=on_relay_crash)
     stack.callback(relay.close)
     handshakes = metrics.histogram(
@@ -162,6 +178,7 @@ def build_data_path(
         identities=known,
         tunnels=tunnels,
         gate=gate,
+        foresight=Foresight(policies),
         health=health,
         connect_timeout_s=config.proxy.connect_timeout_s,
         max_connect_attempts=config.proxy.max_connect_attempts,
@@ -195,6 +212,8 @@ def build_data_path(
         ),
         relay=relay,
         gate=gate,
+        policies=policies,
+        egress=Egress(registry=registry, router=router),
         connect_timeout_s=config.proxy.connect_timeout_s,
     )
     metrics.gauge("ringfence_tunnels_idle", "Tunnels that wait for their next connection.", lambda: tunnels.idle_count)
@@ -219,6 +238,7 @@ def build_data_path(
         server=server,
         times=times,
         health=health,
+        policies=policies,
         lag=LoopLag(metrics),
     )
 

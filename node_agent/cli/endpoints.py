@@ -48,7 +48,7 @@ def view(rows: Sequence[Row], paint: Paint) -> str:
         paint,
         ("SERVICE", lambda r: f"{text(r.get('service'))}:{text(r.get('port'))}"),
         ("ADDRESS", lambda r: text(r.get("address"))),
-        ("~WORKLOAD", lambda r: text(r.get("workload"))),
+        ("~WORKLOAD", lambda r: f"via {text(r['egress'])}" if r.get("egress") else text(r.get("workload"))),
         ("READY", lambda r: ("yes", "green") if r.get("ready") else ("no", "red")),
         ("~HEALTH", _health),
         (">~~WEIGHT", lambda r: f"{r.get('weight', 1):g}"),

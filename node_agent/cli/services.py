@@ -47,6 +47,7 @@ def view(rows: Sequence[Row], paint: Paint) -> str:
         ("~~ADDRESSES", lambda r: ",".join(map(str, (*(r.get("cluster_ips") or ()), *(r.get("hosts") or ())))) or "-"),
         ("~PORTS", lambda r: ",".join(_port(p) for p in r.get("ports") or ()) or "-"),
         ("~~~BALANCING", lambda r: text(r.get("load_balancing"))),
+        ("~~EGRESS", lambda r: ",".join(map(text, r.get("egress_nodes") or ())) or "-"),
         (">READY", ready),
     )
 

@@ -12,8 +12,10 @@ healthy from there.
 
 Of an agent's worker processes one checks an endpoint, and the others hear of it (balance/health_shares.py).
 
-What says nothing about the endpoint (no certificate of ours, one of ours revoked,
-a wrong one of its agent's) changes nothing: wrong certificates have to be seen, not avoided.
+What says nothing about the endpoint (no certificate of ours, one of ours revoked, a
+policy that denies this workload, a wrong certificate of the endpoint's agent) changes
+nothing: wrong certificates have to be seen, not avoided.  Of workloads that use the
+service those are asked for that a policy does not deny.
 """
 
 import logging
@@ -28,6 +30,7 @@ import trio
 
 from ca.manifests import Traffic
 from ca.manifests.traffic import HealthCheck
+from ca.spiffe import SpiffeId
 from node_agent.balance import Balancer
 from node_agent.balance.health import HealthChecks, Target
 from node_agent.balance.health_shares import ELSEWHERE, HealthShares
@@ -38,6 +41,7 @@ from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.frames import Check, Open
 from node_agent.identity import Identities
 from node_agent.model import Endpoint, OriginalDestination, PeerAddress, ServicePort
+from node_agent.proxy.egress import outside_of, tunnel_ip
 from node_agent.proxy.health_probe import probe
 from node_agent.proxy.pod import Pod
 from node_agent.proxy.routes import Router
@@ -51,6 +55,7 @@ _log: Final = logging.getLogger("ringfence.health")
 _IN_USE_S: Final = 300.0
 _LOOK_S: Final = 0.5  # how soon a changed policy, or an endpoint that is new, is noticed
 _AT_A_TIME: Final = 64
+_MOST_ASKERS: Final = 3  # identities for which one check may be made
 
 _SUCCESS: Final = "success"
 _FAILURE: Final = "failure"
@@ -204,18 +209,21 @@ class HealthChecker:
     # -- a check ----------------------------------------------------------------------
 
     async def _check(self, target: Target) -> None:
-        failure: str | None = None
+        reason: CloseReason | None = None
         try:
             if self._shares is not None and not self._shares.take(target, time.monotonic()):
                 self._leave_to_others(target)
                 return
             place = self._places.get(target)
-            pod = place and next((pod for pod in reversed(place.users.pods) if not _is_gone(pod)), None)
-            if place is not None and pod is not None:
-                failure = await self._ask(pod, place, target.check)
+            if place is not None:
+                for pod in _askers(place.users):
+                    reason = await self._ask(pod, place, target.check)
+                    if reason is not CloseReason.POLICY_DENIED:
+                        break
         finally:
             self._running -= 1
             self._woken.set()
+        failure = "" if reason is CloseReason.OK else f"health check: {reason}" if reason in self._failing else None
         result = _NO_RESULT if failure is None else _FAILURE if failure else _SUCCESS
         self._results[result,] += 1
         now = trio.current_time()
@@ -244,15 +252,15 @@ class HealthChecker:
                 why = why or ELSEWHERE
         self._balancer.set_unhealthy(place.endpoint, bool(why), now, why=why)
 
-    async def _ask(self, pod: Pod, place: _Place, check: HealthCheck) -> str | None:
-        """Returns why the endpoint failed, empty text if it did not, None if nobody can tell."""
+    async def _ask(self, pod: Pod, place: _Place, check: HealthCheck) -> CloseReason | None:
+        """Returns what comes of it, OK or not, None if nobody can tell."""
         reason: CloseReason | None = None
         # The application has the timeout to answer, and the way to it as long again.
         with trio.move_on_after(check.timeout_s * 2) as too_late:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_end_with_pod, pod, nursery.cancel_scope)
                 try:
-                    reason = await self._reason(pod, place.endpoint, check)
+                    reason = await self._reason(pod, place.service, place.endpoint, check)
                 except ConnectionFailure as failure:
                     reason = failure.reason
                 except OSError as error:
@@ -263,19 +271,17 @@ class HealthChecker:
             return None
         if too_late.cancelled_caught:
             reason = CloseReason.VERDICT_TIMEOUT
-        if reason is CloseReason.OK:
-            return ""
-        return f"health check: {reason}" if reason in self._failing else None
+        return reason
 
-    async def _reason(self, pod: Pod, endpoint: Endpoint, check: HealthCheck) -> CloseReason:
+    async def _reason(self, pod: Pod, service: ServicePort, endpoint: Endpoint, check: HealthCheck) -> CloseReason:
         """What comes of a check: OK, or why not.  Raises ConnectionFailure for the latter, too, and OSError."""
         ip, port = endpoint.address.ip, check.port or endpoint.address.port
         asked = Check(tls=check.tls, timeout_s=check.timeout_s)
-        workload = endpoint.workload
+        workload = endpoint.agent_of
+        if endpoint.workload is None:
+            self._router.require_outside(endpoint.address)
         if workload is None or not workload.enrolled:
             self._gate.admit_check_of(pod.workload.identity)
-            if workload is None:
-                self._router.require_outside(endpoint.address)
             await probe(pod.network.upstream_socket(ip), ip, port, asked)
             return CloseReason.OK
         self._gate.admit_check_of(pod.workload.identity, workload.identity)
@@ -284,12 +290,13 @@ class HealthChecker:
         if credentials is None or own_ip is None:
             raise ConnectionFailure(CloseReason.IDENTITY_UNAVAILABLE)
         verdict = await self._tunnels.check(
-            TunnelKey(pod.workload.uid, pod.workload.identity, ip, workload.identity),
+            TunnelKey(pod.workload.uid, pod.workload.identity, tunnel_ip(endpoint), workload.identity),
             Open(
                 destination=OriginalDestination(ip, port),
                 source=PeerAddress(own_ip, OUTBOUND_PORT),
                 workload=pod.workload.name,
                 check=asked,
+                outside=outside_of(service, endpoint),
             ),
             Dialler(
                 make_socket=lambda to: _socket(pod, to),
@@ -304,7 +311,18 @@ class HealthChecker:
 
 
 def _target(endpoint: Endpoint, check: HealthCheck) -> Target:
-    return Target(endpoint.address, endpoint.workload.uid if endpoint.workload is not None else "", check)
+    return Target(*endpoint.key, check)
+
+
+def _askers(users: _Users) -> list[Pod]:
+    """For whom to ask: who used it last, and, should that be denied, workloads with other identities."""
+    by_identity: dict[SpiffeId, Pod] = {}
+    for pod in reversed(users.pods):
+        if not _is_gone(pod):
+            by_identity.setdefault(pod.workload.identity, pod)
+            if len(by_identity) == _MOST_ASKERS:
+                break
+    return list(by_identity.values())
 
 
 def _is_over(pod: Pod, used_at: float, now: float) -> bool:

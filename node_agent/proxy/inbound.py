@@ -6,7 +6,7 @@ Through a tunnel:
 
 In plaintext, from workloads that are not enrolled:
 
-    where was it going > does the mode allow it > connect the application > relay > account
+    where was it going > authorize (mode, policies) > connect the application > relay > account
 
 The phases differ in what can still be told: before the verdict a failure is
 told to the source's agent, which tells its user; after it only bytes, EOF and
@@ -30,14 +30,16 @@ from node_agent.drain import Drain
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.frames import Check, Open, Verdict, encode_verdict
 from node_agent.identity import Identities
-from node_agent.model import MtlsMode, OriginalDestination, PeerAddress, Workload
+from node_agent.model import EndpointAddress, OriginalDestination, PeerAddress, ServicePort, Workload
 from node_agent.proxy import proxy_protocol
+from node_agent.proxy.egress import Egress
 from node_agent.proxy.health_probe import probe
 from node_agent.proxy.live import LiveConnections
 from node_agent.proxy.pod import Accepted, Pod
+from node_agent.proxy.policy_gate import PolicyGate, cut_failure, cut_reason
 from node_agent.proxy.trust_gate import TrustGate
 from node_agent.registry import Registry
-from node_agent.relay import Ending, Pair, Relay, Settlement
+from node_agent.relay import Ending, Pair, Relay, Settlement, reset_on_close
 from node_agent.telemetry.access_log import AccessLog
 from node_agent.telemetry.connection_record import ConnectionRecord
 from node_agent.tunnel import Tunnel, TunnelLost, TunnelServer, connect
@@ -72,6 +74,8 @@ class Inbound:
         server: TunnelServer,
         relay: Relay,
         gate: TrustGate,
+        policies: PolicyGate,
+        egress: Egress,
         connect_timeout_s: float,
     ) -> None:
         self._access_log = access_log
@@ -82,6 +86,8 @@ class Inbound:
         self._server = server
         self._relay = relay
         self._gate = gate
+        self._policies = policies
+        self._egress = egress
         self._connect_timeout_s = connect_timeout_s
 
     # -- through a tunnel -----------------------------------------------------
@@ -173,11 +179,17 @@ class Inbound:
         verdict = Verdict(reason=CloseReason.DRAINED, is_check=True)
         try:
             self._gate.admit_check(pod.workload.identity, tunnel)
-            self._check(pod, tunnel, message)
+            outside = self._check(pod, tunnel, message)
+            self._policies.admit_check(pod.workload, tunnel, message.destination, message.source.ip)
             ip, port = message.destination
             with self._drain.idle():
-                sock = pod.network.application_socket(ip, source_ip=message.source.ip)
-                greeting = proxy_protocol.LOCAL if port in pod.workload.proxy_protocol_ports else b""
+                sock = (
+                    pod.network.application_socket(ip, source_ip=message.source.ip)
+                    if outside is None
+                    else pod.network.upstream_socket(ip)
+                )
+                is_greeted = outside is None and port in pod.workload.proxy_protocol_ports
+                greeting = proxy_protocol.LOCAL if is_greeted else b""
                 await probe(sock, ip, port, check, greeting=greeting)
                 verdict = Verdict(reason=CloseReason.OK, is_check=True)
         except ConnectionFailure as failure:
@@ -194,6 +206,7 @@ class Inbound:
         """Serve one connection in ``tunnel``; False when the tunnel can not be used again."""
         ending: Ending | None = None
         settlement: Settlement | None = None
+        is_answered = False
         with (
             self._access_log.connection("inbound", trace_parent=message.trace_parent) as record,
             self._live.track(record, pod.workload.uid),
@@ -209,53 +222,75 @@ class Inbound:
             )
             try:
                 self._gate.admit_tunnel(record, pod.workload.identity, tunnel)
-                self._check(pod, tunnel, message)
-                upstream = await self._connect_application(pod, message.destination, message.source, record)
+                outside = self._check(pod, tunnel, message)
+                self._policies.admit(record)
+                if outside is None:
+                    upstream = await self._connect_application(pod, message.destination, message.source, record)
+                else:
+                    upstream = await self._connect_outside(pod, outside, message.destination, record)
             except ConnectionFailure as failure:
                 # First the reason: the peer may be gone already, which is no reason of its own.
-                record.close_because(failure.reason, failure.detail)
-                await tunnel.send(encode_verdict(Verdict(reason=failure.reason, detail=failure.detail)))
+                record.failed(failure)
+                is_answered = True
+                await tunnel.send(_refusal(record))
                 ending = Ending.COMPLETE
                 raise
 
             accepted = Accepted(upstream)
             with accepted:
+                is_answered = True
                 await tunnel.send(_ACCEPTED)
                 record.opened()
                 outcome = await self._relay.run_tunnel(
                     accepted.take(),
                     tunnel.lend(),
                     _count(record, application_is_plain=True),
-                    why=lambda: record.close_reason,
+                    why=lambda: cut_reason(record),
                 )
             ending, settlement = outcome.ending, outcome.settlement
             if ending is Ending.COMPLETE:
                 tunnel.take_back(outcome.leftover)
             else:
-                record.close_because(outcome.reason or _TUNNEL_CLOSE_REASONS[ending])
+                record.failed(cut_failure(outcome.reason or _TUNNEL_CLOSE_REASONS[ending]))
+        if not is_answered:
+            return await self._answer_cut(tunnel, record)
         if settlement is not None and (leftover := await self._relay.settled(settlement)) is not None:
             tunnel.take_back(leftover)
             return True
         return ending is Ending.COMPLETE
+
+    async def _answer_cut(self, tunnel: Tunnel, record: ConnectionRecord) -> bool:
+        """Say why a connection was cut that had no verdict yet; False when the tunnel is gone."""
+        try:
+            await tunnel.send(_refusal(record))
+        except ConnectionFailure:
+            return False
+        return True
 
     def _source_of(self, tunnel: Tunnel, message: Open) -> Workload | None:
         """The workload that the peer speaks for, if what we know of it agrees with what the peer proved."""
         workload = self._registry.workload_at(message.source.ip)
         return workload if workload is not None and workload.identity == tunnel.peer.identity else None
 
-    def _check(self, pod: Pod, tunnel: Tunnel, message: Open) -> None:
-        """Refuse what the peer may not ask, whatever its identity; raises ConnectionFailure."""
+    def _check(self, pod: Pod, tunnel: Tunnel, message: Open) -> ServicePort | None:
+        """Refuse what the peer may not ask, whatever its identity; raises ConnectionFailure.
+
+        Returns the service outside that the pod is asked to be the egress of, None if it is asked for itself.
+        """
         if datetime.now(UTC) >= tunnel.not_after + CLOCK_SKEW:
             raise ConnectionFailure(CloseReason.CERTIFICATE_EXPIRED, "a certificate expired while the tunnel was idle")
         if message.source.ip != tunnel.peer_ip:
             raise ConnectionFailure(
                 CloseReason.SOURCE_MISMATCH, f"the tunnel comes from {tunnel.peer_ip} but names {message.source.ip}"
             )
+        if message.outside is not None:
+            return self._egress.require(pod.workload, message.outside, message.destination)
         if message.destination.ip not in pod.workload.addresses:
             raise ConnectionFailure(
                 CloseReason.UNKNOWN_DESTINATION, f"{message.destination.ip} is not an address of {pod.workload.name}"
             )
         _refuse_capture_ports(message.destination)
+        return None
 
     # -- in plaintext -----------------------------------------------------------
 
@@ -278,6 +313,7 @@ class Inbound:
 
             self._gate.admit(record, pod.workload.identity)
             self._check_plaintext(pod, destination)
+            self._policies.admit(record)
             upstream = await self._connect_application(pod, destination, peer, record)
             record.opened()
             outcome = await self._relay.run_plain(accepted.take(), upstream, _count(record, application_is_plain=False))
@@ -290,12 +326,6 @@ class Inbound:
                 CloseReason.UNKNOWN_DESTINATION, f"{destination.ip} is not an address of {pod.workload.name}"
             )
         _refuse_capture_ports(destination)
-        mode = self._registry.mtls_mode(pod.workload, destination.port)
-        if mode is MtlsMode.STRICT:
-            raise ConnectionFailure(
-                CloseReason.PLAINTEXT_REFUSED,
-                f"{pod.workload.name} takes only mutual TLS on port {destination.port} (PeerAuthentication STRICT)",
-            )
 
     # -- both -------------------------------------------------------------------
 
@@ -321,6 +351,30 @@ class Inbound:
             raise
         record.connect_ms = (trio.current_time() - started) * 1000
         return upstream
+
+    async def _connect_outside(
+        self, pod: Pod, service: ServicePort, destination: OriginalDestination, record: ConnectionRecord
+    ) -> socket.socket:
+        """Connect to a place outside from the egress pod, whose address it sees; the caller closes the socket."""
+        started = trio.current_time()
+        record.note(service=service, endpoint=EndpointAddress(*destination))
+        record.attempts += 1
+        upstream = pod.network.upstream_socket(destination.ip)
+        reset_on_close(upstream)
+        try:
+            await connect(upstream, destination.ip, destination.port, timeout_s=self._connect_timeout_s)
+        except BaseException:
+            upstream.close()
+            raise
+        record.connect_ms = (trio.current_time() - started) * 1000
+        return upstream
+
+
+def _refusal(record: ConnectionRecord) -> bytes:
+    """The verdict on a connection that is refused, for the reason in its record."""
+    reason = record.close_reason or CloseReason.INTERNAL_ERROR
+    policy = record.policy if reason is CloseReason.POLICY_DENIED else None
+    return encode_verdict(Verdict(reason=reason, detail=record.detail, policy=policy))
 
 
 def _refuse_capture_ports(destination: OriginalDestination) -> None:

@@ -13,10 +13,12 @@ import trio
 from ca.manifests import Traffic
 from ca.manifests.traffic import Timeouts
 from node_agent.balance import Balancer, Client, Near, NoEndpoints, Pick
-from node_agent.errors import CloseReason, ConnectionFailure
+from node_agent.errors import CloseReason, ConnectionFailure, PolicyDenied
 from node_agent.frames import Open
 from node_agent.identity import Identities
-from node_agent.model import Endpoint, EndpointAddress, OriginalDestination, PeerAddress, ServicePort
+from node_agent.model import Endpoint, EndpointKey, OriginalDestination, PeerAddress, ServicePort
+from node_agent.proxy.egress import outside_of, tunnel_ip
+from node_agent.proxy.foresight import Foresight
 from node_agent.proxy.health_checks import HealthChecker
 from node_agent.proxy.pod import Pod
 from node_agent.proxy.routes import Route, Router
@@ -44,6 +46,19 @@ ANOTHER_MAY_WORK: Final = frozenset(
 """Failures of one endpoint before any application byte was sent.  Wrong certificates are not among
 them: an impostor must be seen, not silently avoided."""
 
+_NO_WAY_TO_THE_PEER: Final = frozenset(
+    {
+        CloseReason.PEER_UNAVAILABLE,
+        CloseReason.HANDSHAKE_TIMEOUT,
+        CloseReason.VERDICT_TIMEOUT,
+        CloseReason.TUNNEL_LOST,
+        CloseReason.DRAINED,
+        CloseReason.WORKLOAD_REMOVED,
+        CloseReason.OVERLOADED,
+    }
+)
+"""Those that say nothing of the place behind an egress pod, but all of the pod."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Upstream:
@@ -66,6 +81,7 @@ class Connector:
         identities: Identities,
         tunnels: TunnelClient,
         gate: TrustGate,
+        foresight: Foresight,
         health: HealthChecker,
         connect_timeout_s: float,
         max_connect_attempts: int,
@@ -75,6 +91,7 @@ class Connector:
         self._identities = identities
         self._tunnels = tunnels
         self._gate = gate
+        self._foresight = foresight
         self._health = health
         self._connect_timeout_s = connect_timeout_s
         self._max_connect_attempts = max_connect_attempts
@@ -98,7 +115,7 @@ class Connector:
         if traffic.health_check is not None:
             self._health.used(pod, service, 6 if ":" in peer.ip else 4)
         client = Client(Near.of(pod.workload), peer.ip, str(pod.workload.identity))
-        tried: set[EndpointAddress] = set()
+        tried: set[EndpointKey] = set()
         last: ConnectionFailure | None = None
         while True:
             try:
@@ -110,12 +127,17 @@ class Connector:
             record.attempts += 1
             try:
                 upstream = await self._connect(pod, peer, pick.endpoint, record, traffic.timeouts)
+            except PolicyDenied:
+                pick.release(trio.current_time())  # it says nothing about the endpoint, but about who asks
+                raise
             except ConnectionFailure as failure:
                 pick.failed(trio.current_time())
                 if failure.reason not in ANOTHER_MAY_WORK or not self._may_retry(service, traffic, record):
                     raise
                 last = failure
-                tried.add(pick.endpoint.address)
+                tried.add(pick.endpoint.key)
+                if pick.endpoint.egress is not None and failure.reason in _NO_WAY_TO_THE_PEER:
+                    tried.update(each.key for each in route.candidates if each.egress == pick.endpoint.egress)
             except BaseException:
                 pick.release(trio.current_time())
                 raise
@@ -131,11 +153,17 @@ class Connector:
     async def _connect(
         self, pod: Pod, peer: PeerAddress, endpoint: Endpoint, record: ConnectionRecord, timeouts: Timeouts
     ) -> Upstream:
-        workload = endpoint.workload
-        if workload is None or not workload.enrolled:
-            record.chose(endpoint=endpoint.address, destination=workload, destination_identity=None, security="none")
-            if workload is None:
-                self._router.require_outside(endpoint.address)
+        workload = endpoint.agent_of
+        is_enrolled = workload is not None and workload.enrolled
+        record.chose(
+            endpoint=endpoint.address,
+            destination=workload,
+            destination_identity=workload.identity if workload is not None and is_enrolled else None,
+            security="mutual_tls" if is_enrolled else "none",
+        )
+        if endpoint.workload is None:
+            self._router.require_outside(endpoint.address)
+        if workload is None or not is_enrolled:
             plain = pod.network.upstream_socket(endpoint.address.ip)
             reset_on_close(plain)
             try:
@@ -150,20 +178,16 @@ class Connector:
                 raise
             return Upstream(plain=plain)
 
-        record.chose(
-            endpoint=endpoint.address,
-            destination=workload,
-            destination_identity=workload.identity,
-            security="mutual_tls",
-        )
         self._gate.admit(record, pod.workload.identity, workload.identity)
+        self._foresight.spare(record, trio.current_time())
         credentials = await self._identities.wait_for(pod.workload.identity)
-        key = TunnelKey(pod.workload.uid, pod.workload.identity, endpoint.address.ip, workload.identity)
+        key = TunnelKey(pod.workload.uid, pod.workload.identity, tunnel_ip(endpoint), workload.identity)
         message = Open(
             destination=OriginalDestination(*endpoint.address),
             source=peer,
             workload=pod.workload.name,
             trace_parent=record.trace_parent,
+            outside=outside_of(record.service, endpoint),
         )
         dialler = Dialler(
             make_socket=pod.network.upstream_socket,
@@ -174,7 +198,11 @@ class Connector:
             handshake_timeout_s=timeouts.handshake_s,
             reached=record.trace.reached if record.trace is not None else None,
         )
-        tunnel = await self._tunnels.open(key, message, dialler)
+        try:
+            tunnel = await self._tunnels.open(key, message, dialler)
+        except PolicyDenied:
+            self._foresight.denied(record, trio.current_time())
+            raise
         try:
             self._gate.admit_tunnel(record, pod.workload.identity, tunnel)
         except ConnectionFailure:

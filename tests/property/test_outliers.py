@@ -115,7 +115,7 @@ class Ejection(RuleBasedStateMachine):
             assert not left or not healthy or self.mode is LocalityMode.STRICT
             return multiple()
         chosen = self.candidates.index(pick.endpoint)
-        assert pick.endpoint.address not in exclude
+        assert pick.endpoint.key not in exclude
         is_panic = len(healthy) * 100 < self.traffic.panic_threshold_percent * len(self.candidates)
         if not is_panic and not exclude:
             assert chosen in healthy, "an ejected endpoint is picked while a healthy one exists"
