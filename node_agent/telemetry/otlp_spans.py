@@ -24,7 +24,8 @@ from node_agent.telemetry.otlp_collector import CollectorSession, Source, export
 from node_agent.telemetry.tracing import FinishedSpan
 from node_agent.telemetry.traffic import owner_name
 
-_NS: Final = 1_000_000_000
+_US_A_SECOND: Final = 1_000_000
+_NS_A_US: Final = 1_000
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 
 Attributes = dict[str, str | int | float]
@@ -129,4 +130,4 @@ def attributes_of(span: FinishedSpan) -> Attributes:
 
 
 def _nanoseconds(seconds: float) -> int:
-    return int(seconds * _NS)
+    return round(seconds * _US_A_SECOND) * _NS_A_US  # a float of today has a quarter of a microsecond

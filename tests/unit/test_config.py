@@ -6,8 +6,10 @@ import pytest
 
 from node_agent.config import HostPort, load
 from node_agent.errors import ConfigError
+from node_agent.export_config import Sink, record_collector, trace_collector
 
 _LEAST = '[agent]\nnode = "node-1"\n[ca]\naddress = "10.0.0.1:15012"\nbundle_file = "/etc/bundle.pem"\n'
+_TRACING = '[tracing]\nendpoint = "{}"\n'
 
 
 def _write(directory: Path, text: str | bytes) -> Path:
@@ -32,6 +34,34 @@ def test_the_workload_api_is_off_unless_it_is_wanted_and_has_a_directory_of_its_
     elsewhere = load(_write(tmp_path, _LEAST + '[workload_api]\nenabled = true\nsocket = "/x/y.sock"\n'))
     assert elsewhere.workload_api.enabled
     assert elsewhere.workload_api_socket == Path("/x/y.sock")
+
+
+def test_spans_and_records_go_where_they_are_wanted(tmp_path: Path) -> None:
+    config = load(_write(tmp_path, _LEAST))
+    assert trace_collector(config.tracing) is None
+    assert config.access_log.sinks == (Sink.STDOUT,)
+    assert record_collector(config.access_log, config.tracing) is None
+
+    text = '[tracing]\nendpoint = "https://[fd00::1]:4318/"\nheaders_file = "/h"\ntimeout_s = 2\n'
+    text += '[access_log]\nsinks = ["file", "otlp"]\nfile = "/var/log/access.log"\n'
+    config = load(_write(tmp_path, _LEAST + text))
+    spans, records = trace_collector(config.tracing), record_collector(config.access_log, config.tracing)
+    assert spans is not None
+    assert records is not None
+    assert spans.url == "https://[fd00::1]:4318/v1/traces"
+    assert records.url == "https://[fd00::1]:4318/v1/logs"
+    assert records.headers_file == spans.headers_file == Path("/h")
+    assert records.timeout_s == 2
+
+    config = load(_write(tmp_path, _LEAST + text.replace("4318/", "4318/otlp/v1/traces")))
+    records = record_collector(config.access_log, config.tracing)
+    assert records is not None
+    assert records.url == "https://[fd00::1]:4318/otlp/v1/logs"
+
+    config = load(_write(tmp_path, _LEAST + text + 'otlp_endpoint = "http://c/logs"\n'))
+    records = record_collector(config.access_log, config.tracing)
+    assert records is not None
+    assert (records.url, records.headers_file) == ("http://c:80/logs", None)
 
 
 def test_the_ca_may_have_several_addresses(tmp_path: Path) -> None:
@@ -87,6 +117,42 @@ def test_the_ca_may_have_several_addresses(tmp_path: Path) -> None:
             "[capture] netns_path = '/up/{namespace}': expected an absolute",
         ),
         (_LEAST + '[listen]\nmetrics = "nowhere"\n', "[listen] metrics = 'nowhere': expected \"host:port\""),
+        (_LEAST + _TRACING.format("ftp://c"), "[tracing] endpoint = 'ftp://c': expected a URL that begins with http"),
+        (_LEAST + _TRACING.format("c:4318"), "[tracing] endpoint = 'c:4318': expected a URL that begins with http"),
+        (_LEAST + _TRACING.format("http://"), "[tracing] endpoint = 'http://': expected a URL that begins with"),
+        (
+            _LEAST + _TRACING.format("http://u:p@c"),
+            "[tracing] endpoint = 'http://u:p@c': expected a URL without a user",
+        ),
+        (_LEAST + _TRACING.format("http://c/?a=b"), "[tracing] endpoint = 'http://c/?a=b': expected a URL without a q"),
+        (_LEAST + _TRACING.format("http://c:0"), "[tracing] endpoint = 'http://c:0': expected a port between 1 and"),
+        (_LEAST + _TRACING.format("http://c:70000"), "[tracing] endpoint = 'http://c:70000': "),
+        (_LEAST + _TRACING.format("http://c d"), "[tracing] endpoint = 'http://c d': expected a URL such as"),
+        (_LEAST + _TRACING.format("http://[::1"), "[tracing] endpoint = 'http://[::1': "),
+        (_LEAST + "[tracing]\nsample_ratio = 1.5\n", "[tracing] sample_ratio = 1.5: expected a value between 0 and 1"),
+        (_LEAST + '[tracing]\nca_file = "/c"\n', "[tracing] ca_file: is not read without endpoint"),
+        (
+            _LEAST + _TRACING.format("http://c") + 'headers_file = "/h"\n',
+            "[tracing] headers_file: would be sent in clear to http://c:80; use https",
+        ),
+        (_LEAST + "[access_log]\nsinks = []\n", "[access_log] sinks = []: expected a list of at least one of stdout, "),
+        (_LEAST + '[access_log]\nsinks = "file"\n', "[access_log] sinks = 'file': expected a list of at least one of"),
+        (
+            _LEAST + '[access_log]\nsinks = ["syslog"]\n',
+            "[access_log] sinks = ['syslog']: expected one of stdout, file",
+        ),
+        (_LEAST + '[access_log]\nsinks = ["stdout", "stdout"]\n', "[access_log] sinks: the same one twice"),
+        (_LEAST + '[access_log]\nsinks = ["file"]\n', '[access_log] file: missing with the sink "file"'),
+        (_LEAST + '[access_log]\nfile = "/a"\n', '[access_log] file: is not written without the sink "file"'),
+        (_LEAST + '[access_log]\nsinks = ["otlp"]\n', '[access_log] otlp_endpoint: missing with the sink "otlp"'),
+        (
+            _LEAST + _TRACING.format("http://c/x") + '[access_log]\nsinks = ["otlp"]\n',
+            "[access_log] otlp_endpoint: missing; the path of [tracing] endpoint does not end in /v1/traces",
+        ),
+        (
+            _LEAST + '[access_log]\notlp_endpoint = "http://c"\n',
+            '[access_log] otlp_endpoint: is not read without the sink "otlp"',
+        ),
         ("[agent\n", "not valid TOML: "),
         ('[agent]\nnode = "a"\nnode = "b"\n', "not valid TOML: "),
         (b"[agent]\nnode = '\xff'\n", "not valid TOML: "),
