@@ -154,7 +154,10 @@ def _string_match(pattern: str, text: str) -> bool:
 
 
 def _inside(ip: str, block: str) -> bool:
-    return bool(ip) and ipaddress.ip_address(ip) in ipaddress.ip_network(block, strict=False)
+    network = ipaddress.ip_network(block, strict=False)
+    if ip and ":" not in ip and network.version == 6 and network.subnet_of(ipaddress.IPv6Network("::ffff:0:0/96")):
+        ip = f"::ffff:{ip}"  # the same address, written as the network is
+    return bool(ip) and ipaddress.ip_address(ip) in network
 
 
 def _is_about(policy: Mapping[str, Any], asked: Asked) -> bool:
