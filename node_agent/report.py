@@ -54,6 +54,8 @@ class ConnectionCounts(Protocol):
 
     def recent(self) -> Iterable[Row]: ...
 
+    def archive(self) -> Iterable[bytes]: ...
+
 
 class Report:
     """Reads the agent's parts; changes none but the log level."""

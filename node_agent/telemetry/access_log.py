@@ -27,11 +27,12 @@ import trio
 
 from node_agent.config import MetricsSection
 from node_agent.errors import CloseReason, ConnectionFailure
+from node_agent.telemetry.archive import RecordArchive
 from node_agent.telemetry.connection_record import ConnectionRecord
 from node_agent.telemetry.failures import Failures
 from node_agent.telemetry.metrics import Metrics
 from node_agent.telemetry.recent import RecentRecords
-from node_agent.telemetry.response_flags import RESPONSE_FLAGS
+from node_agent.telemetry.response_flags import RESPONSE_FLAGS, ResponseFlag
 from node_agent.telemetry.tracing import FinishedSpan, Tracer
 from node_agent.telemetry.traffic import Direction, Traffic
 
@@ -94,6 +95,7 @@ class AccessLog:
         self._live: dict[str, ConnectionRecord] = {}
         self._closed: dict[tuple[str, ...], int] = {}
         self._recent = RecentRecords()
+        self._archive = RecordArchive()
         self._failures = Failures(metrics, max_label_sets=max_label_sets)
         metrics.before_scrape(self._count_live_bytes)
         metrics.gauge("ringfence_connections_open", "Connections that the agent holds now.", lambda: len(self._live))
@@ -148,6 +150,10 @@ class AccessLog:
         """The access records of the connections that ended last, newest first."""
         return self._recent.rows()
 
+    def archive(self) -> Iterator[bytes]:
+        """The access records of some thousand connections that ended, for ``archive.find_record``."""
+        return self._archive.blocks()
+
     def begin(self, record: ConnectionRecord) -> None:
         """Make ``record`` one of the live ones."""
         self._live[record.id] = record
@@ -165,6 +171,7 @@ class AccessLog:
         if _ACCESS.isEnabledFor(logging.INFO):
             text = record.render(reason, now=now, at_s=at_s)
             self._recent.add(text, reason)
+            self._archive.add(text, keep=RESPONSE_FLAGS[reason] is ResponseFlag.DENY)
             _write(text)
         if record.trace is not None and self._on_span is not None:
             self._on_span(record.finished_span(reason, now=now, at_s=at_s))

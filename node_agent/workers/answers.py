@@ -20,6 +20,7 @@ from node_agent.workers.channel import Channel
 from node_agent.workers.messages import (
     Answer,
     AnswerRow,
+    BlockRow,
     Count,
     DebugRow,
     FamilyRow,
@@ -73,6 +74,8 @@ def rows_of(topic: Topic, *, data_path: DataPath, metrics: Metrics, debugging: P
             return (LiveRow(cells=cast("dict[str, str]", row)) for row in data_path.access_log.live())
         case Topic.RECENT:
             return (LiveRow(cells=row) for row in data_path.access_log.recent())
+        case Topic.ARCHIVE:
+            return (BlockRow(records=block) for block in data_path.access_log.archive())
         case Topic.LOADS:
             # A list: the balancer's table may not be held while others pick.
             return [

@@ -14,7 +14,7 @@ from node_agent.balance.health_shares import ELSEWHERE
 from node_agent.balance.loads import EndpointLoad
 from node_agent.model import EndpointAddress
 from node_agent.telemetry.metrics import FamilyReading, Kind, Labels, Merge, Sample
-from node_agent.workers.messages import AnswerRow, Count, DebugRow, FamilyRow, LiveRow, LoadRow, Topic
+from node_agent.workers.messages import AnswerRow, BlockRow, Count, DebugRow, FamilyRow, LiveRow, LoadRow, Topic
 
 OPEN: Final = "open"
 TOTAL: Final = "total"
@@ -55,6 +55,7 @@ class _Worker:
     families: dict[str, _Family] = field(default_factory=dict)
     connections: list[Mapping[str, object]] = field(default_factory=list)
     recent: list[Mapping[str, object]] = field(default_factory=list)
+    archive: list[bytes] = field(default_factory=list)
     loads: dict[_LoadKey, EndpointLoad] = field(default_factory=dict)
     debugging: dict[Topic, str] = field(default_factory=dict)
 
@@ -76,6 +77,8 @@ class Figures:
                 held.connections = [{**row.cells, "worker": worker} for row in rows if isinstance(row, LiveRow)]
             case Topic.RECENT:
                 held.recent = [row.cells for row in rows if isinstance(row, LiveRow)]
+            case Topic.ARCHIVE:
+                held.archive = [row.records for row in rows if isinstance(row, BlockRow)]
             case Topic.LOADS:
                 held.loads = {
                     (EndpointAddress(row.ip, row.port), row.uid): EndpointLoad(
@@ -121,6 +124,13 @@ class Figures:
             for number, held in sorted(self._workers.items())
             if topic in held.debugging
         ]
+
+    def take_archive(self) -> list[bytes]:
+        """The records that the workers have just sent; they are kept here no longer."""
+        blocks = [block for held in self._workers.values() for block in held.archive]
+        for held in self._workers.values():
+            held.archive = []
+        return blocks
 
     def load(self, address: EndpointAddress, uid: str) -> EndpointLoad:
         """An endpoint as the agent sees it: connections added up, latency averaged over who has measured it.

@@ -141,6 +141,7 @@ class Topic(StrEnum):
     CONNECTIONS = "connections"
     LOADS = "loads"
     RECENT = "recent"
+    ARCHIVE = "archive"
     METRICS = "metrics"
     PROFILE = "profile"
     STACKS = "stacks"
@@ -249,6 +250,13 @@ class LiveRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlockRow:
+    """Some access records, as ``telemetry.archive`` keeps them."""
+
+    records: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadRow:
     """What a worker's balancer knows of one endpoint; see ``EndpointLoad``."""
 
@@ -290,7 +298,7 @@ class DebugRow:
     text: str
 
 
-AnswerRow = Count | LiveRow | LoadRow | FamilyRow | DebugRow
+AnswerRow = Count | LiveRow | BlockRow | LoadRow | FamilyRow | DebugRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

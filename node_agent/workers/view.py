@@ -26,6 +26,9 @@ _TOPICS: Final[Mapping[str, tuple[Topic, ...]]] = {
     "/status": (Topic.COUNTS,),
     "/connections": (Topic.CONNECTIONS,),
     "/endpoints": (Topic.LOADS,),
+    "/explain": (Topic.LOADS,),
+    "/explain/record": (Topic.LOADS, Topic.CONNECTIONS, Topic.ARCHIVE),
+    "/policies": (Topic.METRICS,),
     "/metrics": (Topic.METRICS,),
     "/mesh": _SIGHT,
     "/sight": _SIGHT,
@@ -87,6 +90,10 @@ class WorkersView:
     def recent(self) -> Iterator[Mapping[str, object]]:
         """The access records of the connections that ended last, newest first."""
         return iter(self._figures.recent())
+
+    def archive(self) -> Iterator[bytes]:
+        """The access records of some thousand connections that ended, for ``archive.find_record``."""
+        return iter(self._figures.take_archive())
 
     def families(self) -> Iterator[FamilyReading]:
         """The metrics of all processes, added up, as numbers."""

@@ -1,0 +1,74 @@
+"""The access records of the last thousands of connections, compressed: for whoever asks about one by its id.
+
+Records are alike, so 64 of them compressed together take about 60 bytes each,
+and 3 microseconds: the whole archive is some 300 KB.  Those that were denied are
+kept in a ring of their own, so that good ones do not wash them away.
+
+Sans-I/O, one thread.
+"""
+
+import json
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, cast
+
+_RECORDS_A_BLOCK: Final = 64
+_BLOCKS: Final = 64  # 4,096 records
+_KEPT_BLOCKS: Final = 16  # 1,024 denied ones
+_LEVEL: Final = 3  # a quarter less time than 1, with less memory
+_MOST_BLOCK_BYTES: Final = 1024 * 1024  # of records of at most some 4 KiB each
+
+
+class RecordArchive:
+    """What the access log puts in, as JSON text without line feeds."""
+
+    def __init__(self) -> None:
+        self._all = _Ring(_BLOCKS)
+        self._kept = _Ring(_KEPT_BLOCKS)
+
+    def add(self, text: str, *, keep: bool) -> None:
+        """Keep a record; with ``keep`` longer than the others."""
+        self._all.add(text)
+        if keep:
+            self._kept.add(text)
+
+    def blocks(self) -> Iterator[bytes]:
+        """Everything, compressed, the newest first; a snapshot."""
+        yield from self._all.blocks()
+        yield from self._kept.blocks()
+
+
+def find_record(blocks: Iterable[bytes], record_id: str) -> dict[str, Any] | None:
+    """The record of this id, None if it is in none of the ``blocks``."""
+    wanted = f'"id":{json.dumps(record_id)},'
+    for block in blocks:
+        text = zlib.decompressobj().decompress(block, _MOST_BLOCK_BYTES).decode()
+        if wanted not in text:
+            continue
+        for line in reversed(text.split("\n")):
+            if wanted in line and (record := json.loads(line))["id"] == record_id:
+                return cast("dict[str, Any]", record)
+    return None
+
+
+class _Ring:
+    """Blocks of records, the last one still open."""
+
+    def __init__(self, blocks: int) -> None:
+        self._blocks: deque[bytes] = deque(maxlen=blocks)
+        self._open: list[str] = []
+
+    def add(self, text: str) -> None:
+        self._open.append(text)
+        if len(self._open) == _RECORDS_A_BLOCK:
+            self._blocks.append(_compressed(self._open))
+            self._open = []
+
+    def blocks(self) -> list[bytes]:
+        newest = [_compressed(self._open)] if self._open else []
+        return [*newest, *reversed(self._blocks)]
+
+
+def _compressed(texts: list[str]) -> bytes:
+    return zlib.compress("\n".join(texts).encode(), _LEVEL)
