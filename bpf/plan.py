@@ -1,0 +1,130 @@
+"""What is to be loaded: features, their sources, maps, and programs by hook.  Data only.
+
+A new program is a row of a feature here (and its C file); a new kind of hook is
+a row of ``HOOKS`` too.  The loader does the rest.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from bpf.syscalls import AttachType, MapType, ProgramType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hook:
+    """A place where the kernel calls us.
+
+    ``refuses``: without a program in force the answer is no (a packet, a
+    connect); else nothing happens.
+    """
+
+    name: str
+    program_type: ProgramType
+    attach_type: AttachType
+    refuses: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A function of the feature's sources, and the hook that it serves."""
+
+    function: str
+    hook: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapRow:
+    """A map of the feature.
+
+    ``key`` and ``value`` are structures of maps.h, or None for a plain number.
+    ``type`` overrides what the C source says, for kinds that bcc has no
+    look-up for; ``value_bytes`` then too.
+    """
+
+    name: str
+    key: str | None = None
+    value: str | None = None
+    type: MapType | None = None
+    value_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feature:
+    """What is loaded, or left out, as a whole.  ``min_kernel`` is where the last thing that it needs came in."""
+
+    name: str
+    min_kernel: tuple[int, int]
+    needs: str
+    sources: tuple[str, ...]
+    maps: tuple[MapRow, ...]
+    programs: tuple[Program, ...]
+
+
+HOOKS: Final = (
+    Hook(
+        name="connect4",
+        program_type=ProgramType.CGROUP_SOCK_ADDR,
+        attach_type=AttachType.CGROUP_INET4_CONNECT,
+        refuses=True,
+    ),
+    Hook(
+        name="connect6",
+        program_type=ProgramType.CGROUP_SOCK_ADDR,
+        attach_type=AttachType.CGROUP_INET6_CONNECT,
+        refuses=True,
+    ),
+    Hook(
+        name="getpeername4",
+        program_type=ProgramType.CGROUP_SOCK_ADDR,
+        attach_type=AttachType.CGROUP_INET4_GETPEERNAME,
+        refuses=False,
+    ),
+    Hook(
+        name="getpeername6",
+        program_type=ProgramType.CGROUP_SOCK_ADDR,
+        attach_type=AttachType.CGROUP_INET6_GETPEERNAME,
+        refuses=False,
+    ),
+    Hook(
+        name="sock_ops",
+        program_type=ProgramType.SOCK_OPS,
+        attach_type=AttachType.CGROUP_SOCK_OPS,
+        refuses=False,
+    ),
+    Hook(
+        name="sock_release",
+        program_type=ProgramType.CGROUP_SOCK,
+        attach_type=AttachType.CGROUP_INET_SOCK_RELEASE,
+        refuses=False,
+    ),
+)
+
+CAPTURE: Final = "capture"
+
+FEATURES: Final = (
+    Feature(
+        name=CAPTURE,
+        min_kernel=(5, 18),
+        needs="bpf_set_retval in connect hooks",
+        sources=("capture.h", "connect.c", "getpeername.c", "flows.c", "release.c"),
+        maps=(
+            MapRow(name="workloads", value="workload"),
+            MapRow(name="listeners", key="listener_key", type=MapType.SOCKHASH, value_bytes=8),
+            MapRow(name="originals", value="original_destination"),
+            MapRow(name="flows", key="flow_key", value="original_destination"),
+        ),
+        programs=(
+            Program(function="capture_connect4", hook="connect4"),
+            Program(function="capture_connect6", hook="connect6"),
+            Program(function="capture_getpeername4", hook="getpeername4"),
+            Program(function="capture_getpeername6", hook="getpeername6"),
+            Program(function="capture_flows", hook="sock_ops"),
+            Program(function="capture_release", hook="sock_release"),
+        ),
+    ),
+)
+
+
+def hook(name: str) -> Hook:
+    """The row of ``HOOKS``."""
+    return next(each for each in HOOKS if each.name == name)
