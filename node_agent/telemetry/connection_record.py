@@ -261,6 +261,8 @@ class ConnectionRecord:
             destination_identity=self.destination_identity,
             security=self.security,
             policy=self.policy,
+            audit=self.audit,
+            dry_run=self.dry_run,
             fault=self.fault,
             sent_bytes=self.sent_bytes,
             received_bytes=self.received_bytes,

@@ -114,6 +114,8 @@ def attributes_of(span: FinishedSpan) -> Attributes:
         "ringfence.service": span.service,
         "ringfence.connection_security_policy": span.security,
         "ringfence.policy": span.policy,
+        "ringfence.audit": span.audit,
+        "ringfence.dry_run": span.dry_run,
         "ringfence.fault": span.fault,
         "ringfence.sent_bytes": span.sent_bytes,
         "ringfence.received_bytes": span.received_bytes,

@@ -107,6 +107,8 @@ class FinishedSpan(NamedTuple):
     destination_identity: SpiffeId | None
     security: str
     policy: str | None
+    audit: str | None
+    dry_run: str | None
     fault: str | None
     sent_bytes: int
     received_bytes: int
