@@ -147,6 +147,7 @@ def _configure_ca(lab: state.Lab, index: int, replica: int, database: str) -> No
 [ca]
 trust_domain = "{lab.trust_domains[index]}"
 address = ":{layout.ca_port(index, replica)}"
+metrics_address = ":{layout.ca_metrics_port(index, replica)}"
 state_dir = "{directory}/state"
 passphrase_file = "{passphrase}"
 {database}

@@ -24,6 +24,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 TRUST_DOMAIN: Final = "cluster.local"
 CA_PORT: Final = 15012  # of the first CA; each further one has its ports 10 higher
 BUNDLE_PORT: Final = 15013
+METRICS_PORT: Final = 15020
 MAX_CA_REPLICAS: Final = 8  # of the first CA; each further one listens 100 ports higher
 TUNNEL_PORT: Final = 15008
 MAX_NODES: Final = 99  # node K is .K+10 on the link and fd52:4647:0:K:: for its pods, in decimal digits
@@ -97,6 +98,11 @@ def ca_name(index: int, replica: int = 0) -> str:
 def ca_port(index: int, replica: int = 0) -> int:
     """Where that CA serves its agents; all CAs are on node 0."""
     return CA_PORT + 10 * index + 100 * replica
+
+
+def ca_metrics_port(index: int, replica: int = 0) -> int:
+    """Where that CA serves its metrics: the first one where an agent does."""
+    return METRICS_PORT + 10 * index + 100 * replica
 
 
 def bundle_port(index: int) -> int:
