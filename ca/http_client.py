@@ -1,4 +1,4 @@
-"""One HTTP/1.1 exchange over a TLS stream.
+"""One HTTP/1.1 exchange over a stream: TLS, or a unix socket.
 
 What comes back is bounded in head and body; the caller sets the deadline and
 closes the stream.
@@ -26,9 +26,7 @@ class TooLong(Exception):
     """The body has more bytes than the caller allows."""
 
 
-async def exchange(
-    stream: trio.SSLStream[trio.SocketStream], request: h11.Request, body: bytes = b"", *, max_body_bytes: int
-) -> Answer:
+async def exchange(stream: trio.abc.Stream, request: h11.Request, body: bytes = b"", *, max_body_bytes: int) -> Answer:
     """Send ``request`` and return what is answered.
 
     Raises:

@@ -63,6 +63,7 @@ Handler = Callable[[Request], Response]
 Routes = Mapping[str, Mapping[str, Handler]]
 Secure = Callable[[trio.abc.HalfCloseableStream], Awaitable[trio.abc.Stream]]
 Prepare = Callable[[str], Awaitable[None]]
+Guard = Callable[[Request], Response | None]
 
 
 def json_response(status: int, value: object) -> Response:
@@ -87,12 +88,25 @@ class HttpServer:
 
     ``prepare`` is awaited before each answer, with the request's path: it
     fetches what the handler, which can not wait, is going to show.
+
+    ``guard`` sees each request first, also one for a path that does not exist;
+    what it answers is sent instead.  ``headers`` are sent with every answer.
     """
 
-    def __init__(self, routes: Routes, *, secure: Secure | None = None, prepare: Prepare | None = None) -> None:
+    def __init__(
+        self,
+        routes: Routes,
+        *,
+        secure: Secure | None = None,
+        prepare: Prepare | None = None,
+        guard: Guard | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         self._routes = routes
         self._secure = secure
         self._prepare = prepare
+        self._guard = guard
+        self._headers = headers
         self._connections: dict[int, trio.CancelScope] = {}  # in order of age
         self._accepted = 0
 
@@ -104,6 +118,11 @@ class HttpServer:
     ) -> None:
         """Serve on ``listeners``, which are closed at the end."""
         await trio.serve_listeners(self._serve, list(listeners), task_status=task_status)
+
+    def cut_all(self) -> None:
+        """End every conversation; who wants to go on has to connect, and to be judged, again."""
+        for scope in self._connections.values():
+            scope.cancel()
 
     async def _serve(self, stream: trio.abc.HalfCloseableStream) -> None:
         self._accepted += 1
@@ -118,7 +137,7 @@ class HttpServer:
                 if self._secure is not None:
                     with trio.fail_after(_DEADLINE_S):
                         conversation = await self._secure(stream)
-                await _Conversation(conversation, self._routes, self._prepare).run()
+                await _Conversation(conversation, self._answer, self._prepare, self._headers).run()
             except (OSError, trio.BrokenResourceError, trio.TooSlowError):
                 pass  # the client went away or stopped reading: nobody is left to tell
             except Exception:
@@ -126,14 +145,44 @@ class HttpServer:
             finally:
                 self._connections.pop(number, None)
 
+    def _answer(self, request: Request) -> Response:
+        refusal = None if self._guard is None else self._guard(request)
+        if refusal is not None:
+            return refusal
+        methods = self._routes.get(request.path)
+        if methods is None:
+            return json_response(404, {"error": f"no such path; known are {', '.join(sorted(self._routes))}"})
+        handler = methods.get("GET" if request.method == "HEAD" else request.method)
+        if handler is None:
+            allowed = ", ".join(sorted({*methods, *({"HEAD"} if "GET" in methods else ())}))
+            refusal = json_response(405, {"error": f"{request.method} is not possible here; use {allowed}"})
+            return refusal._replace(headers=(("Allow", allowed),))
+        try:
+            response = handler(request)
+            if isinstance(response.body, bytes):
+                return response
+            # The first chunk now: what fails at once can still be answered with a 500.
+            first = next(response.body, b"")
+            return response._replace(body=itertools.chain((first,), response.body))
+        except Exception:
+            _LOG.exception("%s %s failed", request.method, request.path)
+            return json_response(500, {"error": "internal error; the log says more"})
+
 
 class _Conversation:
     """One connection: requests and answers in turn."""
 
-    def __init__(self, stream: trio.abc.Stream, routes: Routes, prepare: Prepare | None) -> None:
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        answer: Handler,
+        prepare: Prepare | None,
+        headers: tuple[tuple[str, str], ...],
+    ) -> None:
         self._stream = stream
-        self._routes = routes
+        self._answer = answer
         self._prepare = prepare
+        self._headers = headers
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD_BYTES)
 
     async def run(self) -> None:
@@ -184,28 +233,9 @@ class _Conversation:
             else:  # the client closed, or h11 waits for us: no further request
                 return None
 
-    def _answer(self, request: Request) -> Response:
-        methods = self._routes.get(request.path)
-        if methods is None:
-            return json_response(404, {"error": f"no such path; known are {', '.join(sorted(self._routes))}"})
-        handler = methods.get("GET" if request.method == "HEAD" else request.method)
-        if handler is None:
-            allowed = ", ".join(sorted({*methods, *({"HEAD"} if "GET" in methods else ())}))
-            refusal = json_response(405, {"error": f"{request.method} is not possible here; use {allowed}"})
-            return refusal._replace(headers=(("Allow", allowed),))
-        try:
-            response = handler(request)
-            if isinstance(response.body, bytes):
-                return response
-            # The first chunk now: what fails at once can still be answered with a 500.
-            first = next(response.body, b"")
-            return response._replace(body=itertools.chain((first,), response.body))
-        except Exception:
-            _LOG.exception("%s %s failed", request.method, request.path)
-            return json_response(500, {"error": "internal error; the log says more"})
-
     async def _send_response(self, response: Response, *, close: bool, head_only: bool) -> None:
-        headers = [("Content-Type", response.content_type), ("Cache-Control", "no-store"), *response.headers]
+        headers = [("Content-Type", response.content_type), ("Cache-Control", "no-store"), *self._headers]
+        headers += response.headers
         if isinstance(response.body, bytes):
             headers.append(("Content-Length", str(len(response.body))))
         if close:

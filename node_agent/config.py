@@ -130,10 +130,11 @@ class ProxySection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenSection:
-    """``[listen]``: the agent's own HTTP listeners on the node."""
+    """``[listen]``: the agent's own listeners on the node; ``sight`` is for other agents, None when it is off."""
 
     metrics: HostPort = HostPort(host="", port=15020)
     readiness: HostPort = HostPort(host="", port=15021)
+    sight: HostPort | None = HostPort(host="", port=15022)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +195,7 @@ _SECTIONS: Final[Mapping[str, type]] = {
     "access_log": AccessLogSection,
 }
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+_OFF: Final = "off"
 _MAX_ADDRESSES: Final = 16
 _CAPTURE_MODES: Final = ("inpod",)
 
@@ -268,7 +270,9 @@ def _of_text(kind: object, value: object) -> object:
         raise ValueError("expected a text that is not empty")
     if "\0" in value:
         raise ValueError("expected a text without NUL characters")
-    if kind is HostPort:
+    if kind == (HostPort | None) and value == _OFF:
+        return None
+    if kind in (HostPort, HostPort | None):
         return HostPort.parse(value)
     if kind == CollectorUrl | None:
         return CollectorUrl.parse(value)

@@ -1,6 +1,7 @@
 """The node's own certificate: bought once with a proof of the node (``node_proof.py``), then renewed with itself.
 
-It proves to the CA which node asks; it is never shown to a peer.  Without a
+It proves to the CA which node asks, and to the agents of other nodes who wants to
+know what they see (node_agent/sight); it is never shown for a workload.  Without a
 valid one no workload on this node gets an SVID, so its failures are readiness.
 """
 

@@ -36,7 +36,8 @@ class Setting:
             f'[ca]\naddress = "127.0.0.1:1"\nbundle_file = "{self.bundle}"\nnode_key_dir = "{self.node_key_dir}"\n'
             f"{self.more}"
             f'[registry]\nmanifests_dir = "{self.directory}/manifests"\n'
-            f'[listen]\nmetrics = "127.0.0.1:{self.metrics_port}"\nreadiness = "127.0.0.1:{self.readiness_port}"\n'
+            f'[listen]\nsight = "off"\n'
+            f'metrics = "127.0.0.1:{self.metrics_port}"\nreadiness = "127.0.0.1:{self.readiness_port}"\n'
         )
         return path
 

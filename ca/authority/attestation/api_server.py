@@ -18,8 +18,8 @@ from typing import Any, Final
 import h11
 import trio
 
-from ca.authority.http_client import TooLong, exchange
 from ca.failures import why
+from ca.http_client import TooLong, exchange
 
 _MAX_BODY_BYTES: Final = 2 * 1024 * 1024  # an object in etcd has at most 1.5 MiB
 _MAX_TOKEN_BYTES: Final = 16 * 1024

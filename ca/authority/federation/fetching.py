@@ -22,9 +22,9 @@ import trio
 from cryptography import x509
 
 from ca.authority.federation.relation import EndpointUrl, Profile, Relation, RelationError
-from ca.authority.http_client import Answer, TooLong, exchange
 from ca.bundle import MAX_BUNDLE_BYTES
 from ca.failures import why
+from ca.http_client import Answer, TooLong, exchange
 from ca.svid import SvidError, check_dates, load_certificate, verify_chain
 from ca.tls import check_time_ourselves, strict_context, verified_chain
 

@@ -1,0 +1,90 @@
+"""Counters as Prometheus gets them, put together by who talks to whom.
+
+Sans-I/O.  The standard TCP counters have a series for each label set; those that
+differ only in ``response_flags`` are one edge of the picture.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from node_agent.telemetry.metrics import FamilyReading
+from node_agent.telemetry.traffic import UNKNOWN
+
+_FAMILIES: Final[Mapping[str, str]] = {
+    "istio_tcp_connections_opened_total": "opened",
+    "istio_tcp_connections_closed_total": "closed",
+    "istio_tcp_sent_bytes_total": "sent_bytes",
+    "istio_tcp_received_bytes_total": "received_bytes",
+}
+_CLUSTER_SUFFIX: Final = ".svc.cluster.local"
+
+
+class EdgeKey(NamedTuple):
+    """Who talks to whom, as one agent reports it; None where it is not known."""
+
+    reporter: str
+    source: str | None
+    source_identity: str | None
+    destination: str | None
+    destination_identity: str | None
+    service: str | None
+    security: str
+
+
+@dataclass(slots=True)
+class Edge:
+    """Counters since the agent started; ``flags`` counts the connections that ended with each response flag."""
+
+    opened: int = 0
+    closed: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    flags: dict[str, int] = field(default_factory=dict)
+
+
+def edges_of(families: Iterable[FamilyReading]) -> dict[EdgeKey, Edge]:
+    """The edges that these families tell of; other families are left alone."""
+    found: dict[EdgeKey, Edge] = {}
+    for family in families:
+        attribute = _FAMILIES.get(family.name)
+        if attribute is None:
+            continue
+        for sample in family.samples:
+            labels = dict(zip(family.labels, sample.values, strict=True))
+            edge = found.setdefault(_key(labels), Edge())
+            count = int(sample.value)
+            setattr(edge, attribute, getattr(edge, attribute) + count)
+            if attribute == "closed":
+                flag = labels.get("response_flags", UNKNOWN)
+                edge.flags[flag] = edge.flags.get(flag, 0) + count
+    return found
+
+
+def _key(labels: Mapping[str, str]) -> EdgeKey:
+    return EdgeKey(
+        reporter=labels.get("reporter", UNKNOWN),
+        source=_name(labels, "source"),
+        source_identity=_known(labels.get("source_principal")),
+        destination=_name(labels, "destination"),
+        destination_identity=_known(labels.get("destination_principal")),
+        service=_service(_known(labels.get("destination_service"))),
+        security=labels.get("connection_security_policy", UNKNOWN),
+    )
+
+
+def _known(value: str | None) -> str | None:
+    return None if value in (None, UNKNOWN) else value
+
+
+def _name(labels: Mapping[str, str], end: str) -> str | None:
+    workload = _known(labels.get(f"{end}_workload"))
+    return None if workload is None else f"{labels.get(f'{end}_workload_namespace', UNKNOWN)}/{workload}"
+
+
+def _service(host: str | None) -> str | None:
+    """``web.shop.svc.cluster.local`` is ``shop/web``; the name of a place outside may itself have dots."""
+    if host is None:
+        return None
+    name, _, namespace = host.removesuffix(_CLUSTER_SUFFIX).rpartition(".")
+    return f"{namespace}/{name}" if name else host
