@@ -13,11 +13,18 @@
  */
 #pragma once
 
-#define AGENT_MARK 0x539 /* of the agent's own sockets (SO_MARK): never captured */
-#define MARK_MASK  0xfff
+#define AGENT_MARK  0x539 /* of the agent's own sockets (SO_MARK): never captured */
+#define RETURN_MARK 0x111 /* of its sockets towards the application of a pod, and of the answers */
+#define MARK_MASK   0xfff
+
+#define OUTBOUND_PORT 15001 /* where the agent listens inside pods */
+#define INBOUND_PORT  15006
+#define TUNNEL_PORT   15008
 
 #define MAX_CGROUP_DEPTH 16     /* below the root; deeper processes belong to what is above them */
 #define MAX_WORKLOADS    1024   /* a node */
+#define MAX_PODS         1024   /* a node */
+#define MAX_PASSES       65536  /* connections inside pods that are not accepted yet */
 #define MAX_LISTENERS    4096   /* addresses of them */
 #define MAX_CAPTURED     131072 /* sockets that are captured at one time; the next is refused */
 #define MAX_UNACCEPTED   65536  /* connections that the agent has not accepted yet */
@@ -68,4 +75,18 @@ struct flow_key {
     __u32 listener_ip_be[4];
     __u32 client_port;
     __u32 listener_port;
+};
+
+/* pods[netns cookie]: the addresses of a pod.  Written by the agent, when it listens at all of them. */
+struct pod {
+    __u32 ip4_be;    /* 0: it has none */
+    __u32 ip6_be[4]; /* zeros: it has none */
+};
+
+/* Key of passes: a connection of a pod to itself, as the client has it. */
+struct pass_key {
+    __u32 client_ip_be[4];
+    __u32 server_ip_be[4];
+    __u32 client_port;
+    __u32 server_port;
 };

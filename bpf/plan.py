@@ -97,9 +97,34 @@ HOOKS: Final = (
         attach_type=AttachType.CGROUP_INET_SOCK_RELEASE,
         refuses=False,
     ),
+    Hook(
+        name="pod_connect4",
+        program_type=ProgramType.CGROUP_SOCK_ADDR,
+        attach_type=AttachType.CGROUP_INET4_CONNECT,
+        refuses=False,  # at the root cgroup: it would be the node's connections too
+    ),
+    Hook(
+        name="pod_connect6",
+        program_type=ProgramType.CGROUP_SOCK_ADDR,
+        attach_type=AttachType.CGROUP_INET6_CONNECT,
+        refuses=False,
+    ),
+    Hook(
+        name="pod_sock_ops",
+        program_type=ProgramType.SOCK_OPS,
+        attach_type=AttachType.CGROUP_SOCK_OPS,
+        refuses=False,
+    ),
+    Hook(
+        name="pod_sk_lookup",
+        program_type=ProgramType.SK_LOOKUP,
+        attach_type=AttachType.SK_LOOKUP,
+        refuses=True,
+    ),
 )
 
 CAPTURE: Final = "capture"
+INPOD: Final = "inpod"
 
 FEATURES: Final = (
     Feature(
@@ -120,6 +145,26 @@ FEATURES: Final = (
             Program(function="capture_getpeername6", hook="getpeername6"),
             Program(function="capture_flows", hook="sock_ops"),
             Program(function="capture_release", hook="sock_release"),
+        ),
+    ),
+    Feature(
+        name=INPOD,
+        min_kernel=(5, 18),
+        needs="bpf_set_retval in connect hooks",
+        sources=("capture.h", "inpod.h", "pod_connect.c", "pod_passes.c", "steer.c"),
+        maps=(
+            MapRow(name="workloads", value="workload"),
+            MapRow(name="listeners", key="listener_key", type=MapType.SOCKHASH, value_bytes=8),
+            MapRow(name="originals", value="original_destination"),
+            MapRow(name="flows", key="flow_key", value="original_destination"),
+            MapRow(name="pods", value="pod"),
+            MapRow(name="passes", key="pass_key"),
+        ),
+        programs=(
+            Program(function="pod_connect4", hook="pod_connect4"),
+            Program(function="pod_connect6", hook="pod_connect6"),
+            Program(function="pod_passes", hook="pod_sock_ops"),
+            Program(function="pod_steer", hook="pod_sk_lookup"),
         ),
     ),
 )

@@ -215,10 +215,10 @@ def test_the_command_loads_what_the_agent_needs_and_unload_leaves_nothing(root: 
         assert f"generation {generation}: capture" in done.stdout
     shown = status.collect(root)
     assert shown["problem"] is None
-    assert shown["features"] == [{"name": "capture", "on": True, "reason": None}]
-    assert {each["name"]: each["entries"] for each in shown["maps"]} == {
-        "workloads": 0, "listeners": 0, "originals": 0, "flows": 0
-    }  # fmt: skip
+    assert shown["features"] == [{"name": name, "on": True, "reason": None} for name in ("capture", "inpod")]
+    assert {each["name"]: each["entries"] for each in shown["maps"]} == dict.fromkeys(
+        ("workloads", "listeners", "originals", "flows", "pods", "passes"), 0
+    )
     ours = _ids(root)
     assert len(ours) > 20
     using = pins.use(Pins(root))

@@ -1,0 +1,11 @@
+/* What the programs of the capture inside pods share: maps. */
+#pragma once
+
+#include "capture.h"
+
+/* Written by the agent: a pod when it is served, by the cookie of its network namespace. */
+BPF_HASH(pods, __u64, struct pod, MAX_PODS);
+
+/* Connections of a pod to itself, the agent's to the application among them, that
+ * are not accepted yet.  Not an LRU: what is forgotten here goes to the agent. */
+BPF_HASH(passes, struct pass_key, __u64, MAX_PASSES);
