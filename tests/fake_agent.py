@@ -106,6 +106,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(self.server.raw)
             return
         answer = json.loads(body) if body else self.server.answers.get(self.path.partition("?")[0])
+        answer = answer() if callable(answer) else answer
         status = 200
         if "nope" in self.path:
             status, answer = 404, {"error": "no service default/nope"}

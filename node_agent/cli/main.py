@@ -22,12 +22,14 @@ from node_agent.cli import (
     certs,
     completion,
     connections,
+    dashboard,
     debug,
     endpoints,
     help_topics,
     log_level,
     services,
     status,
+    top,
     workloads,
 )
 from node_agent.cli.agent_socket import AgentUnavailable
@@ -35,11 +37,13 @@ from node_agent.cli.terminal import printable
 
 _COMMANDS: Final = (  # the order of --help
     status,
+    top,
     workloads,
     services,
     endpoints,
     connections,
     certs,
+    dashboard,
     log_level,
     bpf,
     debug,
