@@ -3,6 +3,7 @@
 from typing import Any
 
 from ca.manifests import (
+    AuthorizationPolicy,
     ContainerPort,
     EndpointSlice,
     Namespace,
@@ -13,6 +14,7 @@ from ca.manifests import (
     ServicePortSpec,
     SliceEndpoint,
     SlicePort,
+    parse_object,
 )
 
 
@@ -63,3 +65,17 @@ def node(name: str = "node-1", *pod_cidrs: str, **labels: str) -> Node:
 
 def peer_authentication(name: str, mode: str | None, **fields: Any) -> PeerAuthentication:
     return PeerAuthentication(name=name, mode=mode, **({"namespace": "shop"} | fields))
+
+
+def authorization_policy(name: str, spec: dict[str, Any], *, namespace: str = "shop") -> AuthorizationPolicy:
+    """A policy from what its manifest says under ``spec``."""
+    found = parse_object(
+        {
+            "apiVersion": "security.istio.io/v1",
+            "kind": "AuthorizationPolicy",
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": spec,
+        }
+    )
+    assert isinstance(found, AuthorizationPolicy)
+    return found

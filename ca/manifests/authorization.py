@@ -6,13 +6,21 @@ must match.  Each of those is a clause: criteria that must all hold.  Everything
 that reads policies (engine, explanation, linter) sees only criteria.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from ca.manifests.fields import NO_LABELS
+from ca.manifests.fields import NO_LABELS, shown
 from ca.manifests.names import ObjectKey
+
+_LITERALS: Final = {  # what may stand in an identity (SPIFFE-ID 2), and in a namespace (RFC 1123 label)
+    "principal": re.compile(r"[A-Za-z0-9._/-]*", re.ASCII),
+    "namespace": re.compile(r"[a-z0-9-]{0,63}", re.ASCII),
+}
+_MAX_LISTED: Final = 5  # values in a line
+_MAX_LEGIBLE: Final = 200  # characters: identities are long
 
 
 class Action(StrEnum):
@@ -57,7 +65,27 @@ class Criterion(NamedTuple):
     values: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.field}: {', '.join(self.values)}"
+        return f"{self.field}: {self.listed()}"
+
+    @property
+    def impossible(self) -> tuple[str, ...]:
+        """The patterns that fit nobody, whoever there is: no identity has such characters."""
+        allowed = _LITERALS.get(self.attribute)
+        return () if allowed is None else tuple(each for each in self.values if not allowed.fullmatch(_literal(each)))
+
+    def listed(self, separator: str = ", ") -> str:
+        """The values for a line of text: the first few, without control characters."""
+        more = [f"{len(self.values) - _MAX_LISTED} more"] if len(self.values) > _MAX_LISTED else []
+        return separator.join([*map(_legible, self.values[:_MAX_LISTED]), *more])
+
+
+def _legible(value: str) -> str:
+    return value if value.isprintable() and len(value) <= _MAX_LEGIBLE else shown(value)
+
+
+def _literal(pattern: str) -> str:
+    """What a pattern wants to be there, without its wildcard (Istio: at one end, the beginning counts first)."""
+    return pattern[1:] if pattern.startswith("*") else pattern.removesuffix("*")
 
 
 class Clause(NamedTuple):

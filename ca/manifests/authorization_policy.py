@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from ca.manifests.authorization import Action, Attribute, AuthorizationPolicy, Clause, Criterion, Rule
 from ca.manifests.documents import Path
-from ca.manifests.fields import FieldError, Fields, shown
+from ca.manifests.fields import FieldError, Fields, printable, shown
 from ca.manifests.skipped import Skipped
 
 DRY_RUN_ANNOTATION: Final = "istio.io/dry-run"
@@ -24,7 +24,6 @@ _MAX_RULES: Final = 512  # Istio's API: "MaxItems: 512"
 _MAX_CLAUSES: Final = 512  # Istio's API, of from and of to
 _SPEC_FIELDS: Final = ("selector", "targetRef", "targetRefs", "rules", "action", "provider")
 _GATEWAYS: Final = ("Gateway", "GatewayClass")
-_LABEL_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 
 
 class _Known(NamedTuple):
@@ -135,19 +134,14 @@ def _condition(condition: Fields, namespace: str) -> Clause:
     _only(condition, ("key", "values", "notValues"), "a condition")
     key = condition.text("key")
     known = _CONDITIONS.get(key)
-    if known is None and not key.startswith(_CONDITION_PREFIXES):
+    if known is None and not _OTHER_CONDITION.fullmatch(key):
         raise condition.error("key", f"{shown(key)} is not known; known are {', '.join(sorted(_CONDITIONS))}")
     attribute, read = known or (Attribute.UNJUDGED, _text)
+    name = f"when {printable(key)}"
     criteria = tuple(
-        _criterion(
-            condition,
-            name,
-            f"when {key}" if not negated else f"when {key} not",
-            _Known(attribute, negated, read),
-            namespace,
-        )
-        for name, negated in (("values", False), ("notValues", True))
-        if _nonempty(condition, name)
+        _criterion(condition, at, f"{name} notValues" if negated else name, _Known(attribute, negated, read), namespace)
+        for at, negated in (("values", False), ("notValues", True))
+        if _nonempty(condition, at)
     )
     if not criteria:
         raise condition.error("values", "is missing; write values or notValues")
@@ -254,4 +248,4 @@ _CONDITIONS: Final[Mapping[str, tuple[Attribute, Callable[[str, Path, str], str]
     "request.auth.audiences": (Attribute.UNJUDGED, _text),
     "request.auth.presenter": (Attribute.UNJUDGED, _text),
 }
-_CONDITION_PREFIXES: Final = ("request.headers[", "request.auth.claims[", "experimental.envoy.filters.")
+_OTHER_CONDITION: Final = re.compile(r"request\.(headers|auth\.claims)\[.+\]|experimental\.envoy\.filters\..+")

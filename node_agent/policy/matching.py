@@ -31,7 +31,7 @@ class Mismatch(NamedTuple):
             return f"{where} {self.criterion.field} can not be judged in a TCP connection"
         is_address = self.criterion.attribute in (Attribute.SOURCE_IP, Attribute.DESTINATION_IP)
         relation = f"is {'' if self.criterion.negated else 'not '}{'in ' if is_address else ''}"
-        return f"{where} {self.criterion.field}: {self.observed} {relation}{' or '.join(self.criterion.values)}"
+        return f"{where} {self.criterion.field}: {self.observed} {relation}{self.criterion.listed(' or ')}"
 
 
 def mismatches(rule: Rule, action: Action, request: Request) -> tuple[Mismatch, ...]:

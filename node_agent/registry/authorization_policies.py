@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from ca.manifests import AuthorizationPolicy
 from ca.manifests.authorization import Action
+from ca.manifests.fields import shown
 from node_agent.model import ObjectName
 
 
@@ -41,7 +42,7 @@ class AuthorizationPolicies:
             if policy.action is Action.CUSTOM:
                 yield (
                     f"AuthorizationPolicy {name}: action CUSTOM asks another program, which is not supported; "
-                    f"what it matches is denied"
+                    "what it matches is denied"
                 )
             if unjudged:
                 what = "allow nothing" if policy.action is Action.ALLOW else "match as if these were not there"
@@ -49,3 +50,19 @@ class AuthorizationPolicies:
                     f"AuthorizationPolicy {name}: {', '.join(unjudged)} can not be judged in a TCP connection; "
                     f"the rules that use it {what}"
                 )
+            for field, values in _impossible(policy).items():
+                yield (
+                    f"AuthorizationPolicy {name}: {field} {' and '.join(map(shown, values))} fit nobody; "
+                    "write identities without spiffe://, with * at one end at most"
+                )
+
+
+def _impossible(policy: AuthorizationPolicy) -> dict[str, tuple[str, ...]]:
+    """Patterns that fit nobody, by their field."""
+    found: dict[str, tuple[str, ...]] = {}
+    for rule in policy.rules:
+        for clause in rule.clauses():
+            for each in clause.criteria:
+                if each.impossible:
+                    found[each.field] = (*found.get(each.field, ()), *each.impossible)
+    return found

@@ -10,6 +10,7 @@ from node_agent.model import ObjectName, Workload
 from node_agent.registry import Registry, Update
 from node_agent.registry.changes import RegistryObject, ResolvedName
 from tests.manifest_builder import (
+    authorization_policy,
     endpoint_slice,
     meshed_namespace,
     namespace,
@@ -27,6 +28,15 @@ CREATED = st.sampled_from(["", "2024", "2025"])
 ENDPOINTS = st.lists(st.builds(SliceEndpoint, IPS, st.booleans(), st.just("") | NAMES), max_size=4)
 
 HOSTS = st.sampled_from(["a.example", "b.example"])
+POLICY_SPECS: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
+    [
+        {},
+        {"selector": {"matchLabels": {"app": "x"}}, "action": "DENY", "rules": [{}]},
+        {"rules": [{"from": [{"source": {"serviceAccounts": ["a"], "ipBlocks": ["10.1.0.0/24"]}}]}]},
+        {"rules": [{"to": [{"operation": {"methods": ["GET"], "ports": ["80"]}}]}]},
+        {"action": "AUDIT", "rules": [{"when": [{"key": "source.ip", "notValues": ["10.1.0.1"]}]}]},
+    ]
+)
 
 OBJECTS: st.SearchStrategy[RegistryObject] = st.one_of(
     st.builds(
@@ -76,6 +86,7 @@ OBJECTS: st.SearchStrategy[RegistryObject] = st.one_of(
         selector=LABELS,
         created=CREATED,
     ),
+    st.builds(authorization_policy, NAMES, POLICY_SPECS, namespace=NAMESPACES),
     st.builds(
         ExternalService,
         kind=st.sampled_from(["Service", "ServiceEntry"]),
@@ -115,6 +126,8 @@ def answers(registry: Registry) -> dict[str, Any]:
         "networks": [registry.in_pod_network(ip) for ip in ips],
         "modes": [registry.mtls_mode(each, 8080) for each in workloads],
         "conflicts": registry.conflicts(),
+        "policies": sorted(registry.authorization_policies(), key=lambda each: each.key),
+        "faults": list(registry.faults()),
     }
 
 
