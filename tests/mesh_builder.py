@@ -534,7 +534,7 @@ class Mesh:
             return False
         ended = sum(value for name, value in samples.items() if name.startswith("ringfence_connections_closed_total"))
         # An id is NODE-RUN-NUMBER, with worker processes NODE-RUN.WORKER-NUMBER.
-        ids = re.findall(rb'"id":"([^".]+)(?:\.\d+)?-\d+","direction"', path.read_bytes())
+        ids = re.findall(rb'"event":"closed","time":"[^"]+","id":"([^".]+)(?:\.\d+)?-\d+"', path.read_bytes())
         return ids.count(ids[-1]) == ended if ended and ids else not ended
 
     def _logs(self) -> list[tuple[int, Path]]:

@@ -68,12 +68,17 @@ class OtlpCollector:
         self.spans: list[Span] = []
         self.logs: list[Log] = []
         self.headers: list[Mapping[str, str]] = []
+        self.connections: list[socket.socket] = []
         self.requests = 0
         self.answer = Answer()
         collector = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                collector.connections.append(self.connection)
 
             def do_POST(self) -> None:
                 collector.take(self)
@@ -102,10 +107,15 @@ class OtlpCollector:
         self.close()
 
     def close(self) -> None:
-        """Listen no more; connections that are open end with their next request."""
+        """Listen no more, and hang up."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+        for connection in self.connections:
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it has ended
 
     def take(self, handler: BaseHTTPRequestHandler) -> None:
         data = handler.rfile.read(int(handler.headers["Content-Length"]))
