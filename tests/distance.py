@@ -22,6 +22,7 @@ _TUNSETIFF: Final = 0x400454CA
 _IFF_TUN_NO_PI: Final = 0x1001
 _DEVICE: Final = "far"
 _TABLE: Final = "100"
+_ADDRESS: Final = "192.0.2.1/32"  # nobody's (RFC 5737)
 _LONGEST_PACKET: Final = 65536
 
 
@@ -33,6 +34,8 @@ def far_away(mesh: Mesh, pod: Pod, *, delay_s: float) -> Iterator[None]:
     rule = ["iif", "eth0", "to", f"{pod.ipv4}/32", "lookup", _TABLE]
     try:
         in_namespace(netns, lambda: Path(f"/proc/sys/net/ipv4/conf/{_DEVICE}/rp_filter").write_text("2"))
+        # Without an address of its own the kernel takes every source for a spoofed one, also in loose mode.
+        _ip(netns, "address", "add", _ADDRESS, "dev", _DEVICE)
         _ip(netns, "link", "set", _DEVICE, "up")
         _ip(netns, "route", "add", f"{pod.ipv4}/32", "dev", _DEVICE, "table", _TABLE)
         _ip(netns, "rule", "add", *rule)

@@ -24,13 +24,14 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ca.manifests.traffic import HashBy, Traffic, default_for
+from ca.manifests.traffic import HashBy, LoadBalancing, Traffic, default_for
 from node_agent.balance.budget import RetryBudget
 from node_agent.balance.choosers import Chooser, HashTable, chooser, table_for
 from node_agent.balance.endpoints import EndpointState, EndpointStates
 from node_agent.balance.latency import PeakEwma
 from node_agent.balance.loads import EndpointLoad, shown
 from node_agent.balance.outlier import Why, may_eject_another
+from node_agent.balance.silence import Answer, Habit, Silence, Waiting
 from node_agent.balance.tiers import Member, Near, Tiers, build, weight_of
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.model import Endpoint, EndpointAddress, EndpointKey, ServicePort
@@ -78,6 +79,7 @@ class _Pool:
     choosers: tuple[Chooser, ...]
     table: HashTable | None
     addresses: frozenset[EndpointAddress]
+    habit: Habit
     is_stale: bool = False
     used_at: float = 0.0
     latency_looked_at: float = 0.0
@@ -86,7 +88,17 @@ class _Pool:
 class Pick:
     """One connection's endpoint.  Its methods may be called in any order; only the first end counts."""
 
-    __slots__ = ("_balancer", "_ended", "_is_connecting", "_picked_at", "_pool", "_state", "endpoint", "is_probe")
+    __slots__ = (
+        "_balancer",
+        "_ended",
+        "_is_connecting",
+        "_picked_at",
+        "_pool",
+        "_state",
+        "_waiting",
+        "endpoint",
+        "is_probe",
+    )
 
     def __init__(self, balancer: "Balancer", pool: _Pool, member: Member, now: float) -> None:
         self.endpoint = member.endpoint
@@ -96,6 +108,7 @@ class Pick:
         self._picked_at = now
         self._ended = False
         self._is_connecting = True
+        self._waiting: tuple[Silence, Waiting] | None = None
         self._state.open_connections += 1
         self._state.waits(now)
         self.is_probe = self._state.outlier.picked(now)
@@ -114,6 +127,18 @@ class Pick:
                 self._balancer.health_changed(self.endpoint.address)
             self.is_probe = False
             self._balancer.look_at_latency(self._pool, now)
+
+    def carries(self, answer: Answer, now: float) -> None:
+        """The bytes begin to move; whether the endpoint says something can be seen by ``answer``."""
+        pool = self._pool
+        if pool.traffic.balancing.policy is LoadBalancing.LEAST_LATENCY and len(pool.members) > 1 and not self._ended:
+            pool.habit.began()
+            silence = self._state.silence
+            if silence is None:
+                silence = self._state.silence = Silence(pool.habit)
+            waiting = Waiting(answer, pool.habit, now)
+            silence.begin(waiting, endpoints=len(pool.members))
+            self._waiting = (silence, waiting)
 
     def failed(self, now: float) -> None:
         """The destination could not be connected to; ends the pick."""
@@ -143,6 +168,9 @@ class Pick:
         if not self._ended:
             self._ended = True
             self._answered(now)
+            if self._waiting is not None:
+                silence, waiting = self._waiting
+                silence.end(waiting, now)
             self._state.open_connections -= 1
             self._state.used_at = now
             if self.is_probe:
@@ -232,7 +260,7 @@ class Balancer:
             state.is_unhealthy = is_unhealthy
             if not is_unhealthy:
                 state.since = now
-                state.latency = None  # it is not judged by how it was when it failed
+                state.latency = state.silence = None  # it is not judged by how it was when it failed
             self.health_changed(endpoint.address)
 
     # -- for picks ----------------------------------------------------------------
@@ -331,6 +359,7 @@ class Balancer:
             choosers,
             table,
             addresses,
+            Habit() if before is None else before.habit,
             latency_looked_at=before.latency_looked_at if before is not None else now,
         )
 
@@ -339,7 +368,7 @@ class Balancer:
         were_not = {each.address for each in before if not each.ready}
         for each in now_ if were_not else ():
             if each.ready and each.address in were_not and (state := self._states.get(each)) is not None:
-                state.latency = None
+                state.latency = state.silence = None
                 state.since = now
 
     def _choose(self, pool: _Pool, client: Client, exclude: Collection[EndpointKey], now: float) -> Member | None:

@@ -7,7 +7,8 @@ one that costs less.  Drawing two and not looking at all avoids both the herd
 (everybody to the best one) and the cost of a search.  *least-latency* costs
 estimated connect latency times (open connections + 1); of a member that was
 never connected to, nothing is known but its open connections: it counts as
-being as fast as the other one, so it is neither starved nor flooded.
+being as fast as the other one, so it is neither starved nor flooded.  One that is
+silent (silence.py) costs what it has been silent for.
 
 If both of two are bad (half a service is gone, or all but one of three are far
 away), the better one is bad too.  So when it costs many times what was taken of
@@ -174,7 +175,7 @@ class BetterOfTwo:
 def _cheaper(one: Member, other: Member, now: float) -> tuple[Member, float | None]:
     """The one that costs less, and its cost where the latency of both is known."""
     open_one, open_other = one.state.open_connections + 1.0, other.state.open_connections + 1.0
-    latency_s, other_latency_s = one.state.connect_latency_s(now), other.state.connect_latency_s(now)
+    latency_s, other_latency_s = one.state.expected_s(now), other.state.expected_s(now)
     if latency_s is None or other_latency_s is None:
         return (one if open_one <= open_other else other), None
     cost_s, other_cost_s = open_one * latency_s, open_other * other_latency_s

@@ -11,6 +11,7 @@ from typing import Final
 
 from node_agent.balance.latency import PeakEwma
 from node_agent.balance.outlier import Outlier
+from node_agent.balance.silence import Silence
 from node_agent.model import Endpoint, EndpointKey
 
 _FORGET_AFTER_S: Final = 60.0  # six decay times: what is left of an estimate is 0.2 %
@@ -32,6 +33,7 @@ class EndpointState:
         "latency",
         "open_connections",
         "outlier",
+        "silence",
         "since",
         "used_at",
         "waiting_since",
@@ -44,6 +46,7 @@ class EndpointState:
         self.waiting_since = 0.0
         self.latency: PeakEwma | None = None
         self.outlier = Outlier()
+        self.silence: Silence | None = None
         self.is_unhealthy = False
         self.why_unhealthy = ""
         self.since = since
@@ -72,6 +75,13 @@ class EndpointState:
             if waited_s > (_LONG_S if known_s is None else known_s):
                 return waited_s
         return known_s
+
+    def expected_s(self, now: float) -> float | None:
+        """What a client has to expect: the connect latency, or for how long the endpoint has not answered."""
+        latency_s = self.connect_latency_s(now)
+        if self.silence is not None and (silent_s := self.silence.costs_s(now)) > (latency_s or 0.0):
+            return silent_s
+        return latency_s
 
     def may_serve(self, now: float) -> bool:
         """Whether a connection may be sent there."""

@@ -9,8 +9,8 @@ class EndpointLoad(NamedTuple):
     """What operators are shown of an endpoint.
 
     ``latency_s`` is None before the first connect.  ``health`` is ``healthy``,
-    ``unhealthy`` (by active checks), ``ejected`` or ``probing``; ``why`` is why
-    it is not healthy, ``ejected_for_s`` for how long it still is.
+    ``unhealthy`` (by active checks), ``ejected``, ``probing`` or ``silent``;
+    ``why`` is why it is not healthy, ``ejected_for_s`` for how long it still is.
     """
 
     open_connections: int
@@ -28,8 +28,12 @@ def shown(state: EndpointState, now: float) -> EndpointLoad:
         health = "ejected"
     elif state.is_unhealthy:
         health, why = "unhealthy", state.why_unhealthy or why
+    elif until is not None:
+        health = "probing"
+    elif state.silence is not None and (silent_s := state.silence.silent_s(now)):
+        health, why = "silent", f"no answer for {silent_s:.1f} s, others answer"
     else:
-        health = "healthy" if until is None else "probing"
+        health = "healthy"
     return EndpointLoad(
         state.open_connections,
         state.latency.at(now) if state.latency else None,

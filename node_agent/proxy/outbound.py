@@ -13,7 +13,6 @@ from typing import Final
 import trio
 
 from node_agent.balance import Pick
-from node_agent.capture import original_destination
 from node_agent.errors import CloseReason
 from node_agent.model import PeerAddress
 from node_agent.proxy.admission import Admission
@@ -74,7 +73,8 @@ class Outbound:
             accepted as downstream,
         ):
             record.note(source=pod.workload, source_address=peer, source_identity=pod.workload.identity)
-            destination = original_destination(downstream, peer)
+            destination = pod.network.outbound_destination(downstream, peer)
+            peer = pod.network.as_client(peer, destination)
             record.note(original_destination=destination)
 
             self._gate.admit(record, pod.workload.identity)
@@ -113,6 +113,8 @@ class Outbound:
         def started(pair: Pair) -> None:
             record.byte_counts = lambda: (pair.down_bytes, pair.up_bytes)
             keep_times(pair)
+            if upstream.pick is not None:
+                upstream.pick.carries(pair, trio.current_time())
 
         if upstream.tunnel is None:
             assert upstream.plain is not None

@@ -26,7 +26,7 @@ _KEPT: Final = frozenset({"counter", "histogram"})
 _EVERY: Final = _KEPT | {"gauge"}
 
 _Number = int | float
-_BADNESS: Final = {"healthy": 0, "probing": 1, "ejected": 2, "unhealthy": 3}
+_BADNESS: Final = {"healthy": 0, "silent": 1, "probing": 2, "ejected": 3, "unhealthy": 4}
 _LoadKey = tuple[EndpointAddress, str]
 
 

@@ -80,7 +80,9 @@ def test_connections_leave_from_the_egress_pod_and_are_encrypted_up_to_it(
 
     ours, theirs = {client.ipv4, client.ipv6, "10.247.0.11", "fd52:4647::11"}, {bank.ipv4, bank.ipv6}
     packets = list(pcap.packets(path))
-    pairs = {(each.flow.source, each.flow.destination) for each in packets if each.flow.destination_port in (9000, 9001)}
+    pairs = {
+        (each.flow.source, each.flow.destination) for each in packets if each.flow.destination_port in (9000, 9001)
+    }
     assert pairs == {(egress.ipv4, bank.ipv4), (egress.ipv6, bank.ipv6)}, "the source's node never talks to the bank"
     assert not any({source, to} & ours and {source, to} & theirs for source, to in pairs)
     for flow, data in pcap.streams(packets).items():
