@@ -141,7 +141,7 @@ class ListenSection:
 class MetricsSection:
     """``[metrics]``: how much the metrics may hold."""
 
-    max_label_sets: int = _number(5000, least=100, most=100_000)  # x 4 counters x ~420 bytes of text = an 8 MB scrape
+    max_label_sets: int = _number(3000, least=100, most=100_000)  # telemetry/exposition.py says what they cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

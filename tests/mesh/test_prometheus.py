@@ -35,6 +35,8 @@ _NOT_IN_THIS_LAB: Final = frozenset(
         "ringfence_ca_federation_failed_polls",  # one trust domain
         "ringfence_ca_over_limit_total",  # nobody asks for too much
         "ringfence_health_checks_total",  # no TrafficPolicy
+        "ringfence_otlp_records_dropped_total",  # no collector
+        "ringfence_spans_dropped_total",
         *(() if int(WORKERS) > 1 else ("ringfence_worker_crashes_total",)),
     }
 )
