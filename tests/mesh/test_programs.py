@@ -280,32 +280,36 @@ def test_redis_under_benchmark_and_publish_subscribe(mesh: Mesh, directory: Path
 # -- bulk and shells --------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("flags", "directions"),
-    [
-        ((), ["sum_received"]),
-        (("-R",), ["sum_received"]),
-        (("--bidir",), ["sum_received", "sum_received_bidir_reverse"]),
-    ],
-    ids=["up", "down", "both"],
-)
-def test_iperf3(mesh: Mesh, flags: tuple[str, ...], directions: list[str]) -> None:
+# Not --bidir: it tells its two data connections apart by the order in which they arrive, which nobody promises.
+@pytest.mark.parametrize("ways", [["up"], ["down"], ["up", "down"]], ids=["up", "down", "both"])
+def test_iperf3(mesh: Mesh, ways: list[str]) -> None:
     pair = Pair(mesh, 5201)
-    pair.server.spawn("iperf3", "-s")
+    hosts = {5201: "server", 5202: pair.server.ipv4}
+    ports = dict(zip(ways, hosts, strict=False))
+    for port in ports.values():
+        pair.server.spawn("iperf3", "-s", "-p", str(port))
     # Looked up, not connected to: iperf3 would take that for a test.
-    wait_for("iperf3 to listen", lambda: pair.server.run("ss", "-ltnH", "sport = :5201").stdout)
+    listening = f"sport = :{' or sport = :'.join(map(str, ports.values()))}"
+    wait_for(
+        "iperf3 to listen",
+        lambda: len(pair.server.run("ss", "-ltnH", listening).stdout.splitlines()) == len(ports),
+    )
 
-    done = pair.client.run("iperf3", "-c", "server", "-t", "1", "-J", *flags)
-
-    result = json.loads(done.stdout)
-    assert "error" not in result
-    for direction in directions:
-        megabits = result["end"][direction]["bits_per_second"] / 1e6
-        print(f"iperf3 {' '.join(flags)} {direction}: {megabits:.0f} Mbit/s")
-        assert megabits > 50
+    loads = {}
+    for way, port in ports.items():
+        reverse = ["-R"] if way == "down" else []
+        loads[way] = pair.client.spawn(
+            "iperf3", "-c", hosts[port], "-p", str(port), "-t", "1", "-J", *reverse, stdout=subprocess.PIPE
+        )
+    for way, load in loads.items():
+        output, _ = load.communicate(timeout=60)
+        result = json.loads(output)
+        assert "error" not in result, (way, result)
+        print(f"iperf3 {way}: {result['end']['sum_received']['bits_per_second'] / 1e6:.0f} Mbit/s")
+        assert result["end"]["sum_received"]["bytes"] > 1e6
     # At the end of its time iperf3 closes with bytes unread: a reset, at either side.
     resets = frozenset({"ok", "upstream_reset", "downstream_reset"})
-    pair.assert_carried(1 + len(directions), reasons=resets)
+    pair.assert_carried(2 * len(ways), reasons=resets)
 
 
 def test_ssh_runs_a_command_and_scp_copies_a_file(mesh: Mesh, directory: Path) -> None:
