@@ -5,7 +5,6 @@ this version has, and the names of the running agent.
 """
 
 import argparse
-import os
 
 from node_agent.cli.question import add_command
 
@@ -35,13 +34,6 @@ def _run(args: argparse.Namespace) -> int:
 
     print(shellcode(["ringfence"], shell=args.shell))
     return 0
-
-
-def asked_for() -> list[str] | None:
-    """The words so far when a shell asks what may follow, else None."""
-    if "_ARGCOMPLETE" not in os.environ:
-        return None
-    return os.environ.get("COMP_LINE", "").split()[1:]
 
 
 def offer(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ from typing import Final
 
 from node_agent.cli.names import completes
 from node_agent.cli.question import add_command
+from node_agent.cli.terminal import printable
 
 _TOPICS: Final[Mapping[str, str]] = {
     "connecting": """\
@@ -51,16 +52,24 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         examples=["ringfence help connections", "ringfence help ca rotate", "ringfence help connecting"],
     )
     words = parser.add_argument("words", metavar="COMMAND|TOPIC", nargs="*", help="nothing: all commands")
-    completes(words, lambda **_: [*commands.choices, *_TOPICS])
+    completes(words, _topics)
     parser.set_defaults(run=_run)
+
+
+def _topics(**_: object) -> list[str]:
+    from node_agent.cli.main import COMMANDS  # noqa: PLC0415  (main registers this file)
+
+    return [*COMMANDS, *_TOPICS]
 
 
 def _run(args: argparse.Namespace) -> int:
     if len(args.words) == 1 and args.words[0] in _TOPICS:
         print(_TOPICS[args.words[0]], end="")
         return 0
-    from node_agent.cli.main import build_parser  # noqa: PLC0415  (main registers this file)
+    from node_agent.cli.main import COMMANDS, build_parser  # noqa: PLC0415  (main registers this file)
 
-    parser = build_parser(with_ca=args.words[:1] == ["ca"])
+    parser = build_parser(args.words[0] if args.words else None)
+    if args.words and args.words[0] not in COMMANDS:
+        parser.error(f"there is no command and no topic {printable(args.words[0])!r}; topics: {', '.join(_TOPICS)}")
     parser.parse_args([*args.words, "--help"])  # prints, and ends with SystemExit
     return 0

@@ -1,9 +1,9 @@
 """The ``ringfence`` command: runs the agent or the CA, and asks a running agent.
 
 This file only registers: a command is a file of its own, with ``add_parser(commands)``,
-which sets ``run``, a callable from arguments to exit code.  Whatever a command needs
-is imported when it is used: an operator's question must be answered at once,
-without loading the agent.
+which sets ``run``, a callable from arguments to exit code.  A file is imported when
+its command is used: an operator's question must be answered at once, without
+loading the agent, or even what the other commands need.
 
 Exit codes: 0 done, 1 could not be done (one line on stderr says why), 2 wrong
 arguments.
@@ -13,43 +13,31 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Final
+from importlib import import_module
+from typing import Final, NoReturn
 
 from node_agent import __version__
-from node_agent.cli import (
-    agent,
-    bpf,
-    certs,
-    completion,
-    connections,
-    dashboard,
-    debug,
-    endpoints,
-    help_topics,
-    log_level,
-    services,
-    status,
-    top,
-    workloads,
-)
 from node_agent.cli.agent_socket import AgentUnavailable
 from node_agent.cli.terminal import printable
 
-_COMMANDS: Final = (  # the order of --help
-    status,
-    top,
-    workloads,
-    services,
-    endpoints,
-    connections,
-    certs,
-    dashboard,
-    log_level,
-    bpf,
-    debug,
-    completion,
-    help_topics,
-)
+COMMANDS: Final = {  # the order of --help, and the file of each command in this folder
+    "agent": "agent",
+    "ca": "ca",
+    "status": "status",
+    "top": "top",
+    "workloads": "workloads",
+    "services": "services",
+    "endpoints": "endpoints",
+    "connections": "connections",
+    "certs": "certs",
+    "dashboard": "dashboard",
+    "log-level": "log_level",
+    "bpf": "bpf",
+    "debug": "debug",
+    "completion": "completion",
+    "help": "help_topics",
+}
+_CA_HELP: Final = "the certificate authority: init, serve, token, status"
 _EPILOG: Final = """\
 Started by hand or by systemd: `ringfence ca serve` once per cluster, `ringfence agent` once per node.
 The other commands ask the agent on this node through its unix socket; they need the right to use it (root).
@@ -59,12 +47,15 @@ Exit codes: 0 done, 1 could not be done (one line on stderr says why), 2 wrong a
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    so_far = completion.asked_for()
+    so_far = _completion_asked_for()
     command = _command(arguments if so_far is None else so_far)
-    parser = build_parser(with_ca=command == "ca")
+    parser = build_parser(command)
     if so_far is not None:
-        completion.offer(parser)
-    _check_command(parser, command)
+        from node_agent.cli.completion import offer  # noqa: PLC0415  (only when TAB is pressed)
+
+        offer(parser)
+    if command is not None and command not in COMMANDS:
+        _refuse(parser, command)
     args = parser.parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = args.run
     try:
@@ -81,8 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def build_parser(*, with_ca: bool = True) -> argparse.ArgumentParser:
-    """The whole command line.  Without ``with_ca`` the signing server is not imported and ``ca`` is only named."""
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The command line as far as it matters for ``command``; None, or no command, for the whole.
+
+    A question must be answered at once: the files of the other commands are not
+    imported.  ``ca`` is only named in the whole, because it loads the signing server.
+    """
     parser = argparse.ArgumentParser(
         prog="ringfence",
         description="Identity, encryption and policy for TCP between workloads, without sidecars.",
@@ -91,30 +86,26 @@ def build_parser(*, with_ca: bool = True) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ringfence {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND [OPTIONS]", required=True)
-
-    agent.add_parser(commands)
-    if with_ca:
-        from node_agent.cli import ca  # noqa: PLC0415  (loads the signing server)
-
-        ca.add_parser(commands)
-    else:
-        commands.add_parser("ca", help="the certificate authority: init, serve, token, status")
-    for command in _COMMANDS:
-        command.add_parser(commands)
-    parser.set_defaults(known_commands=list(commands.choices))
+    for name in [command] if command in COMMANDS else COMMANDS:
+        if name == "ca" and command != "ca":
+            commands.add_parser("ca", help=_CA_HELP)
+        else:
+            import_module(f"node_agent.cli.{COMMANDS[name]}").add_parser(commands)
     return parser
 
 
-def _check_command(parser: argparse.ArgumentParser, command: str | None) -> None:
-    """End with what was probably meant, if anything: argparse lists two dozen names."""
-    known: list[str] = parser.get_default("known_commands")
-    if command is None or command in known:
-        return
+def _refuse(parser: argparse.ArgumentParser, command: str) -> NoReturn:
+    """End with what was probably meant, if anything: argparse would list two dozen names."""
     import difflib  # noqa: PLC0415  (only for who mistypes)
 
-    near = difflib.get_close_matches(command, known, n=1)
+    near = difflib.get_close_matches(command, COMMANDS, n=1)
     remedy = f"did you mean {near[0]}?" if near else "`ringfence help` lists them"
     parser.error(f"there is no command {printable(command)!r}; {remedy}")
+
+
+def _completion_asked_for() -> list[str] | None:
+    """The words so far when a shell asks what may follow (completion.py), else None."""
+    return os.environ.get("COMP_LINE", "").split()[1:] if "_ARGCOMPLETE" in os.environ else None
 
 
 def _command(arguments: Sequence[str]) -> str | None:

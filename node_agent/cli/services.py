@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from node_agent.cli.question import add_question
-from node_agent.cli.rows import Row, rows_table, text
+from node_agent.cli.rows import Column, Row, rows_table, text
 from node_agent.cli.selection import add_namespace_option, with_values
 from node_agent.cli.table import Cell
 from node_agent.cli.terminal import Paint
@@ -39,6 +39,9 @@ def view(rows: Sequence[Row], paint: Paint) -> str:
         count, total = row.get("ready"), row.get("endpoints")
         return f"{text(count)}/{text(total)}", "red" if not count else "green" if count == total else "yellow"
 
+    egress: list[Column] = []
+    if any(row.get("egress_nodes") for row in rows):
+        egress.append(("~~EGRESS", lambda r: ",".join(map(text, r.get("egress_nodes") or ())) or "-"))
     return rows_table(
         rows,
         paint,
@@ -47,7 +50,7 @@ def view(rows: Sequence[Row], paint: Paint) -> str:
         ("~~ADDRESSES", lambda r: ",".join(map(str, (*(r.get("cluster_ips") or ()), *(r.get("hosts") or ())))) or "-"),
         ("~PORTS", lambda r: ",".join(_port(p) for p in r.get("ports") or ()) or "-"),
         ("~~~BALANCING", lambda r: text(r.get("load_balancing"))),
-        ("~~EGRESS", lambda r: ",".join(map(text, r.get("egress_nodes") or ())) or "-"),
+        *egress,
         (">READY", ready),
     )
 

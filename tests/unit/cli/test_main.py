@@ -96,7 +96,7 @@ def test_the_log_level_is_sent(agent: FakeAgent, capsys: pytest.CaptureFixture[s
 
 
 def test_watching_goes_on_until_interrupted(agent: FakeAgent, capsys: pytest.CaptureFixture[str]) -> None:
-    args = build_parser(with_ca=False).parse_args(
+    args = build_parser("connections").parse_args(
         ["connections", "--watch", "--json", "--interval", "2", "--agent", str(agent.server_address)]
     )
     slept: list[float] = []
