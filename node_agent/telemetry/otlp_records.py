@@ -17,7 +17,14 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_s
 
 from node_agent.errors import CloseReason
 from node_agent.export_config import Collector
-from node_agent.telemetry.otlp_collector import CollectorSession, Source, exporter_options, plain, quiet_library
+from node_agent.telemetry.otlp_collector import (
+    CollectorSession,
+    OneByOne,
+    Source,
+    exporter_options,
+    plain,
+    quiet_library,
+)
 from node_agent.telemetry.otlp_queue import OtlpQueue
 
 _NS_A_MICROSECOND: Final = 1000
@@ -40,7 +47,7 @@ class RecordSender:
 
     def send(self, records: list[str]) -> str | None:
         """Returns why the collector has not got them."""
-        readable = [readable_record(json.loads(text), self._resource, self._scope) for text in records]
+        readable = OneByOne(records, lambda text: readable_record(json.loads(text), self._resource, self._scope))
         if self._exporter.export(readable) is LogRecordExportResult.SUCCESS:
             return None
         return self._session.problem or "it gave no answer in time"

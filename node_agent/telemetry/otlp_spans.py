@@ -20,7 +20,14 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 
 from node_agent.errors import CloseReason
 from node_agent.export_config import Collector
-from node_agent.telemetry.otlp_collector import CollectorSession, Source, exporter_options, plain, quiet_library
+from node_agent.telemetry.otlp_collector import (
+    CollectorSession,
+    OneByOne,
+    Source,
+    exporter_options,
+    plain,
+    quiet_library,
+)
 from node_agent.telemetry.tracing import FinishedSpan
 from node_agent.telemetry.traffic import owner_name
 
@@ -47,7 +54,7 @@ class SpanSender:
 
     def send(self, spans: list[FinishedSpan]) -> str | None:
         """Returns why the collector has not got them."""
-        readable = [readable_span(span, self._resource, self._scope) for span in spans]
+        readable = OneByOne(spans, lambda span: readable_span(span, self._resource, self._scope))
         if self._exporter.export(readable) is SpanExportResult.SUCCESS:
             return None
         return self._session.problem or "it gave no answer in time"

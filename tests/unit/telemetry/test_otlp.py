@@ -466,7 +466,7 @@ def test_going_down_waits_for_a_dead_collector_only_so_long(collector: OtlpColle
     began = time.monotonic()
     queue.close(0.2)
     assert time.monotonic() - began < 5, "not the minute that the collector might take"
-    assert queue.dropped == 300 - 128
+    assert queue.dropped == 300 - 256
     assert collector.answer.hold is not None
     collector.answer.hold.set()
     queue._thread.join(10)
