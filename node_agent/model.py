@@ -88,8 +88,21 @@ class Locality:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cgroup:
+    """Where the processes of a workload are that is no pod, and what of its addresses is its own.
+
+    Either ``path``, below the root of the cgroup v2 hierarchy, or ``unit``, of
+    systemd.  ``ports`` are its TCP ports; None: all of them.
+    """
+
+    path: str = ""
+    unit: str = ""
+    ports: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What runs: a pod (or later a cgroup) with its addresses and identity.
+    """What runs: a pod, or a cgroup, with its addresses and identity.
 
     ``uid`` tells two incarnations of the same name apart: a pod that was
     deleted and made again has another uid.  ``identity`` is set whether or not
@@ -108,6 +121,7 @@ class Workload:
     labels: Mapping[str, str] = field(default_factory=lambda: NO_LABELS, hash=False)
     locality: Locality = Locality()
     named_ports: Mapping[str, int] = field(default_factory=dict, hash=False)
+    cgroup: "Cgroup | None" = None
     proxy_protocol_ports: tuple[int, ...] = ()
 
 

@@ -1,15 +1,22 @@
 """Receive a workload's connection and learn where it was going."""
 
+from node_agent.capture.capture import Capture, CaptureJob, InPodCapture
 from node_agent.capture.netns import open_home
+from node_agent.capture.network import Listeners, WorkloadNetwork
 from node_agent.capture.original_destination import original_destination, peer_address
 from node_agent.capture.plumbing import PlumbingError, PlumbingJob, plumb
-from node_agent.capture.pod_network import Listeners, PodNetwork, tune
+from node_agent.capture.pod_network import PodNetwork
+from node_agent.capture.sockets import tune
 
 __all__ = [
+    "Capture",
+    "CaptureJob",
+    "InPodCapture",
     "Listeners",
     "PlumbingError",
     "PlumbingJob",
     "PodNetwork",
+    "WorkloadNetwork",
     "open_home",
     "original_destination",
     "peer_address",

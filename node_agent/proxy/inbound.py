@@ -24,7 +24,6 @@ import trio
 
 from ca.spiffe import SpiffeId
 from ca.svid import CLOCK_SKEW
-from node_agent.capture import original_destination
 from node_agent.config import CAPTURE_PORTS
 from node_agent.drain import Drain
 from node_agent.errors import CloseReason, ConnectionFailure
@@ -308,7 +307,7 @@ class Inbound:
                 destination=pod.workload,
                 destination_identity=pod.workload.identity,
             )
-            destination = original_destination(downstream, peer)
+            destination = pod.network.inbound_destination(downstream, peer)
             record.note(original_destination=destination)
 
             self._gate.admit(record, pod.workload.identity)

@@ -5,7 +5,7 @@ from types import TracebackType
 
 import trio
 
-from node_agent.capture import Listeners, PodNetwork
+from node_agent.capture import Listeners, WorkloadNetwork
 from node_agent.model import Workload
 from node_agent.relay import reset_on_close
 
@@ -20,7 +20,7 @@ class Pod:
 
     __slots__ = ("closed", "gone", "listeners", "network", "workload")
 
-    def __init__(self, *, workload: Workload, network: PodNetwork, listeners: Listeners) -> None:
+    def __init__(self, *, workload: Workload, network: WorkloadNetwork, listeners: Listeners) -> None:
         self.workload = workload
         self.network = network
         self.listeners = listeners

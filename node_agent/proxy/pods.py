@@ -17,12 +17,11 @@ connections fail, they do not leave in plaintext.
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Final
 
 import trio
 
-from node_agent.capture import PlumbingError, PlumbingJob, PodNetwork, plumb
+from node_agent.capture import Capture, CaptureJob, PlumbingError, WorkloadNetwork
 from node_agent.drain import Drain
 from node_agent.errors import CloseReason
 from node_agent.model import Workload
@@ -45,11 +44,11 @@ class Pods:
     def __init__(
         self,
         *,
-        netns_path: Callable[[Workload], Path],
+        capture: Capture,
         server: PodServer,
         drain: Drain,
     ) -> None:
-        self._netns_path = netns_path
+        self._capture = capture
         self._server = server
         self._drain = drain
         self._wanted: dict[str, Workload] = {}
@@ -62,13 +61,17 @@ class Pods:
         self._changed = trio.Event()
         self.on_changed: list[Callable[[], None]] = []
 
-    def want(self, workloads: Iterable[Workload]) -> None:
-        """Serve exactly the enrolled ones among the node's ``workloads`` from now on."""
+    def want(self, workloads: Iterable[Workload], *, is_complete: bool = True) -> None:
+        """Serve exactly the enrolled ones among the node's ``workloads`` from now on.
+
+        ``is_complete``: all that was declared could be read, so whoever is not among them is really gone.
+        """
         before = self._wanted
         self._wanted = {}
         self._unwanted = {}
         for workload in workloads:
             (self._wanted if workload.enrolled else self._unwanted)[workload.uid] = workload
+        self._capture.want(self._wanted.values(), is_complete=is_complete)
         self._changed.set()
         if self._wanted != before:
             self._announce()
@@ -104,6 +107,7 @@ class Pods:
         """Keep what is served equal to what is wanted; ends after draining, when the last connection has."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._stop_when_draining, nursery.cancel_scope)
+            nursery.start_soon(self._capture.run)
             while True:
                 self._changed = trio.Event()
                 await self._end_unwanted()
@@ -148,15 +152,21 @@ class Pods:
         """Open and plumb all pods that are not served yet, in one go."""
         with ExitStack() as unused:
             opened: list[Pod] = []
-            shut: list[tuple[Workload, PodNetwork]] = []
+            shut: list[tuple[Workload, WorkloadNetwork]] = []
             for workload in self._wanted.values():
                 if workload.uid not in self._serving and self._may_plumb(workload.uid):
                     self._open(workload, opened, shut, unused)
             freed = self._to_free(unused)
-            jobs = [PlumbingJob(fd=pod.network.namespace.fd, install=True) for pod in opened]
-            jobs += [PlumbingJob(fd=network.namespace.fd, install=True) for _, network in shut]
-            jobs += [PlumbingJob(fd=network.namespace.fd, install=False) for _, network in freed]
-            results = iter(await plumb(jobs) if jobs else ())
+            jobs = [
+                CaptureJob(workload=pod.workload, network=pod.network, listeners=pod.listeners, install=True)
+                for pod in opened
+            ]
+            for each, install in ((shut, True), (freed, False)):
+                jobs += [
+                    CaptureJob(workload=workload, network=network, listeners=None, install=install)
+                    for workload, network in each
+                ]
+            results = iter(await self._capture.apply(jobs) if jobs else ())
             unused.pop_all()
         for pod in opened:
             if self._is_plumbed(pod.workload, next(results)):
@@ -173,14 +183,13 @@ class Pods:
                 self._freed.add(workload.uid)
 
     def _open(
-        self, workload: Workload, opened: list[Pod], shut: list[tuple[Workload, PodNetwork]], unused: ExitStack
+        self, workload: Workload, opened: list[Pod], shut: list[tuple[Workload, WorkloadNetwork]], unused: ExitStack
     ) -> None:
         """File a pod under ``opened``, or under ``shut`` if it has to get the rules without us listening."""
-        path = self._netns_path(workload)
         try:
-            network = PodNetwork.open(path)
+            network = self._capture.open(workload)
         except OSError as error:
-            self._failed(workload, f"cannot open its network namespace {path}: {error.strerror}")
+            self._failed(workload, str(error.strerror))
             return
         try:
             pod = Pod(workload=workload, network=network, listeners=network.listen())
@@ -195,15 +204,15 @@ class Pods:
         unused.callback(pod.close)
         opened.append(pod)
 
-    def _to_free(self, unused: ExitStack) -> list[tuple[Workload, PodNetwork]]:
-        found: list[tuple[Workload, PodNetwork]] = []
+    def _to_free(self, unused: ExitStack) -> list[tuple[Workload, WorkloadNetwork]]:
+        found: list[tuple[Workload, WorkloadNetwork]] = []
         for uid, workload in self._unwanted.items():
             if uid in self._freed or not self._may_plumb(uid):
                 continue
             try:
-                network = PodNetwork.open(self._netns_path(workload))
+                network = self._capture.open(workload)
             except OSError:
-                self._freed.add(uid)  # no namespace, so no rules of ours in it
+                self._freed.add(uid)  # nothing there, so nothing of ours in it
             else:
                 unused.callback(network.close)
                 found.append((workload, network))

@@ -22,7 +22,6 @@ _log = logging.getLogger("ringfence.pods")
 ACCEPTS_A_TURN: Final = 64
 _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _ACCEPT_BACKOFF_S: Final = 0.1
-_LISTENERS: Final = ("outbound", "inbound_plaintext", "tunnel")  # as ``Listeners.in_order``
 
 Handler = Callable[[Pod, socket.socket, PeerAddress], Awaitable[None]]
 
@@ -65,8 +64,11 @@ class LocalServer:
         live: LiveConnections,
         accepts_a_turn: int = ACCEPTS_A_TURN,
     ) -> None:
-        self._outbound = outbound
-        self._inbound = inbound
+        self._handlers: dict[str, Handler] = {  # by the fields of ``Listeners``
+            "outbound": outbound.handle,
+            "inbound_plaintext": inbound.handle_plaintext,
+            "tunnel": inbound.handle_tunnel,
+        }
         self._tunnels = tunnels
         self._live = live
         self._accepts_a_turn = accepts_a_turn
@@ -80,12 +82,8 @@ class LocalServer:
                 connections.start_soon(self._end_with_pod, pod, connections.cancel_scope)
                 with accepting:
                     async with trio.open_nursery() as listeners:
-                        for listener, handler in (
-                            (pod.listeners.outbound, self._outbound.handle),
-                            (pod.listeners.inbound_plaintext, self._inbound.handle_plaintext),
-                            (pod.listeners.tunnel, self._inbound.handle_tunnel),
-                        ):
-                            listeners.start_soon(self._accept, pod, listener, handler, connections)
+                        for kind, listener in pod.listeners.by_kind():
+                            listeners.start_soon(self._accept, pod, listener, self._handlers[kind], connections)
                 pod.listeners.close()  # from now on a connect is refused
         finally:
             self._serving.discard(pod)
@@ -96,7 +94,7 @@ class LocalServer:
     def listeners(self) -> Iterator[tuple[str, socket.socket]]:
         """Those of all pods, with what each is for."""
         for pod in self._serving:
-            yield from zip(_LISTENERS, pod.listeners.in_order, strict=True)
+            yield from pod.listeners.by_kind()
 
     def pending(self, _pod: Pod) -> None:
         """Nothing: it accepts from the moment it serves."""

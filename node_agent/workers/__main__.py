@@ -15,14 +15,13 @@ from node_agent.export_config import Sink
 from node_agent.identity import prefer_aes128
 from node_agent.telemetry.exports import Exports
 from node_agent.telemetry.logs import configure_logging
-from node_agent.workers.channel import DESCRIPTORS, Channel
+from node_agent.workers.channel import SPARE_DESCRIPTORS, Channel
 from node_agent.workers.ledger import SharedLedger
 from node_agent.workers.messages import Start, ToWorker
 from node_agent.workers.worker import run_worker
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _PR_SET_NAME: Final = 15
-_SPARE_DESCRIPTORS: Final = max(DESCRIPTORS.values())
 
 
 def main(fd: int) -> int:
@@ -40,7 +39,7 @@ def main(fd: int) -> int:
 
 
 async def _run(sock: socket.socket) -> int:
-    channel = Channel(sock, receives=ToWorker, spare_descriptors=_SPARE_DESCRIPTORS)
+    channel = Channel(sock, receives=ToWorker, spare_descriptors=SPARE_DESCRIPTORS)
     try:
         try:
             received = await channel.receive()

@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import trio
@@ -21,13 +21,23 @@ import trio
 from ca.errors import WireError
 from node_agent.workers.messages import Message, MessageDecoder, ServePod, Start, encode_message
 
-DESCRIPTORS: Final[Mapping[type, int]] = {Start: 3, ServePod: 4}
-"""How many descriptors go with a message; none with the others."""
+SPARE_DESCRIPTORS: Final = 16
+"""Enough for what goes with a message; a pod has three listeners, another workload three for each address."""
 
 _INT: Final = struct.Struct("i")
 _READ_BYTES: Final = 256 * 1024
 _MOST_DESCRIPTORS: Final = 64  # in one receive; the kernel closes and reports what does not fit
 _BUFFER_BYTES: Final = 1024 * 1024  # bounded by net.core.wmem_max
+
+
+def _descriptors_with(message: Message) -> int:
+    match message:
+        case Start():
+            return 3
+        case ServePod(listeners=listeners):
+            return 1 + listeners
+        case _:
+            return 0
 
 
 class _Post(NamedTuple):
@@ -65,7 +75,7 @@ class Channel:
 
     def post(self, message: Message, descriptors: Sequence[int] = ()) -> None:
         """Queue ``message``; its descriptors are duplicated, so the caller may close them."""
-        assert len(descriptors) == DESCRIPTORS.get(type(message), 0)
+        assert len(descriptors) == _descriptors_with(message)
         self.post_frame(encode_message(message), descriptors)
 
     def post_frame(self, frame: bytes, descriptors: Sequence[int] = ()) -> None:
@@ -156,7 +166,7 @@ class Channel:
             pass  # there are none left now; when some come free, they are taken
 
     def _take(self, message: Message) -> list[int]:
-        count = DESCRIPTORS.get(type(message), 0)
+        count = _descriptors_with(message)
         if len(self._arrived) < count:
             raise WireError(f"{type(message).__name__} without its descriptors")
         return [self._arrived.popleft() for _ in range(count)]

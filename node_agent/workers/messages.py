@@ -104,9 +104,10 @@ class StateComplete:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServePod:
-    """Accept for a pod.  With four descriptors: its namespace, and its listeners outbound, inbound, tunnel."""
+    """Accept for a pod.  With its namespace, and so many listeners, in the order of ``Listeners.in_order``."""
 
     workload: Workload
+    listeners: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,9 +77,9 @@ class SharedPods:
         pod = served.pod
         served.held_by.add(worker.number)
         served.released = trio.Event()
+        listeners = [listener.fileno() for listener in pod.listeners.in_order]
         worker.channel.post(
-            say.ServePod(workload=pod.workload),
-            [pod.network.namespace.fd, *(listener.fileno() for listener in pod.listeners.in_order)],
+            say.ServePod(workload=pod.workload, listeners=len(listeners)), [pod.network.namespace.fd, *listeners]
         )
 
     def _released(self, served: _Served, number: int) -> None:

@@ -282,11 +282,10 @@ class Worker:
 
     def _serve(self, workload: Workload, descriptors: list[int], pods: trio.Nursery) -> None:
         namespace, *listeners = descriptors
-        outbound, inbound_plaintext, tunnel = (socket.socket(fileno=fd) for fd in listeners)
         pod = Pod(
             workload=workload,
             network=PodNetwork.of_descriptor(namespace, home=self._home),
-            listeners=Listeners(outbound=outbound, inbound_plaintext=inbound_plaintext, tunnel=tunnel),
+            listeners=Listeners.of([socket.socket(fileno=fd) for fd in listeners]),
         )
         accepting = trio.CancelScope()
         if self._drain.begun.is_set():
