@@ -34,6 +34,7 @@ from node_agent.config import Config, HostPort
 from node_agent.data_path import build_data_path
 from node_agent.drain import Drain
 from node_agent.errors import AgentError, CloseReason
+from node_agent.explanation.routes import explanation_routes
 from node_agent.export_config import Sink
 from node_agent.identity import (
     Identities,
@@ -69,6 +70,7 @@ from node_agent.telemetry.scrape import metrics_preparation, metrics_routes
 from node_agent.telemetry.unix_socket import UnixListener
 
 if TYPE_CHECKING:
+    from node_agent.explanation.service import Explanations
     from node_agent.workload_api.endpoint import WorkloadApi
     from node_agent.workload_api.process import PeerProcess
 
@@ -102,9 +104,7 @@ def main(path: Path) -> int:
     return 0
 
 
-async def _run(
-    config: Config, logs: Logging, exports: Exports | None, stream_locks: tuple[int, int] | None
-) -> None:
+async def _run(config: Config, logs: Logging, exports: Exports | None, stream_locks: tuple[int, int] | None) -> None:
     with ExitStack() as stack:
         agent = _Agent(config, logs, exports, stack, stream_locks)
         await agent.run()
@@ -202,8 +202,24 @@ class _Agent:
                 now=trio.current_time,
             ),
             **config_routes(self._config),
+            **explanation_routes(self._explanations),
             **debug_routes(ProcessDebugging(), self._carrier),
         }
+
+    def _explanations(self) -> "Explanations":
+        from node_agent.explanation.service import Explanations  # noqa: PLC0415  # not before somebody asks
+
+        return Explanations(
+            config=self._config,
+            registry=self._registry,
+            engine=self._policies,
+            trust=self._trust,
+            endpoint_rows=self._report.endpoints,
+            directory=lambda: self._report.directory,
+            live=self._carrier.connections.live,
+            archive=self._carrier.connections.archive,
+            families=self._carrier.families,
+        )
 
     def _in_process(self, metrics: Metrics, rng: random.Random, stack: ExitStack) -> InProcess:
         def relay_crashed(error: BaseException) -> None:

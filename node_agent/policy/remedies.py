@@ -5,9 +5,11 @@ need the fewest.  That a change is possible does not mean that it is wise.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from ca.manifests.authorization import IDENTITY_ATTRIBUTES, Action, Attribute, Clause, Criterion, Rule
+from ca.spiffe import SpiffeId
 from node_agent.policy.compiled import Peer
 from node_agent.policy.considered import Considered, Explanation
 from node_agent.policy.matching import holds
@@ -24,8 +26,13 @@ _NAMES: Final = {
 }
 
 
-def remedies(explanation: Explanation, request: Request, *, source: str) -> list[str]:
-    """One line for each way to allow what was denied, the smallest change first; ``source`` is its name for people."""
+def remedies(
+    explanation: Explanation, request: Request, *, source: str, if_enrolled: SpiffeId | None = None
+) -> list[str]:
+    """One line for each way to allow what was denied, the smallest change first.
+
+    ``source`` is its name for people; ``if_enrolled`` is the identity that it would have in the mesh.
+    """
     decision = explanation.decision
     if decision.allowed:
         return []
@@ -36,7 +43,7 @@ def remedies(explanation: Explanation, request: Request, *, source: str) -> list
     found: list[tuple[int, str]] = []
     for each in in_force:
         if each.policy.action is Action.ALLOW:
-            found += _let_in(each, request, source)
+            found += _let_in(each, request, source, if_enrolled)
     found.sort(key=lambda one: one[0])
     return [text for _, text in found[:_MOST]]
 
@@ -49,42 +56,59 @@ def _except_from(denying: Considered, number: int, request: Request) -> Iterator
     who = _value(Attribute.PRINCIPAL, request)
     field, value = ("notPrincipals", f"principal {who}") if who else ("notIpBlocks", f"address {request.source_ip}")
     part = "each of its sources" if rule.sources else "a source of its own (from)"
-    yield f"add {value} to {field} in {part}: {where}"
+    yield f"{where}: add {value} to {field} in {part}"
 
 
-def _let_in(allowing: Considered, request: Request, source: str) -> Iterator[tuple[int, str]]:
+def _let_in(
+    allowing: Considered, request: Request, source: str, if_enrolled: SpiffeId | None
+) -> Iterator[tuple[int, str]]:
     """How each rule of an ALLOW policy could match, and how many changes that takes."""
     policy = allowing.policy
     if not policy.rules:
         yield 1, f"add a rule with {_who(request)} to ALLOW policy {policy}, which has none and so allows nothing"
     for number, rule in enumerate(policy.rules):
-        changes = [*_changes(rule, request, source)]
-        yield len(changes), f"{'; '.join(changes)}: rule {number} of ALLOW policy {policy}"
+        where = f"rule {number} of ALLOW policy {policy}"
+        if request.source_identity is None and if_enrolled is not None and _needs_identity(rule, request):
+            enrolled = replace(request, source_identity=if_enrolled)
+            enrol = f"enrol {source} in the mesh (label ringfence.io/mesh: enabled)"
+            changes = [*_changes(rule, enrolled)]
+            yield len(changes) + 1, f"{enrol}, for {where}" + "".join(f"; {change}" for change in changes)
+            continue
+        changes = [*_changes(rule, request)]
+        yield len(changes), f"{where}: {'; '.join(changes)}"
 
 
-def _changes(rule: Rule, request: Request, source: str) -> Iterator[str]:
+def _needs_identity(rule: Rule, request: Request) -> bool:
+    """Whether the rule fails for want of an identity."""
+    failing = [_failing(clause, request) for clause in rule.sources]
+    of_sources = [each.attribute for clause in failing for each in clause] if all(failing) else []
+    of_conditions = [each.attribute for clause in rule.conditions for each in _failing(clause, request)]
+    return any(each in IDENTITY_ATTRIBUTES for each in of_sources + of_conditions)
+
+
+def _changes(rule: Rule, request: Request) -> Iterator[str]:
     for name in rule.unjudged:
         yield f"remove {name}, which a TCP connection does not show"
     for part, clauses in (("from", rule.sources), ("to", rule.operations)):
         failing = [_failing(clause, request) for clause in clauses]
         if clauses and all(failing):
             number = min(range(len(clauses)), key=lambda index: len(failing[index]))
-            yield from (_change(f"{part}[{number}]", each, request, source) for each in failing[number])
+            yield from (_change(f"{part}[{number}]", each, request) for each in failing[number])
     for number, clause in enumerate(rule.conditions):
-        yield from (_change(f"when[{number}]", each, request, source) for each in _failing(clause, request))
+        yield from (_change(f"when[{number}]", each, request) for each in _failing(clause, request))
 
 
 def _failing(clause: Clause, request: Request) -> list[Criterion]:
     return [each for each in clause.criteria if not holds(each, request)]
 
 
-def _change(where: str, criterion: Criterion, request: Request, source: str) -> str:
+def _change(where: str, criterion: Criterion, request: Request) -> str:
     value = _value(criterion.attribute, request)
     if criterion.negated:
         fitting = [each for each in criterion.values if not holds(criterion._replace(values=(each,)), request)]
         return f"take {', '.join(fitting)} out of {criterion.field} in {where}"
     if not value and criterion.attribute in IDENTITY_ATTRIBUTES:
-        return f"enrol {source} in the mesh (label ringfence.io/mesh: enabled), for it to have an identity"
+        return f"take {criterion.field} out of {where}: who connects has no identity"
     return f"add {_NAMES[criterion.attribute]} {value} to {criterion.field} in {where}"
 
 
