@@ -112,6 +112,8 @@ class Pick:
         self._state.open_connections += 1
         self._state.waits(now)
         self.is_probe = self._state.outlier.picked(now)
+        if self._state.silence is not None:
+            self._state.silence.picked()
 
     def connected(self, now: float) -> None:
         """The destination accepted the connection; the time since the pick is the sample."""
@@ -137,7 +139,7 @@ class Pick:
             if silence is None:
                 silence = self._state.silence = Silence(pool.habit)
             waiting = Waiting(answer, pool.habit, now)
-            silence.begin(waiting, endpoints=len(pool.members))
+            silence.begin(waiting, endpoints=len(pool.members), now=now)
             self._waiting = (silence, waiting)
 
     def failed(self, now: float) -> None:

@@ -79,9 +79,9 @@ class EndpointState:
     def expected_s(self, now: float) -> float | None:
         """What a client has to expect: the connect latency, or for how long the endpoint has not answered."""
         latency_s = self.connect_latency_s(now)
-        if self.silence is not None and (silent_s := self.silence.costs_s(now)) > (latency_s or 0.0):
-            return silent_s
-        return latency_s
+        if self.silence is None or not (silent_s := self.silence.silent_s(now)):
+            return latency_s
+        return 0.0 if self.silence.is_to_be_tried else max(silent_s, latency_s or 0.0)
 
     def may_serve(self, now: float) -> bool:
         """Whether a connection may be sent there."""

@@ -8,8 +8,8 @@ same service, get theirs.
 Nobody knows how long a program may be silent, so nothing is measured against a
 fixed time.  An endpoint is silent if
 
-* one of its connections waits for its first byte, and none of them got one
-  meanwhile;
+* connections that were sent there wait for their first byte, and not one of them
+  got it;
 * longer than is usual for the service: several times its mean and spread, as
   TCP's retransmission timer is made (RFC 6298);
 * chance does not explain it: the service has answered eight connections for
@@ -22,8 +22,8 @@ Where all are silent for long there are no answers, and so no difference.  An
 answer ends it at once.  A connection that its client gave up leaves the time it
 waited behind, which is forgotten like the latency of a connect that timed out.
 One that is wrongly called silent (all that it has are connections whose clients
-do not ask for anything) gets another one by its merits when the service has had
-so many others meanwhile that its clients would hardly feel a mistake.
+do not ask for anything) gets another one when the service has had so many
+meanwhile that its clients hardly feel it if that one waits, too.
 
 A connection is looked at when its endpoint is about to be chosen, and when it
 ends: one that moves bytes pays nothing for it.
@@ -41,6 +41,7 @@ _TIMES_USUAL: Final = 3.0
 _MEAN_NEWS: Final = 1 / 8  # RFC 6298 section 2: alpha, beta, K
 _SPREAD_NEWS: Final = 1 / 4
 _SPREADS: Final = 4.0
+_LOOKS: Final = 4  # at one endpoint's connections, each time
 _TRY_AGAIN_AFTER: Final = 256  # connections to the service: one in so many may be lost to finding out
 
 
@@ -95,106 +96,117 @@ class Habit:
 
 
 class Waiting:
-    """One connection whose first byte nobody has seen yet.
+    """One connection whose first byte nobody has seen yet."""
 
-    It counts as waiting from when it was first looked at, because only then it
-    was seen to wait; and from the last answer of its endpoint on.
-    """
-
-    __slots__ = ("_answer", "_answers_before", "_began_at", "_seen_at", "_since", "habit")
+    __slots__ = ("_answer", "_began_at", "habit", "seen_at")
 
     def __init__(self, answer: Answer, habit: Habit, now: float) -> None:
         self.habit = habit
         self._answer = answer
-        self._began_at = self._seen_at = self._since = now
-        self._answers_before = habit.answers
+        self._began_at = self.seen_at = now  # seen to wait
 
     @property
     def is_answered(self) -> bool:
         return self._answer.down_bytes > 0
 
-    def look(self, spoken_at: float, now: float) -> None:
-        """It is not answered yet; ``spoken_at`` is when its endpoint last answered one."""
-        self._seen_at = now
-        if spoken_at > self._since:
-            self._since = now
-            self._answers_before = self.habit.answers
-
-    def silent_s(self, *, waiting: int, endpoints: int, now: float) -> float:
-        """For how long its endpoint is silent, by it, of so many that ``waiting``; 0 if it is not."""
-        habit, waited_s = self.habit, now - self._since
-        if waited_s <= habit.patience_s:
-            return 0.0
-        others_are_answered = habit.answers - self._answers_before >= _ENOUGH * endpoints
-        return waited_s if others_are_answered or habit.would_have_answered(waiting) else 0.0
-
-    def ended(self) -> None:
-        """It is answered: teach the service's habit."""
-        self.habit.answered(self._seen_at - self._began_at)
+    def teach(self) -> None:
+        """It is answered: that is the service's habit."""
+        self.habit.answered(self.seen_at - self._began_at)
 
 
 class Silence:
-    """The connections of one endpoint that wait for their first byte, the oldest first."""
+    """The connections of one endpoint that wait for their first byte.
 
-    __slots__ = ("_before", "_endpoints", "_habit", "_left_behind", "_spoken_at", "_waiting")
+    Those that were there already when another one was answered (``_earlier``)
+    wait for reasons of their own, and say nothing about the endpoint.
+    """
+
+    __slots__ = (
+        "_answers_before",
+        "_before",
+        "_earlier",
+        "_endpoints",
+        "_habit",
+        "_left_behind",
+        "_since",
+        "_waiting",
+    )
 
     def __init__(self, habit: Habit) -> None:
         self._waiting: OrderedDict[Waiting, None] = OrderedDict()
+        self._earlier: OrderedDict[Waiting, None] = OrderedDict()
+        self._since = 0.0  # when the first of those that wait came
+        self._answers_before = 0  # of the service, until then
         self._habit = habit
         self._endpoints = 1
         self._before = 0
-        self._spoken_at = 0.0
         self._left_behind: PeakEwma | None = None
 
-    def begin(self, waiting: Waiting, *, endpoints: int) -> None:
-        """A connection is up; ``endpoints`` have it to share."""
+    def begin(self, waiting: Waiting, *, endpoints: int, now: float) -> None:
+        """A connection is up; ``endpoints`` have the service's connections to share."""
+        if not self._waiting:
+            self._since = now
+            self._answers_before = waiting.habit.answers
         self._waiting[waiting] = None
         self._endpoints = endpoints
         self._habit = waiting.habit
-        self._before = waiting.habit.connections
 
     def end(self, waiting: Waiting, now: float) -> None:
         """It is over; harmless if that was known."""
-        if waiting not in self._waiting:
-            return
-        if waiting.is_answered:
-            self._answered(waiting, now)
-            return
-        waiting.look(self._spoken_at, now)
-        silent_s = waiting.silent_s(waiting=len(self._waiting), endpoints=self._endpoints, now=now)
-        del self._waiting[waiting]
-        if silent_s:
-            if self._left_behind is None:
-                self._left_behind = PeakEwma(0.0, now)
-            self._left_behind.observe(silent_s, now)
+        if waiting in self._earlier:
+            self._look_at_earlier(waiting)
+            self._earlier.pop(waiting, None)
+        elif waiting in self._waiting and waiting.is_answered:
+            self._answered(waiting)
+        elif waiting in self._waiting:
+            if silent_s := self._by_waiting_s(now):
+                if self._left_behind is None:
+                    self._left_behind = PeakEwma(0.0, now)
+                self._left_behind.observe(silent_s, now)
+            del self._waiting[waiting]
 
     def silent_s(self, now: float) -> float:
         """For how long the endpoint has been silent, 0 if it is not."""
-        if not self._waiting and self._left_behind is None:
+        for _ in range(min(_LOOKS, len(self._waiting))):
+            each = next(iter(self._waiting))
+            if each.is_answered:
+                self._answered(each)
+                break
+            each.seen_at = now
+            self._waiting.move_to_end(each)
+        for _ in range(min(_LOOKS, len(self._earlier))):
+            self._look_at_earlier(next(iter(self._earlier)))
+        left_behind_s = 0.0 if self._left_behind is None else self._left_behind.at(now)
+        return max(left_behind_s, self._by_waiting_s(now))
+
+    @property
+    def is_to_be_tried(self) -> bool:
+        """Whether the next connection is to find out if it still is."""
+        return self._habit.connections - self._before >= _TRY_AGAIN_AFTER
+
+    def picked(self) -> None:
+        """A connection is sent there."""
+        self._before = self._habit.connections
+
+    def _by_waiting_s(self, now: float) -> float:
+        waited_s = now - self._since
+        if not self._waiting or waited_s <= self._habit.patience_s:
             return 0.0
-        oldest = self._oldest(now)
-        silent_s = 0.0 if self._left_behind is None else self._left_behind.at(now)
-        if oldest is not None:
-            by_it_s = oldest.silent_s(waiting=len(self._waiting), endpoints=self._endpoints, now=now)
-            silent_s = max(silent_s, by_it_s)
-        return silent_s
+        others_are_answered = self._habit.answers - self._answers_before >= _ENOUGH * self._endpoints
+        return waited_s if others_are_answered or self._habit.would_have_answered(len(self._waiting)) else 0.0
 
-    def costs_s(self, now: float) -> float:
-        """The same, as far as it is to keep connections away."""
-        silent_s = self.silent_s(now)
-        return 0.0 if self._habit.connections - self._before >= _TRY_AGAIN_AFTER else silent_s
-
-    def _oldest(self, now: float) -> Waiting | None:
-        while self._waiting:
-            oldest = next(iter(self._waiting))
-            if not oldest.is_answered:
-                oldest.look(self._spoken_at, now)
-                return oldest
-            self._answered(oldest, now)
-        return None
-
-    def _answered(self, waiting: Waiting, now: float) -> None:
+    def _answered(self, waiting: Waiting) -> None:
+        """The endpoint speaks."""
         del self._waiting[waiting]
-        self._spoken_at = now
+        self._earlier.update(self._waiting)
+        self._waiting.clear()
         self._left_behind = None
-        waiting.ended()
+        waiting.teach()
+
+    def _look_at_earlier(self, waiting: Waiting) -> None:
+        """When that one was answered is not known: it may be long ago."""
+        if waiting.is_answered:
+            del self._earlier[waiting]
+            waiting.teach()
+        else:
+            self._earlier.move_to_end(waiting)
