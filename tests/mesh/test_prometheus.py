@@ -43,18 +43,18 @@ _NOT_IN_THIS_LAB: Final = frozenset(
 _POLICIES: Final = """\
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
-metadata: {name: no-admin}
-spec: {selector: {matchLabels: {app: web}}, action: DENY, rules: [{to: [{operation: {ports: ["9000"]}}]}]}
+metadata: {name: no-admin-of-scraped}
+spec: {selector: {matchLabels: {app: scraped}}, action: DENY, rules: [{to: [{operation: {ports: ["9000"]}}]}]}
 ---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: on-trial, annotations: {"istio.io/dry-run": "true"}}
-spec: {selector: {matchLabels: {app: web}}, action: DENY, rules: [{to: [{operation: {ports: ["8080"]}}]}]}
+spec: {selector: {matchLabels: {app: scraped}}, action: DENY, rules: [{to: [{operation: {ports: ["8080"]}}]}]}
 ---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
-metadata: {name: watched}
-spec: {selector: {matchLabels: {app: web}}, action: AUDIT, rules: [{to: [{operation: {ports: ["8080"]}}]}]}
+metadata: {name: scraped-is-watched}
+spec: {selector: {matchLabels: {app: scraped}}, action: AUDIT, rules: [{to: [{operation: {ports: ["8080"]}}]}]}
 """
 
 
@@ -147,7 +147,7 @@ class Traffic:
         self._client, self._service = client, service
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
-        self.served = 0
+        self.served = self.denied = 0
 
     def __enter__(self) -> "Traffic":
         self._thread.start()
@@ -164,8 +164,9 @@ class Traffic:
                 connection.shutdown(1)
                 if read_all(connection) == b"hello":
                     self.served += 1
-            for port in (81, 82):
-                self._fail(port)
+            self._fail(81)
+            self._fail(82)
+            self.denied += 1
 
     def _fail(self, port: int) -> None:
         try:
@@ -176,16 +177,16 @@ class Traffic:
 
 
 def test_prometheus_scrapes_the_lab_and_every_panel_and_alert_finds_its_series(mesh: Mesh, tmp_path: Path) -> None:
-    web = mesh.pod("web", node=2, labels={"app": "web"})
+    web = mesh.pod("scraped", node=2, labels={"app": "scraped"})  # a name of its own: counters of the lab live on
     web.serve_echo(8080)
     client = mesh.pod("client", node=1)
     mesh.apply(_POLICIES)
     mesh.apply(
-        "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  selector: {app: web}\n  ports:\n"
+        "apiVersion: v1\nkind: Service\nmetadata: {name: scraped}\nspec:\n  selector: {app: scraped}\n  ports:\n"
         "    - {name: echo, port: 80, targetPort: 8080}\n    - {name: nobody, port: 81, targetPort: 8081}\n"
         "    - {name: admin, port: 82, targetPort: 9000}\n"
     )
-    service = next(row["cluster_ips"][0] for row in mesh.ringfence(1, "services") if row["name"] == "web")
+    service = next(row["cluster_ips"][0] for row in mesh.ringfence(1, "services") if row["name"] == "scraped")
     with client.connect(service, 80) as idle, Prometheus(mesh, tmp_path) as prometheus:
         with Traffic(client, service) as traffic:
             wait_for("all three targets to be up", lambda: sum(value for _, value in prometheus.query("up")) == 3)
@@ -213,17 +214,25 @@ def test_prometheus_scrapes_the_lab_and_every_panel_and_alert_finds_its_series(m
         def counted(expression: str) -> float:
             return sum(value for _, value in prometheus.query(expression))
 
-        to_web = 'destination_workload="web",response_flags="-"'
+        to_web = 'destination_workload="scraped",response_flags="-"'
         for reporter in ("source", "destination"):
             closed = f'istio_tcp_connections_closed_total{{{to_web},reporter="{reporter}"}}'
             opened = f'istio_tcp_connections_opened_total{{{to_web},reporter="{reporter}"}}'
             wait_for(f"{ended} ends counted by the {reporter}", lambda: counted(closed) == ended)  # noqa: B023
             assert counted(opened) == ended + 1  # the idle one
+            connects = f'ringfence_connect_duration_seconds_count{{instance="{_AGENTS[reporter == "destination"]}"}}'
+            assert counted(connects) >= ended + 1
+            handshakes = (
+                f'ringfence_tunnel_handshake_duration_seconds_count{{instance="{_AGENTS[reporter == "destination"]}"}}'
+            )
+            assert counted(handshakes) >= 1
         node = _AGENTS[0]
         assert counted(f'ringfence_relay_held_bytes{{instance="{node}"}}') == 0
         assert counted(f'ringfence_tunnels_busy{{instance="{node}"}}') == 1
-        denied = len(mesh.records(2, close_reason="policy_denied"))
-        assert counted('ringfence_policy_denials_total{policy="default/no-admin"}') == denied > 0
-        assert counted('ringfence_policy_audits_total{policy="default/watched"}') >= ended
+        # Each is decided once, at whichever end.
+        denials = 'ringfence_policy_denials_total{policy="default/no-admin-of-scraped"}'
+        wait_for("the denials", lambda: counted(denials) == traffic.denied > 0)
+        assert len(mesh.records(1, close_reason="policy_denied")) == traffic.denied
+        assert counted('ringfence_policy_audits_total{policy="default/scraped-is-watched"}') >= ended
         idle.sendall(b"x")
         assert idle.recv(1) == b"x"

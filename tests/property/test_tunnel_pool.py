@@ -147,6 +147,8 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_is_lost(self) -> None:
         assert self._pool.idle_count == sum(map(len, self._idle.values()))
+        assert self._pool.waiter_count == sum(map(len, self._queued.values()))
+        assert self._pool.dial_count == sum(self._dialling.values())
 
     @invariant()
     def nobody_waits_without_need(self) -> None:

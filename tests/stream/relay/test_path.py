@@ -7,6 +7,7 @@ import struct
 import pytest
 
 from node_agent.relay import Ending
+from node_agent.relay.loop import ARENA_BYTES
 from tests.background import in_background
 from tests.relay_builder import (
     JoinedTunnel,
@@ -63,12 +64,14 @@ def test_both_stopped_at_once_then_both_resume(bench: RelayBench) -> None:
 
         send_until_stuck(moved, b"", most_bytes=1)
         assert max(seen) < 4 << 20, "the writers were not stopped"
+        assert 0 < one.pair.held_bytes + other.pair.held_bytes <= 4 * ARENA_BYTES
         received: list[bytes] = []
         with in_background(lambda: received.append(read_all(one.app))):
             assert read_all(other.app) == up
         assert received == [down]
     for each in (one, other):
         assert each.finish.wait().ending is Ending.COMPLETE
+        assert each.pair.held_bytes == 0
 
 
 def test_one_byte_writes_arrive_in_order(bench: RelayBench) -> None:

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from node_agent.relay import Ending, Outcome
+from node_agent.relay.loop import ARENA_BYTES
 from tests.background import in_background
 from tests.relay_builder import (
     JoinedPlain,
@@ -155,10 +156,12 @@ def test_reader_that_stops_stops_the_writer_and_loses_nothing(bench: RelayBench,
     one.setblocking(False)
     send_until_stuck(send, b"", most_bytes=len(payload))
     assert sent < 4 << 20, "the writer was not stopped"
+    assert 0 < joined.pair.held_bytes <= ARENA_BYTES
     one.shutdown(socket.SHUT_WR)
     assert read_all(other) == payload[:sent]
     other.close()
     assert joined.finish.wait() == _COMPLETE
+    assert joined.pair.held_bytes == 0
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["first", "second"])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import trio
+import trio.testing
 
 from node_agent.errors import CloseReason
 from node_agent.frames import FrameType
@@ -84,6 +85,7 @@ async def _transfer(relay: Relay, joiner: _Joiner, size: int) -> None:
         nursery.start_soon(joiner.carry, relay, joined)
         await trio.to_thread.run_sync(ends)
     assert [each.ending for each in joined.outcomes] == [Ending.COMPLETE]
+    assert not relay.pairs
     assert digests == [hashlib.sha256(chunk * (size // len(chunk))).hexdigest()]
 
 
@@ -147,6 +149,21 @@ async def test_cancelled_story_cuts_its_pair_and_tells_why(joiner: _Joiner, reas
             joined.peer.tls.close()
             await relay.finish()
         assert was_reset(joined.app)
+    finally:
+        relay.close()
+    assert joiner.crashes == []
+
+
+async def test_a_pair_can_be_looked_at_while_it_is_relayed(joiner: _Joiner) -> None:
+    relay = Relay(on_crash=joiner.crashes.append)
+    try:
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(joiner.carry, relay, joiner.join())
+            await trio.testing.wait_all_tasks_blocked()
+            assert [pair.held_bytes for pair in relay.pairs] == [0, 0]
+            nursery.cancel_scope.cancel()
+        assert not relay.pairs
     finally:
         relay.close()
     assert joiner.crashes == []

@@ -12,7 +12,7 @@ import trio.testing
 
 from ca.http_server import HttpServer
 from node_agent.telemetry.metrics import Metrics
-from node_agent.telemetry.scrape import metrics_preparation, metrics_routes
+from node_agent.telemetry.scrape import Pace, metrics_preparation, metrics_routes
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
@@ -91,6 +91,33 @@ async def test_others_have_their_turn_while_a_long_answer_is_written() -> None:
     assert len(chunks) == 100
     # Tasks run once a turn, in no particular order: two parts may see the other at the same count, a third can not.
     assert max(Counter(chunks).values()) <= 3, "the parts of the answer were not made in turns of their own"
+
+
+def test_of_many_answers_at_once_one_part_is_written_and_then_others_have_their_turn() -> None:
+    now = 0.0
+    written: list[int] = []
+
+    def parts(number: int) -> Iterator[bytes]:
+        for _ in range(5):
+            written.append(number)
+            yield b"x"
+
+    pace = Pace(lambda: now)
+    answers = {number: pace.spaced(parts(number)) for number in range(60)}
+    collected = dict.fromkeys(answers, b"")
+    for turn in range(10_000):
+        before = len(written)
+        for number in list(answers):
+            part = next(answers[number], None)
+            if part is None:
+                del answers[number]
+            else:
+                collected[number] += part
+        assert len(written) <= before + 1, f"more than one part in turn {turn}"
+        now += 0.001
+        if not answers:
+            break
+    assert set(collected.values()) == {b"xxxxx"}
 
 
 def test_an_agent_that_nobody_scrapes_does_not_load_prometheus_client() -> None:
