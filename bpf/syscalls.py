@@ -20,6 +20,7 @@ _NUMBERS: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, 
 _LOG_BYTES: Final = 1 << 22
 _NAME_BYTES: Final = 15
 _LOOKUP_AND_DELETE: Final = 21
+_LINK_TYPE_NETNS: Final = 5
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -82,11 +83,12 @@ class ProgramInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkInfo:
-    """``cgroup_id`` is 0 for a link that is not a cgroup's, or whose cgroup is gone."""
+    """``cgroup_id`` and ``netns_inode`` are 0 for a link of the other kind, or when what it was linked to is gone."""
 
     id: int
     program_id: int
     cgroup_id: int
+    netns_inode: int
     attach_type: int
 
 
@@ -290,9 +292,15 @@ def program_info(fd: int) -> ProgramInfo:
 
 
 def link_info(fd: int) -> LinkInfo:
-    """BPF_OBJ_GET_INFO_BY_FD of a cgroup's link."""
-    _, number, program, _, cgroup, attach = struct.unpack_from("IIIIQI", _info(fd, 32))
-    return LinkInfo(id=number, program_id=program, cgroup_id=cgroup, attach_type=attach)
+    """BPF_OBJ_GET_INFO_BY_FD of a cgroup's or a network namespace's link."""
+    raw = _info(fd, 32)
+    kind, number, program, _ = struct.unpack_from("IIII", raw)
+    cgroup = inode = 0
+    if kind == _LINK_TYPE_NETNS:
+        inode, attach = struct.unpack_from("II", raw, 16)
+    else:
+        cgroup, attach = struct.unpack_from("QI", raw, 16)
+    return LinkInfo(id=number, program_id=program, cgroup_id=cgroup, netns_inode=inode, attach_type=attach)
 
 
 def program_by_id(number: int) -> int:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from socket import AF_INET, AF_INET6
 from typing import Any, Final
@@ -31,10 +31,11 @@ _AT_ONCE: Final = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlumbingJob:
-    """One namespace to redirect (``install``) or to set free."""
+    """One namespace to redirect (``install``) or to set free; ``by_bpf``: BPF redirects, the way back is enough."""
 
     fd: int
     install: bool
+    by_bpf: bool = False
 
 
 class PlumbingError(Exception):
@@ -43,7 +44,7 @@ class PlumbingError(Exception):
 
 async def plumb(jobs: Sequence[PlumbingJob]) -> list[PlumbingError | None]:
     """Do all ``jobs``; returns one error or None for each, in order."""
-    request = json.dumps([{"fd": job.fd, "install": job.install} for job in jobs])
+    request = json.dumps([asdict(job) for job in jobs])
     command = [sys.executable, "-I", "-m", "node_agent.capture.plumbing"]
     try:
         with trio.fail_after(_TIMEOUT_S):
@@ -84,10 +85,12 @@ def _answer(job: dict[str, Any]) -> str:
     """Do one job; returns what went wrong, or nothing."""
     try:
         setns_network(job["fd"])
-        _run_nft(rules.INSTALL if job["install"] else rules.REMOVE)
+        _run_nft(rules.INSTALL if job["install"] and not job["by_bpf"] else rules.REMOVE)
         _return_route(install=job["install"])
         if job["install"]:
             _loosen_loopback_rp_filter()
+            if job["by_bpf"]:
+                _let_answers_inherit_marks()
     except (OSError, PlumbingError) as error:
         return str(error) or type(error).__name__
     return ""
@@ -156,6 +159,15 @@ def _loosen_loopback_rp_filter() -> None:
     values = [int((settings / name / "rp_filter").read_text()) for name in ("all", "lo")]
     if max(values) == 1:
         (settings / "lo" / "rp_filter").write_text("2")
+
+
+def _let_answers_inherit_marks() -> None:
+    """What the application answers carries the mark of what it was sent, also its RST: the return route knows it
+    by that, and nothing has to remember connections (ip-sysctl, tcp_fwmark_accept and fwmark_reflect)."""
+    for name in ("ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect"):
+        setting = Path("/proc/sys/net") / name
+        if setting.exists():  # a kernel without IPv6
+            setting.write_text("1")
 
 
 if __name__ == "__main__":

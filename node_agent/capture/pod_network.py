@@ -8,6 +8,7 @@ from node_agent.capture import sockets
 from node_agent.capture.netns import NetworkNamespace
 from node_agent.capture.network import Listeners
 from node_agent.capture.original_destination import original_destination
+from node_agent.capture.rules import AGENT_MARK
 from node_agent.config import INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, TUNNEL_PORT
 from node_agent.model import OriginalDestination, PeerAddress
 
@@ -20,11 +21,12 @@ class PodNetwork:
     Sockets handed out belong to whoever asked for them.
     """
 
-    __slots__ = ("_spare", "namespace")
+    __slots__ = ("_application_mark", "_spare", "namespace")
 
-    def __init__(self, namespace: NetworkNamespace) -> None:
-        """Take over the pod's namespace."""
+    def __init__(self, namespace: NetworkNamespace, *, application_mark: int = AGENT_MARK) -> None:
+        """Take over the pod's namespace.  ``application_mark`` is that of connections to the pod's application."""
         self.namespace = namespace
+        self._application_mark = application_mark
         self._spare: dict[int, list[socket.socket]] = {socket.AF_INET: [], socket.AF_INET6: []}
 
     @classmethod
@@ -107,7 +109,7 @@ class PodNetwork:
         made = self.namespace.tcp_sockets(family, _SPARE_SOCKETS)
         try:
             for each in made:
-                sockets.prepare_application_socket(each)
+                sockets.prepare_application_socket(each, mark=self._application_mark)
         except OSError:
             for each in made:
                 each.close()

@@ -63,12 +63,13 @@ def start_listening(listener: socket.socket) -> None:
     listener.listen(_BACKLOG)
 
 
-def prepare_application_socket(sock: socket.socket) -> None:
+def prepare_application_socket(sock: socket.socket, *, mark: int = AGENT_MARK) -> None:
     """Set what a connection to a local application wants, which may come from any address (IP_TRANSPARENT).
 
+    ``mark``: by it what captures knows the connection, and routes its answers back.
     No keepalive: both ends live on this kernel.
     """
-    mark_ours(sock)
+    sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
     reset_with_us(sock)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)

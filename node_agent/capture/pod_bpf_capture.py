@@ -1,0 +1,74 @@
+"""Capture mode ``inpod-bpf``: the agent's sockets inside the pods, and BPF instead of netfilter (docs/bpf.md)."""
+
+import socket
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from node_agent.capture.capture import CaptureJob
+from node_agent.capture.netns import NetworkNamespace
+from node_agent.capture.network import WorkloadNetwork
+from node_agent.capture.plumbing import PlumbingError, PlumbingJob, plumb
+from node_agent.capture.pod_network import PodNetwork
+from node_agent.capture.pod_steering import PodOrigins, PodSteering, cookie_of
+from node_agent.capture.rules import RETURN_MARK
+from node_agent.model import OriginalDestination, PeerAddress, Workload
+
+
+class SteeredPodNetwork(PodNetwork):
+    """A pod's network whose connections BPF sends to the agent."""
+
+    __slots__ = ("_origins",)
+
+    def __init__(self, namespace: NetworkNamespace, *, origins: PodOrigins) -> None:
+        """Take over the pod's namespace; ``origins`` stay the caller's."""
+        super().__init__(namespace, application_mark=RETURN_MARK)
+        self._origins = origins
+
+    def outbound_destination(self, connection: socket.socket, peer: PeerAddress) -> OriginalDestination:
+        """As the programs have filed it; raises ConnectionFailure."""
+        return self._origins.outbound(connection, peer)
+
+    def inbound_destination(self, connection: socket.socket, peer: PeerAddress) -> OriginalDestination:
+        """The address of the accepted socket."""
+        return self._origins.inbound(connection, peer)
+
+
+class PodBpfCapture:
+    """A :class:`Capture` without netfilter.  ``steering`` and ``origins`` stay the caller's."""
+
+    def __init__(self, netns_path: Callable[[Workload], Path], *, steering: PodSteering, origins: PodOrigins) -> None:
+        self._netns_path = netns_path
+        self._steering = steering
+        self._origins = origins
+
+    def want(self, enrolled: Collection[Workload], *, is_complete: bool) -> None:
+        """Forget the pods whose namespaces are gone."""
+        self._steering.tidy_up()
+
+    def open(self, workload: Workload) -> WorkloadNetwork:
+        """Open the pod's namespace."""
+        if workload.cgroup is not None:
+            raise OSError(0, 'it is a Workload with a cgroup, which needs [capture] mode = "cgroup"')
+        path = self._netns_path(workload)
+        try:
+            return SteeredPodNetwork(NetworkNamespace.open(path), origins=self._origins)
+        except OSError as error:
+            raise OSError(error.errno, f"cannot open its network namespace {path}: {error.strerror}") from error
+
+    async def apply(self, jobs: Sequence[CaptureJob]) -> list[PlumbingError | None]:
+        """The way back for the answers, then the programs; a pod that is set free loses the programs last."""
+        results = await plumb(
+            [PlumbingJob(fd=job.network.namespace.fd, install=job.install, by_bpf=True) for job in jobs]
+        )
+        for number, (job, error) in enumerate(zip(jobs, results, strict=True)):
+            try:
+                if not job.install:
+                    self._steering.set_free(cookie_of(job.network.namespace))
+                elif error is None:
+                    self._steering.serve(job.network.namespace, job.workload.addresses, job.listeners)
+            except OSError as failed:
+                results[number] = PlumbingError(f"BPF: {failed.strerror}")
+        return results
+
+    async def run(self) -> None:
+        """Nothing to watch: what is linked stays so."""
