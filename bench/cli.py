@@ -19,6 +19,7 @@ from bench.testbed import ROOT, BenchError, Testbed, require_tools, say
 _VENV: Final = ROOT / ".bench-venv"
 _ALONE: Final = {
     "registry": ("bench.registry_scale", "10,000 services, 100,000 endpoints, 5,000 policies"),
+    "policies": ("bench.policy_scale", "5,000 authorization policies, in five shapes"),
     "issuing": ("bench.issuing", "the authority's certificates a second"),
     "storm": ("bench.storm", "1,000 agents that come back at once, and 2,048 silent connections"),
     "start": ("bench.agent_start", "an agent with 200 identities"),

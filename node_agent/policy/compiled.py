@@ -9,7 +9,6 @@ remembers, to one of
 * a ``Remainder``: what addresses it takes.
 """
 
-from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from ca.manifests.authorization import Action, Attribute, AuthorizationPolicy, Clause, Criterion, Rule
@@ -73,7 +72,6 @@ class AddressTest(NamedTuple):
     of_source: bool
     negated: bool
     networks: NetworkSet
-    written: tuple[str, ...]
 
 
 Remainder = tuple[tuple[tuple[AddressTest, ...], ...], ...]
@@ -105,6 +103,10 @@ class CompiledClause:
         self.ports = tuple(ports)
         self.addresses = tuple(addresses)
 
+    def names(self) -> IdentityTest | None:
+        """The first list that names somebody."""
+        return next((each for each in self.identity if not each.negated and not each.patterns.presence), None)
+
     def may(self, peer: Peer, port: int) -> bool:
         """Whether it holds for this peer and port, as far as that goes."""
         return all(
@@ -114,27 +116,61 @@ class CompiledClause:
 
 def _address_test(criterion: Criterion) -> AddressTest:
     of_source = criterion.attribute is Attribute.SOURCE_IP
-    return AddressTest(of_source, criterion.negated, NetworkSet(criterion.values), criterion.values)
+    return AddressTest(of_source, criterion.negated, NetworkSet(criterion.values))
 
 
 class CompiledRule:
-    """One rule of one policy."""
+    """One rule of one policy.
 
-    __slots__ = ("conditions", "operations", "ref", "sources")
+    ``naming`` are patterns of which one fits whenever the rule matches, ``ports``
+    those with one of which it then goes to; None where there are none to find it by.
+    """
+
+    __slots__ = (
+        "_remainder",
+        "asks_destination",
+        "asks_identity",
+        "asks_port",
+        "conditions",
+        "naming",
+        "operations",
+        "ports",
+        "ref",
+        "sources",
+    )
 
     def __init__(self, ref: PolicyRule, rule: Rule) -> None:
         self.ref = ref
         self.sources = tuple(map(CompiledClause, rule.sources))
         self.operations = tuple(map(CompiledClause, rule.operations))
         self.conditions = tuple(map(CompiledClause, rule.conditions))
+        clauses = (*self.sources, *self.operations, *self.conditions)
+        self.asks_identity = any(each.identity for each in clauses)
+        self.asks_port = any(each.ports for each in clauses)
+        self.asks_destination = any(not test.of_source for each in clauses for test in each.addresses)
+        self._remainder = self._reduced(Peer.of(None), 0) if not (self.asks_identity or self.asks_port) else None
+        self.naming = self._naming()
+        self.ports = self._ports()
 
-    def clauses(self) -> Iterator[CompiledClause]:
-        yield from self.sources
-        yield from self.operations
-        yield from self.conditions
+    def _naming(self) -> tuple[IdentityTest, ...] | None:
+        for alternatives in (*((each,) for each in self.conditions), self.sources):
+            tests = tuple(test for each in alternatives if (test := each.names()) is not None)
+            if tests and len(tests) == len(alternatives):
+                return tests
+        return None
+
+    def _ports(self) -> frozenset[int] | None:
+        for alternatives in (self.operations, *((each,) for each in self.conditions)):
+            named = [next((ports for negated, ports in each.ports if not negated), None) for each in alternatives]
+            if named and None not in named:
+                return frozenset(port for ports in named for port in ports or ())
+        return None
 
     def reduce(self, peer: Peer, port: int) -> Remainder | None:
         """What is left to ask of the addresses; None for never, ``ALWAYS`` for nothing."""
+        return self._remainder if self._remainder is not None else self._reduced(peer, port)
+
+    def _reduced(self, peer: Peer, port: int) -> Remainder | None:
         for condition in self.conditions:
             if not condition.may(peer, port):
                 return None
@@ -154,7 +190,7 @@ def holds(remainder: Remainder, source: Address, destination: Address) -> bool:
     """Whether the addresses are what is left of a rule."""
     for alternatives in remainder:
         for tests in alternatives:
-            for of_source, negated, networks, _ in tests:
+            for of_source, negated, networks in tests:
                 if ((source if of_source else destination) in networks) is negated:
                     break
             else:
@@ -164,13 +200,12 @@ def holds(remainder: Remainder, source: Address, destination: Address) -> bool:
     return True
 
 
-def compile_policy(policy: AuthorizationPolicy) -> tuple[CompiledRule, ...]:
+def compile_policy(name: ObjectName, policy: AuthorizationPolicy) -> tuple[CompiledRule, ...]:
     """The rules of a policy that can match at all, in order.
 
     Istio: "L7 policies never match for ALLOW.  For DENY they will always match,
     so it is more restrictive."
     """
-    name = ObjectName(policy.namespace, policy.name)
     return tuple(
         CompiledRule(PolicyRule(name, number), rule)
         for number, rule in enumerate(policy.rules)

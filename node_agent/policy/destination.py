@@ -8,7 +8,7 @@ request.  3. If there are no ALLOW policies for the workload, allow the request.
 the request."
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from ca.manifests import AuthorizationPolicy
@@ -19,31 +19,39 @@ from node_agent.policy.compiled import CompiledRule, Peer
 from node_agent.policy.decision import Decision, DryRun, PolicyRule
 from node_agent.policy.prefixes import NO_ADDRESS, Address, read_address
 from node_agent.policy.request import Request
-from node_agent.policy.rule_index import Reduced, RuleIndex
+from node_agent.policy.rule_index import NOTHING, Reduced, RuleIndex
 
-_MAX_REMEMBERED: Final = 4096  # peers and ports of one destination: more than that is somebody who tries all
+_MAX_REMEMBERED: Final = 16_384  # peers and ports of one destination: more than that is somebody who tries all
 _MAX_NAMED: Final = 5  # policies in a sentence
 
-Compile = Callable[[AuthorizationPolicy], tuple[CompiledRule, ...]]
+_KINDS: Final[tuple[tuple[Action, bool], ...]] = (
+    (Action.DENY, False),
+    (Action.ALLOW, False),
+    (Action.DENY, True),
+    (Action.ALLOW, True),
+    (Action.AUDIT, False),
+)  # action and whether it is a dry run; the order of ``_decision``'s arguments
+
+Compile = Callable[[ObjectName, AuthorizationPolicy], tuple[CompiledRule, ...]]
 
 
 class Destination:
     """Policies in order; ``decide`` is for the workloads that all of them are about."""
 
-    def __init__(self, policies: Sequence[AuthorizationPolicy], compiled: Compile) -> None:
-        def index(*actions: Action, dry_run: bool = False, every: bool = False) -> RuleIndex:
-            wanted = (each for each in policies if each.action in actions and each.dry_run is dry_run)
-            return RuleIndex((rule for each in wanted for rule in compiled(each)), every=every)
-
-        self._indexes = (
-            index(Action.CUSTOM, Action.DENY),
-            index(Action.ALLOW),
-            index(Action.CUSTOM, Action.DENY, dry_run=True),
-            index(Action.ALLOW, dry_run=True),
-            index(Action.AUDIT, every=True),
+    def __init__(self, policies: Iterable[tuple[ObjectName, AuthorizationPolicy]], compiled: Compile) -> None:
+        rules: dict[tuple[Action, bool], list[CompiledRule]] = {}
+        allowing: dict[bool, list[ObjectName]] = {True: [], False: []}
+        for name, policy in policies:
+            # Of CUSTOM and DENY the former come first, and both deny.
+            action = Action.DENY if policy.action is Action.CUSTOM else policy.action
+            rules.setdefault((action, policy.dry_run), []).extend(compiled(name, policy))
+            if action is Action.ALLOW:
+                allowing[policy.dry_run].append(name)
+        self._indexes = tuple(
+            RuleIndex(found, every=kind[0] is Action.AUDIT) if (found := rules.get(kind)) else None for kind in _KINDS
         )
-        self._allowing = tuple(_name(each) for each in policies if each.action is Action.ALLOW and not each.dry_run)
-        self._trials = tuple(_name(each) for each in policies if each.action is Action.ALLOW and each.dry_run)
+        self._asks_destination = any(rule.asks_destination for found in rules.values() for rule in found)
+        self._allowing, self._trials = tuple(allowing[False]), tuple(allowing[True])
         self._settled: dict[tuple[SpiffeId | None, int], Decision | tuple[Reduced, ...]] = {}
         self._decisions: dict[tuple[tuple[PolicyRule, ...], ...], Decision] = {}
 
@@ -55,24 +63,24 @@ class Destination:
             found = self._settle(*key)
         if isinstance(found, Decision):
             return found
-        return self._judge(found, read_address(request.source_ip), read_address(request.destination_address()))
+        destination = read_address(request.destination_address()) if self._asks_destination else NO_ADDRESS
+        return self._judge(found, read_address(request.source_ip), destination)
 
     def _settle(self, identity: SpiffeId | None, port: int) -> Decision | tuple[Reduced, ...]:
         """Work out what is left to ask of a peer and port, mostly nothing, and remember it."""
         if len(self._settled) >= _MAX_REMEMBERED:
             self._settled.clear()
         peer = Peer.of(identity)
-        left = tuple(each.reduced(peer, port) for each in self._indexes)
+        left = tuple(NOTHING if each is None else each.reduced(peer, port) for each in self._indexes)
         settled = self._judge(left, NO_ADDRESS, NO_ADDRESS) if all(each.is_settled for each in left) else left
         self._settled[identity, port] = settled
         return settled
 
     def _judge(self, left: tuple[Reduced, ...], source: Address, destination: Address) -> Decision:
         *firsts, auditing = left
-        first = (each.first(source, destination) for each in firsts)
         matched = (
-            *((each.ref,) if each is not None else () for each in first),
-            tuple(each.ref for each in auditing.every(source, destination)),
+            *[() if each is NOTHING else each.first(source, destination) for each in firsts],
+            () if auditing is NOTHING else auditing.every(source, destination),
         )
         decision = self._decisions.get(matched)
         if decision is None:
@@ -125,10 +133,6 @@ class Destination:
         if allowing:
             return f"allowed by policy {allowing[0]}"
         return f"denied: {_unmatched(self._allowing)}" if self._allowing else "allowed: no ALLOW policy is about it"
-
-
-def _name(policy: AuthorizationPolicy) -> ObjectName:
-    return ObjectName(policy.namespace, policy.name)
 
 
 def _unmatched(allowing: Sequence[ObjectName]) -> str:

@@ -111,19 +111,19 @@ class PolicyEngine:
         )
 
     def _known(self, compiled: _Compiled, workload: Workload) -> _Known:
-        policies = [each.policy for each in self._scopes.policies_for(workload)]
-        names = tuple(ObjectName(each.namespace, each.name) for each in policies)
+        policies = self._scopes.policies_for(workload)
+        names = tuple([each.name for each in policies])
         destination = compiled.by_policies.get(names)
         if destination is None:
-            destination = compiled.by_policies[names] = Destination(policies, self._compile)
+            held = zip(names, (each.policy for each in policies), strict=True)
+            destination = compiled.by_policies[names] = Destination(held, self._compile)
         if len(compiled.of_workload) >= _MAX_WORKLOADS:
             compiled.of_workload.clear()
         known = compiled.of_workload[workload.name.name] = _Known(workload.labels, destination)
         return known
 
-    def _compile(self, policy: AuthorizationPolicy) -> tuple[CompiledRule, ...]:
-        name = ObjectName(policy.namespace, policy.name)
+    def _compile(self, name: ObjectName, policy: AuthorizationPolicy) -> tuple[CompiledRule, ...]:
         rules = self._rules.get(name)
         if rules is None:
-            rules = self._rules[name] = compile_policy(policy)
+            rules = self._rules[name] = compile_policy(name, policy)
         return rules

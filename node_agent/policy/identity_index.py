@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ca.manifests.authorization import Attribute
-from node_agent.policy.compiled import CompiledClause, CompiledRule, IdentityTest, Patterns, Peer
+from node_agent.policy.compiled import CompiledRule, Peer
 
 _ATTRIBUTES: Final = (Attribute.PRINCIPAL, Attribute.NAMESPACE, Attribute.SERVICE_ACCOUNT)
 
@@ -20,11 +20,10 @@ class IdentityIndex:
 
     def file(self, rank: int, rule: CompiledRule) -> None:
         """File a rule so that ``candidates`` has it for each peer with whom it may match."""
-        naming = _naming(rule)
-        if naming is None:
+        if rule.naming is None:
             self._others.append(rank)
             return
-        for attribute, patterns in naming:
+        for attribute, _, patterns in rule.naming:
             for text in patterns.exact:
                 self._exact.setdefault((attribute, text), []).append(rank)
             for table, parts in ((self._prefixes, patterns.prefixes), (self._suffixes, patterns.suffixes)):
@@ -43,18 +42,3 @@ class IdentityIndex:
         for (attribute, length), held in self._suffixes.items():
             ranks.update(held.get((peer.get(attribute) or "")[-length:], ()))
         return sorted(ranks)
-
-
-def _naming(rule: CompiledRule) -> list[tuple[Attribute, Patterns]] | None:
-    """Patterns of which one fits whenever the rule matches; None if there are none to find it by."""
-    for condition in rule.conditions:
-        if (test := _names(condition)) is not None:
-            return [(test.attribute, test.patterns)]
-    tests = [_names(each) for each in rule.sources]
-    found = [(test.attribute, test.patterns) for test in tests if test is not None]
-    return found if found and len(found) == len(tests) else None
-
-
-def _names(clause: CompiledClause) -> IdentityTest | None:
-    """The first list of a clause that names somebody."""
-    return next((each for each in clause.identity if not each.negated and not each.patterns.presence), None)

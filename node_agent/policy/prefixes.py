@@ -5,7 +5,7 @@ which are few: a lookup shifts once for each of them.
 """
 
 import ipaddress
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -32,37 +32,50 @@ def read_address(ip: str) -> Address:
     return Address(4, int(a) << 24 | int(b) << 16 | int(c) << 8 | int(d))
 
 
+class Network(NamedTuple):
+    """A network: the addresses of this version whose number, without the host bits, is this one."""
+
+    version: int
+    host_bits: int
+    number: int
+
+
+def read_network(text: str) -> Network:
+    """Return a canonical network."""
+    network = ipaddress.ip_network(text)
+    host_bits = network.max_prefixlen - network.prefixlen
+    return Network(network.version, host_bits, int(network.network_address) >> host_bits)
+
+
 class NetworkTable(Generic[T]):
     """What is said of networks, found by the addresses in them."""
 
     __slots__ = ("_by_length",)
 
-    def __init__(self, said: Iterable[tuple[str, T]]) -> None:
+    def __init__(self, said: Iterable[tuple[Network, T]]) -> None:
         self._by_length: dict[tuple[int, int], dict[int, list[T]]] = {}  # (IP version, host bits): network number
-        for text, item in said:
-            network = ipaddress.ip_network(text)
-            host_bits = network.max_prefixlen - network.prefixlen
-            of_length = self._by_length.setdefault((network.version, host_bits), {})
-            of_length.setdefault(int(network.network_address) >> host_bits, []).append(item)
+        for (version, host_bits, number), item in said:
+            self._by_length.setdefault((version, host_bits), {}).setdefault(number, []).append(item)
 
-    def at(self, address: Address) -> Iterator[T]:
+    def at(self, address: Address) -> list[T]:
         """Everything that is said of networks with this address, in no order."""
+        found: list[T] = []
         for (version, host_bits), items in self._by_length.items():
             if version == address.version:
-                yield from items.get(address.number >> host_bits, ())
+                found += items.get(address.number >> host_bits, ())
+        return found
 
 
 class NetworkSet:
     """Whether an address is in one of several networks."""
 
-    __slots__ = ("_by_length",)
+    __slots__ = ("_by_length", "networks")
 
     def __init__(self, networks: Iterable[str]) -> None:
+        self.networks = tuple(map(read_network, networks))
         by_length: dict[tuple[int, int], set[int]] = {}
-        for text in networks:
-            network = ipaddress.ip_network(text)
-            host_bits = network.max_prefixlen - network.prefixlen
-            by_length.setdefault((network.version, host_bits), set()).add(int(network.network_address) >> host_bits)
+        for version, host_bits, number in self.networks:
+            by_length.setdefault((version, host_bits), set()).add(number)
         self._by_length = tuple((version, bits, frozenset(held)) for (version, bits), held in by_length.items())
 
     def __contains__(self, address: Address) -> bool:

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from node_agent.policy.compiled import ALWAYS, CompiledRule, Peer, Remainder, holds
 from node_agent.policy.decision import PolicyRule
 from node_agent.policy.identity_index import IdentityIndex
-from node_agent.policy.prefixes import Address, NetworkTable
+from node_agent.policy.prefixes import Address, Network, NetworkTable
 
 _MAX_SCANNED: Final = 16  # below, comparing each costs no more than finding the ones to compare
 _MAX_PORTS: Final = 1024  # that are remembered; a workload serves a few
@@ -48,13 +48,18 @@ class Reduced:
         self._by_source: NetworkTable[Entry] | None = None
         self._scanned = self._entries
         if len(self._entries) > _MAX_SCANNED:
-            filed: list[tuple[str, Entry]] = []
+            filed: list[tuple[Network, Entry]] = []
             self._scanned = tuple(each for each in self._entries if not _file(each, filed))
             self._by_source = NetworkTable(filed)
 
-    def first(self, source: Address, destination: Address) -> Entry | None:
-        """The first rule that matches."""
-        other = self._shared.first(source, destination) if self._shared is not None else None
+    def first(self, source: Address, destination: Address) -> tuple[PolicyRule, ...]:
+        """The first rule that matches, if one does."""
+        found = self.first_entry(source, destination)
+        return () if found is None else (found.ref,)
+
+    def first_entry(self, source: Address, destination: Address) -> Entry | None:
+        """The same, with its place."""
+        other = self._shared.first_entry(source, destination) if self._shared is not None else None
         for each in self._candidates(source):
             if other is not None and other.rank < each.rank:
                 break
@@ -62,33 +67,39 @@ class Reduced:
                 return each
         return other
 
-    def every(self, source: Address, destination: Address) -> list[Entry]:
+    def every(self, source: Address, destination: Address) -> tuple[PolicyRule, ...]:
         """All rules that match, in order."""
+        return tuple(each.ref for each in sorted(self.entries(source, destination)))
+
+    def entries(self, source: Address, destination: Address) -> list[Entry]:
+        """The same, with their places, in no order."""
         found = [each for each in self._candidates(source) if holds(each.remainder, source, destination)]
-        return found if self._shared is None else sorted([*found, *self._shared.every(source, destination)])
+        return found if self._shared is None else [*found, *self._shared.entries(source, destination)]
 
     def _candidates(self, source: Address) -> Sequence[Entry]:
         if self._by_source is None:
             return self._entries
-        found = {each.rank: each for each in self._by_source.at(source)}
+        found = self._by_source.at(source)
         if not found:
             return self._scanned
-        found.update((each.rank, each) for each in self._scanned)
-        return [found[rank] for rank in sorted(found)]
+        if len(found) == 1 and not self._scanned:
+            return found
+        by_rank = {each.rank: each for each in (*found, *self._scanned)}  # one may be there under several networks
+        return [by_rank[rank] for rank in sorted(by_rank)]
 
 
 NOTHING: Final = Reduced(())
 
 
-def _file(entry: Entry, filed: list[tuple[str, Entry]]) -> bool:
+def _file(entry: Entry, filed: list[tuple[Network, Entry]]) -> bool:
     """File a rule under the source networks without which it can not match, if it has such."""
     for alternatives in entry.remainder:
         named = [
-            next((test.written for test in tests if test.of_source and not test.negated), None)
+            next((test.networks.networks for test in tests if test.of_source and not test.negated), None)
             for tests in alternatives
         ]
         if all(each is not None for each in named):
-            filed += ((network, entry) for written in named for network in written or ())
+            filed += ((network, entry) for networks in named for network in networks or ())
             return True
     return False
 
@@ -97,7 +108,7 @@ class RuleIndex:
     """Rules of one action, in order.  With ``every``, all that match are wanted, not only the first."""
 
     def __init__(self, rules: Iterable[CompiledRule], *, every: bool = False) -> None:
-        self._rules = tuple(rules)
+        self.rules = tuple(rules)
         self._every = every
         self._names = IdentityIndex()
         self._by_port: dict[int, list[int]] = {}
@@ -105,26 +116,22 @@ class RuleIndex:
         self._any_port: list[int] = []
         self._always: Reduced | None = None  # what is left of ``_any_port``
         self._of_port: dict[int, Reduced] = {}
-        for rank, rule in enumerate(self._rules):
+        for rank, rule in enumerate(self.rules):
             self._file(rank, rule)
 
     def _file(self, rank: int, rule: CompiledRule) -> None:
-        if any(each.identity for each in rule.clauses()):
+        if rule.asks_identity:
             self._names.file(rank, rule)
-            return
-        ports = _ports(rule)
-        if ports is not None:
-            for port in ports:
+        elif rule.ports is not None:
+            for port in rule.ports:
                 self._by_port.setdefault(port, []).append(rank)
-        elif any(each.ports for each in rule.clauses()):
+        elif rule.asks_port:
             self._not_ports.append(rank)
         else:
             self._any_port.append(rank)
 
     def reduced(self, peer: Peer, port: int) -> Reduced:
         """What is left of the rules for one peer and port."""
-        if not self._rules:
-            return NOTHING
         shared = self._of_port.get(port)
         if shared is None:
             shared = self._reduced_for_all(port)
@@ -145,7 +152,7 @@ class RuleIndex:
     def _reduce(self, ranks: Iterable[int], peer: Peer, port: int, shared: Reduced) -> Reduced:
         entries = []
         for rank in ranks:
-            rule = self._rules[rank]
+            rule = self.rules[rank]
             remainder = rule.reduce(peer, port)
             if remainder is not None:
                 entries.append(Entry(rank, rule.ref, remainder))
@@ -155,12 +162,3 @@ class RuleIndex:
 
 
 _NOBODY: Final = Peer.of(None)
-
-
-def _ports(rule: CompiledRule) -> frozenset[int] | None:
-    """The only ports with which a rule may match; None if it may with any that it does not exclude."""
-    for alternatives in (rule.operations, *((each,) for each in rule.conditions)):
-        named = [next((ports for negated, ports in each.ports if not negated), None) for each in alternatives]
-        if named and all(ports is not None for ports in named):
-            return frozenset(port for ports in named for port in ports or ())
-    return None

@@ -9,9 +9,11 @@ Policies with a selector are filed under one of its labels, so that a workload
 is compared only with policies that ask for a label that it has.
 """
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import NamedTuple
+from operator import itemgetter
+from typing import Final, NamedTuple
 
 from ca.manifests import AuthorizationPolicy
 from ca.manifests.authorization import Action
@@ -27,14 +29,20 @@ class Scope(StrEnum):
 
 
 class ScopedPolicy(NamedTuple):
-    """A policy that is about a workload, and why."""
+    """A policy that is about a workload, and why.  Sorts as policies are asked."""
 
+    rank: tuple[int, ObjectName]
     policy: AuthorizationPolicy
     scope: Scope
 
+    @property
+    def name(self) -> ObjectName:
+        return self.rank[1]
 
-_ORDER = (Action.AUDIT, Action.CUSTOM, Action.DENY, Action.ALLOW)
+
+_ORDER: Final = {Action.AUDIT: 0, Action.CUSTOM: 1, Action.DENY: 2, Action.ALLOW: 3}
 _Label = tuple[str, str]
+_BY_RANK: Final = itemgetter(0)
 
 
 class Scopes:
@@ -42,18 +50,15 @@ class Scopes:
 
     def __init__(self, root_namespace: str) -> None:
         self.root_namespace = root_namespace
-        self._policies: dict[ObjectName, AuthorizationPolicy] = {}
-        self._wide: dict[str, dict[str, AuthorizationPolicy]] = {}  # namespace: name: without selector
-        self._narrow: dict[str, dict[_Label, dict[str, AuthorizationPolicy]]] = {}
+        self._policies: dict[ObjectName, ScopedPolicy] = {}
+        self._wide: dict[str, list[ScopedPolicy]] = {}  # by namespace, sorted: without selector
+        self._narrow: dict[str, dict[_Label, dict[ObjectName, ScopedPolicy]]] = {}
 
     def __len__(self) -> int:
         return len(self._policies)
 
     def __iter__(self) -> Iterator[AuthorizationPolicy]:
-        return iter(self._policies.values())
-
-    def get(self, name: ObjectName) -> AuthorizationPolicy | None:
-        return self._policies.get(name)
+        return (each.policy for each in self._policies.values())
 
     def put(self, name: ObjectName, policy: AuthorizationPolicy | None) -> None:
         """Take in a new version of a policy, None for gone."""
@@ -62,48 +67,44 @@ class Scopes:
             self._unfile(before)
         if policy is None:
             return
-        self._policies[name] = policy
+        wide = Scope.MESH if name.namespace == self.root_namespace else Scope.NAMESPACE
+        scoped = ScopedPolicy((_ORDER[policy.action], name), policy, Scope.WORKLOADS if policy.selector else wide)
+        self._policies[name] = scoped
         if not policy.selector:
-            self._wide.setdefault(name.namespace, {})[name.name] = policy
+            insort(self._wide.setdefault(name.namespace, []), scoped, key=_BY_RANK)
         else:
             by_label = self._narrow.setdefault(name.namespace, {})
-            by_label.setdefault(_filed_under(policy), {})[name.name] = policy
+            by_label.setdefault(_filed_under(policy), {})[name] = scoped
 
-    def _unfile(self, policy: AuthorizationPolicy) -> None:
-        if not policy.selector:
-            wide = self._wide[policy.namespace]
-            del wide[policy.name]
+    def _unfile(self, scoped: ScopedPolicy) -> None:
+        namespace = scoped.name.namespace
+        if not scoped.policy.selector:
+            wide = self._wide[namespace]
+            del wide[bisect_left(wide, scoped.rank, key=_BY_RANK)]
             if not wide:
-                del self._wide[policy.namespace]
+                del self._wide[namespace]
             return
-        by_label = self._narrow[policy.namespace]
-        label = _filed_under(policy)
-        del by_label[label][policy.name]
+        by_label = self._narrow[namespace]
+        label = _filed_under(scoped.policy)
+        del by_label[label][scoped.name]
         if not by_label[label]:
             del by_label[label]
         if not by_label:
-            del self._narrow[policy.namespace]
+            del self._narrow[namespace]
 
     def policies_for(self, workload: Workload) -> list[ScopedPolicy]:
         """Every policy that is about a workload: AUDIT, CUSTOM, DENY, ALLOW, each by namespace and name."""
-        if not self._policies:
-            return []
         found: list[ScopedPolicy] = []
         for namespace in dict.fromkeys((self.root_namespace, workload.name.namespace)):
-            wide = Scope.MESH if namespace == self.root_namespace else Scope.NAMESPACE
-            found += (ScopedPolicy(policy, wide) for policy in self._wide.get(namespace, {}).values())
+            found += self._wide.get(namespace, ())
             by_label = self._narrow.get(namespace)
             for label in workload.labels.items() if by_label else ():
-                for policy in (by_label or {}).get(label, {}).values():
-                    if policy.selector.items() <= workload.labels.items():
-                        found.append(ScopedPolicy(policy, Scope.WORKLOADS))
-        found.sort(key=_rank)
+                for each in (by_label or {}).get(label, {}).values():
+                    if each.policy.selector.items() <= workload.labels.items():
+                        found.append(each)
+        found.sort(key=_BY_RANK)  # what is wide is sorted already: nearly free
         return found
 
 
 def _filed_under(policy: AuthorizationPolicy) -> _Label:
     return min(policy.selector.items())
-
-
-def _rank(each: ScopedPolicy) -> tuple[int, str, str]:
-    return _ORDER.index(each.policy.action), each.policy.namespace, each.policy.name
