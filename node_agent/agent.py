@@ -189,7 +189,7 @@ class _Agent:
         )
         self._admin_server = HttpServer(
             {**admin_routes(self._report.sources()), **self._sight.routes, **self._operator_routes()},
-            prepare=self._sight.prepare,
+            prepare=metrics_preparation(self._sight.prepare),
         )
         self._admin_listener = stack.enter_context(UnixListener(config.agent.runtime_dir / "agent.sock"))
 
@@ -199,8 +199,10 @@ class _Agent:
                 node=self._config.agent.node,
                 families=self._carrier.families,
                 endpoints=self._report.endpoints,
+                recent=self._carrier.connections.recent,
                 now=trio.current_time,
             ),
+            **metrics_routes(self._carrier.families),
             **config_routes(self._config),
             **explanation_routes(self._explanations),
             **debug_routes(ProcessDebugging(), self._carrier),

@@ -54,18 +54,18 @@ def tell(socket_path: str, path: str, body: object) -> Any:
     return _request(socket_path, "PUT", path, json.dumps(body))
 
 
+def fetch(socket_path: str, path: str, *, timeout_s: float = _TIMEOUT_S) -> bytes:
+    """What the agent answers to GET ``path``, as it is; raises as :func:`ask`."""
+    status, content = _exchange(socket_path, "GET", path, None, timeout_s=timeout_s)
+    if status != http.client.OK:
+        raise AgentUnavailable(f"the agent answered {status} to GET {path}")
+    return content
+
+
 def _request(
     socket_path: str, method: str, target: str, body: str | None = None, *, timeout_s: float = _TIMEOUT_S
 ) -> Any:
-    connection = _UnixConnection(socket_path, timeout_s)
-    try:
-        connection.request(method, target, body=body)
-        reply = connection.getresponse()
-        status, content = reply.status, reply.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise AgentUnavailable(_explain(socket_path, error, timeout_s)) from error
-    finally:
-        connection.close()
+    status, content = _exchange(socket_path, method, target, body, timeout_s=timeout_s)
     try:
         answer = json.loads(content)
     except ValueError as error:
@@ -74,6 +74,18 @@ def _request(
         text = answer.get("error") if isinstance(answer, dict) else None
         raise AgentUnavailable(text or f"the agent answered {status} to {method} {target}")
     return answer
+
+
+def _exchange(socket_path: str, method: str, target: str, body: str | None, *, timeout_s: float) -> tuple[int, bytes]:
+    connection = _UnixConnection(socket_path, timeout_s)
+    try:
+        connection.request(method, target, body=body)
+        reply = connection.getresponse()
+        return reply.status, reply.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise AgentUnavailable(_explain(socket_path, error, timeout_s)) from error
+    finally:
+        connection.close()
 
 
 def _explain(socket_path: str, error: Exception, timeout_s: float) -> str:

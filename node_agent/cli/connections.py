@@ -4,13 +4,14 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from node_agent.cli.ended import ended_view, select_ended
 from node_agent.cli.names import completes, service_names, workload_names
 from node_agent.cli.question import add_question
 from node_agent.cli.rows import Row, rows_table, state, text
 from node_agent.cli.selection import add_namespace_option, in_namespace, is_named, with_values
 from node_agent.cli.table import Cell
 from node_agent.cli.terminal import Paint, duration, size
-from node_agent.cli.watch import add_watch_options
+from node_agent.cli.watch import add_watch_options, run_or_watch
 
 _SORT: Final = {"age": "age_s", "sent": "sent_bytes", "received": "received_bytes"}
 
@@ -27,6 +28,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
             "ringfence connections --watch                       # again and again",
             "ringfence connections --service shop/web            # to one service",
             "ringfence connections -n shop --sort sent --limit 10",
+            "ringfence connections --ended --reason policy_denied",
             "ringfence connections --state opening               # those that wait for something",
         ],
     )
@@ -38,9 +40,18 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     completes(parser.add_argument("--source", metavar="[NAMESPACE/]POD", help="only from this one"), workload_names)
     parser.add_argument("--direction", choices=("outbound", "inbound"), help="only these")
     parser.add_argument("--state", choices=("opening", "open", "closing"), help="only these")
+    parser.add_argument("--ended", action="store_true", help="instead those that ended last, the newest first, and why")
+    parser.add_argument("--reason", metavar="REASON", help="those that ended so, such as policy_denied; means --ended")
     parser.add_argument("--sort", choices=tuple(_SORT), help="the most first; default age")
     parser.add_argument("--limit", metavar="N", type=_at_least_one, help="only the first N")
     add_watch_options(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.ended or args.reason is not None:
+        args.path, args.view, args.select = "/recent", ended_view, select_ended
+    return run_or_watch(args)
 
 
 def _at_least_one(text: str) -> int:

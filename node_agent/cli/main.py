@@ -34,6 +34,7 @@ COMMANDS: Final = {  # the order of --help, and the file of each command in this
     "log-level": "log_level",
     "bpf": "bpf",
     "debug": "debug",
+    "bundle": "bundle",
     "completion": "completion",
     "help": "help_topics",
 }

@@ -2,12 +2,16 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
+from typing import Final
 
 from node_agent.cli.question import answer_to, run_question
 from node_agent.cli.terminal import Paint
+
+_FAR: Final = 1_000_000
 
 
 def add_watch_options(parser: argparse.ArgumentParser) -> None:
@@ -16,10 +20,11 @@ def add_watch_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--interval", metavar="SECONDS", type=interval_s, default=1.0, help="how often with --watch; default 1"
     )
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=run_or_watch)
 
 
-def _run(args: argparse.Namespace) -> int:
+def run_or_watch(args: argparse.Namespace) -> int:
+    """Ask once, or watch."""
     return watch(args, sleep=time.sleep) if args.watch else run_question(args)
 
 
@@ -33,10 +38,20 @@ def watch(args: argparse.Namespace, *, sleep: Callable[[float], None]) -> int:
                 print(json.dumps(answer), flush=True)
             else:
                 text = args.view(answer, Paint(sys.stdout))
-                print(f"\x1b[H\x1b[J{text}" if clear else f"{text}\n", flush=True)
+                print(f"\x1b[H\x1b[J{_top_of(text)}" if clear else f"{text}\n", end="\n" * (not clear), flush=True)
             sleep(args.interval)
     except KeyboardInterrupt:
         return 0
+
+
+def _top_of(text: str) -> str:
+    """As much of ``text`` as the terminal has lines for."""
+    try:
+        most = os.get_terminal_size(sys.stdout.fileno()).lines or _FAR
+    except OSError:
+        most = _FAR
+    lines = text.split("\n")
+    return text if len(lines) <= most else "\n".join([*lines[: most - 1], f"and {len(lines) - most + 1} more"])
 
 
 def interval_s(text: str) -> float:

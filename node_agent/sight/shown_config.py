@@ -45,6 +45,19 @@ _SHOWN: Final[Mapping[str, frozenset[str]]] = {
     "metrics": frozenset({"max_label_sets"}),
     "workload_api": frozenset({"enabled", "socket"}),
     "dns": frozenset({"servers"}),
+    "tracing": frozenset({"ca_file", "endpoint", "headers_file", "sample_ratio", "service_name", "timeout_s"}),
+    "access_log": frozenset(
+        {
+            "file",
+            "keep_files",
+            "opened_record",
+            "otlp_ca_file",
+            "otlp_endpoint",
+            "otlp_headers_file",
+            "rotate_bytes",
+            "sinks",
+        }
+    ),
 }
 
 

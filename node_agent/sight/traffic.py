@@ -13,11 +13,12 @@ from typing import Final
 
 from ca.http_server import JSON, Response, Routes
 from node_agent.sight.series import edges_of
-from node_agent.telemetry.admin import Row
+from node_agent.telemetry.admin import Row, json_rows
 from node_agent.telemetry.failures import NAME as FAILURES
 from node_agent.telemetry.metrics import BUCKET, LE, FamilyReading
 
 PATH: Final = "/traffic"
+RECENT_PATH: Final = "/recent"
 CONNECT_SECONDS: Final = "ringfence_connect_duration_seconds"
 _OURS: Final = frozenset({FAILURES, CONNECT_SECONDS})
 _ROWS_A_CHUNK: Final = 64  # about a millisecond of encoding between two awaits
@@ -28,9 +29,13 @@ def traffic_routes(
     node: str,
     families: Callable[[], Iterable[FamilyReading]],
     endpoints: Callable[[str], Iterable[Row]],
+    recent: Callable[[], Iterable[Row]],
     now: Callable[[], float],
 ) -> Routes:
-    """``endpoints`` are the rows of ``ringfence endpoints SERVICE``; raises LookupError for an unknown one."""
+    """``endpoints`` are the rows of ``ringfence endpoints SERVICE``; raises LookupError for an unknown one.
+
+    ``recent`` are the access records of the connections that ended last, newest first.
+    """
 
     def document() -> Iterator[bytes]:
         readings = [family for family in families() if family.name.startswith("istio_tcp_") or family.name in _OURS]
@@ -44,7 +49,10 @@ def traffic_routes(
         yield from _array("services", (row for name in names for row in _service(name, endpoints)))
         yield b"}\n"
 
-    return {PATH: {"GET": lambda _: Response(200, JSON, document())}}
+    return {
+        PATH: {"GET": lambda _: Response(200, JSON, document())},
+        RECENT_PATH: {"GET": lambda _: Response(200, JSON, json_rows(recent()))},
+    }
 
 
 def _labelled(family: FamilyReading) -> Iterator[dict[str, object]]:

@@ -73,7 +73,7 @@ def admin_routes(sources: AdminSources) -> Routes:
         except LookupError as error:
             text = error.args[0] if error.args else f"no service {service}"
             return json_response(404, {"error": text})
-        return Response(200, JSON, _json_rows(itertools.chain(first, rows)))
+        return Response(200, JSON, json_rows(itertools.chain(first, rows)))
 
     def log_level(request: Request) -> Response:
         try:
@@ -101,10 +101,10 @@ def admin_routes(sources: AdminSources) -> Routes:
 
 
 def _rows(source: Rows) -> Handler:
-    return lambda _: Response(200, JSON, _json_rows(source()))
+    return lambda _: Response(200, JSON, json_rows(source()))
 
 
-def _json_rows(rows: Iterable[Row]) -> Iterator[bytes]:
+def json_rows(rows: Iterable[Row]) -> Iterator[bytes]:
     """A JSON array in chunks; what is not JSON-able (an address, an identity) is written as text."""
     encode = json.JSONEncoder(default=str).encode
     pending = ["["]

@@ -33,6 +33,7 @@ _TOPICS: Final[Mapping[str, tuple[Topic, ...]]] = {
     "/mesh": _SIGHT,
     "/sight": _SIGHT,
     "/traffic": (Topic.METRICS, Topic.LOADS),
+    "/recent": (Topic.RECENT,),
     **{path: (topic,) for path, topic in _DEBUGGING.items()},
 }
 _MOST_ROUNDS: Final = 5
