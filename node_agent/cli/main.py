@@ -30,6 +30,8 @@ COMMANDS: Final = {  # the order of --help, and the file of each command in this
     "endpoints": "endpoints",
     "connections": "connections",
     "certs": "certs",
+    "policies": "policies",
+    "explain": "explain",
     "dashboard": "dashboard",
     "log-level": "log_level",
     "bpf": "bpf",
