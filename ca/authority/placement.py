@@ -17,6 +17,7 @@ from ca.manifests import (
     MESH_LABEL,
     TRUST_DOMAIN_ANNOTATION,
     DirectoryState,
+    MachineWorkload,
     ManifestObject,
     Namespace,
     Node,
@@ -38,6 +39,9 @@ class Placements:
         self._granted: dict[str, set[SpiffeId]] = {}
         self._withheld: dict[tuple[str, SpiffeId], str] = {}
         for item in objects.values():
+            what = "pod"
+            if isinstance(item, MachineWorkload):
+                what, item = "Workload", item.pod  # noqa: PLW2901  # what is said of pods is true of it
             if not isinstance(item, Pod) or not item.node_name:
                 continue
             node = objects.get(ObjectKey("Node", "", item.node_name))
@@ -53,7 +57,7 @@ class Placements:
             else:
                 reason = _withheld_because(namespace if isinstance(namespace, Namespace) else None, item)
             if reason:
-                self._withheld[item.node_name, identity] = f"pod {item.namespace}/{item.name} {reason}"
+                self._withheld[item.node_name, identity] = f"{what} {item.namespace}/{item.name} {reason}"
             else:
                 self._granted.setdefault(item.node_name, set()).add(identity)
 

@@ -32,8 +32,10 @@ from ca.manifests.external import ExternalEndpoint, ExternalPort, ExternalServic
 from ca.manifests.kinds import TRUST_DOMAIN_ANNOTATION
 from ca.manifests.names import ObjectKey
 from ca.manifests.objects import (
+    CgroupPlace,
     ContainerPort,
     EndpointSlice,
+    MachineWorkload,
     ManifestObject,
     Namespace,
     Node,
@@ -53,12 +55,14 @@ __all__ = [
     "MESH_LABEL",
     "TRUST_DOMAIN_ANNOTATION",
     "AuthorizationPolicy",
+    "CgroupPlace",
     "ContainerPort",
     "DirectoryState",
     "EndpointSlice",
     "ExternalEndpoint",
     "ExternalPort",
     "ExternalService",
+    "MachineWorkload",
     "ManifestError",
     "ManifestFile",
     "ManifestObject",

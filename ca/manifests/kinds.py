@@ -19,6 +19,7 @@ from ca.manifests.fields import Fields, shown
 from ca.manifests.objects import (
     ContainerPort,
     EndpointSlice,
+    MachineWorkload,
     ManifestObject,
     Namespace,
     Node,
@@ -32,6 +33,7 @@ from ca.manifests.objects import (
 from ca.manifests.skipped import Skipped
 from ca.manifests.tcp_route import parse_tcp_route
 from ca.manifests.traffic_policy import parse_traffic_policy
+from ca.manifests.workload import parse_workload
 from ca.spiffe import SpiffeId, SpiffeIdError
 
 LOAD_BALANCING_ANNOTATION: Final = "ringfence.io/load-balancing"
@@ -278,6 +280,10 @@ def _mesh_labels(metadata: Fields) -> Mapping[str, str]:
     return metadata.labels("labels")
 
 
+def _workload(top: Fields) -> MachineWorkload:
+    return parse_workload(top, _mesh_labels(top.fields("metadata")))
+
+
 _Parser = Callable[[Fields], ManifestObject | Skipped]
 KINDS: Final[dict[tuple[str, str], tuple[tuple[str, ...], _Parser]]] = {
     ("", "Namespace"): (("v1",), _namespace),
@@ -290,4 +296,5 @@ KINDS: Final[dict[tuple[str, str], tuple[tuple[str, ...], _Parser]]] = {
     ("networking.istio.io", "ServiceEntry"): (("v1", "v1beta1", "v1alpha3"), parse_service_entry),
     ("gateway.networking.k8s.io", "TCPRoute"): (("v1alpha2", "v1alpha3", "v1"), parse_tcp_route),
     ("ringfence.io", "TrafficPolicy"): (("v1alpha1",), parse_traffic_policy),
+    ("ringfence.io", "Workload"): (("v1alpha1",), _workload),
 }

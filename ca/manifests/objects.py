@@ -55,6 +55,15 @@ class ContainerPort(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CgroupPlace:
+    """Where a Workload's processes are: ``path`` or ``unit``; ``ports`` None: all of its addresses are its own."""
+
+    path: str = ""
+    unit: str = ""
+    ports: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pod:
     """``uid`` is never empty: derived from name, addresses and account where the manifest has none.
 
@@ -76,6 +85,7 @@ class Pod:
     addresses: tuple[str, ...] = ()
     ready: bool = True
     proxy_protocol_ports: tuple[int, ...] = ()
+    cgroup: CgroupPlace | None = None
 
     @property
     def key(self) -> ObjectKey:
@@ -158,6 +168,17 @@ class PeerAuthentication:
         return ObjectKey("PeerAuthentication", self.namespace, self.name)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineWorkload:
+    """A Workload manifest: what it is as a ``pod``, which has a cgroup."""
+
+    pod: Pod
+
+    @property
+    def key(self) -> ObjectKey:
+        return ObjectKey("Workload", self.pod.namespace, self.pod.name)
+
+
 ManifestObject = (
     Namespace
     | Node
@@ -169,4 +190,5 @@ ManifestObject = (
     | AuthorizationPolicy
     | TrafficPolicy
     | TCPRoute
+    | MachineWorkload
 )

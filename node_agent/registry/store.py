@@ -13,6 +13,7 @@ from ca.manifests import (
     AuthorizationPolicy,
     EndpointSlice,
     ExternalService,
+    MachineWorkload,
     Namespace,
     Node,
     PeerAuthentication,
@@ -27,6 +28,7 @@ from node_agent.registry.authorization_policies import AuthorizationPolicies
 from node_agent.registry.changes import Changes, RegistryObject, ResolvedName, Update
 from node_agent.registry.egress import EgressPods
 from node_agent.registry.external import ExternalKey, ExternalServices, Place
+from node_agent.registry.machines import Machines
 from node_agent.registry.networks import PodNetworks
 from node_agent.registry.peer_authentication import PeerAuthentications
 from node_agent.registry.services import Services
@@ -61,6 +63,7 @@ class Registry:
 
     def __init__(self, trust_domain: str, *, root_namespace: str = DEFAULT_ROOT_NAMESPACE) -> None:
         self._workloads = Workloads(trust_domain)
+        self._machines = Machines(self._workloads.pod)
         self._services = Services(self._workloads)
         self._egress = EgressPods(root_namespace)
         self._external = ExternalServices(self._egress)
@@ -89,7 +92,8 @@ class Registry:
         for each in update.upserts:
             kind, namespace, name = each.key
             by_kind.setdefault(kind, {})[ObjectName(namespace, name)] = each
-        pods = _of(Pod, by_kind)
+        machines = cast("Mapping[ObjectName, MachineWorkload | None]", by_kind.get("Workload", {}))
+        pods = self._machines.merge(_of(Pod, by_kind), machines)
         namespaces = {name.name: each for name, each in _of(Namespace, by_kind).items()}
         nodes = {name.name: each for name, each in _of(Node, by_kind).items()}
         peer_authentications = _of(PeerAuthentication, by_kind)
@@ -264,6 +268,7 @@ class Registry:
         """One line for each address that several objects claim, and who holds it."""
         return (
             *self._workloads.conflicts(),
+            *self._machines.conflicts(),
             *self._services.conflicts(),
             *self._external.conflicts(),
             *self._without_effect(),

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from ca.manifests import ContainerPort, Namespace, Node, Pod, enrolled
 from ca.spiffe import SpiffeId
-from node_agent.model import Locality, ObjectName, Workload
+from node_agent.model import Cgroup, Locality, ObjectName, Workload
 from node_agent.registry.claims import Claims
 
 V = TypeVar("V")
@@ -62,6 +62,10 @@ class Workloads:
 
     def named(self, name: ObjectName) -> Workload | None:
         return self._workloads.get(name)
+
+    def pod(self, name: ObjectName) -> Pod | None:
+        """What was declared under a name, whether it is a workload or not."""
+        return self._pods.get(name.namespace, {}).get(name.name)
 
     def on(self, node: str) -> tuple[Workload, ...]:
         names = self._on_node.get(node)
@@ -165,6 +169,7 @@ class Workloads:
             locality=self._localities.get(pod.node_name, Locality()),
             named_ports=_named_ports(pod.ports),
             proxy_protocol_ports=pod.proxy_protocol_ports,
+            cgroup=_cgroup(pod),
         )
 
     def _domain_of(self, node: str) -> str:
@@ -184,6 +189,11 @@ class Workloads:
         for ip in workload.addresses:
             rivals.update(other.name for other in self._claims.contested.get(ip, ()))
             self._claims.remove(ip, workload)
+
+
+def _cgroup(pod: Pod) -> Cgroup | None:
+    place = pod.cgroup
+    return None if place is None else Cgroup(path=place.path, unit=place.unit, ports=place.ports)
 
 
 def _put(table: dict[str, V], key: str, value: V | None) -> None:

@@ -22,7 +22,7 @@ from typing import Any, Final
 import yaml
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
-_SCHEMA: Final = _ROOT / "ca" / "manifests" / "traffic_policy.schema.json"
+_SCHEMAS: Final = _ROOT / "ca" / "manifests"
 _TYPES: Final = {bool: "boolean", str: "string", int: "integer"}
 _KEPT: Final = frozenset(
     {
@@ -41,44 +41,61 @@ _KEPT: Final = frozenset(
         "oneOf",
     }
 )
-_HEADER: Final = "# Made by scripts/crds from ca/manifests/traffic_policy.schema.json: edit that, and make this anew.\n"
+_HEADER: Final = "# Made by scripts/crds from ca/manifests/{}: edit that, and make this anew.\n"
 
 TRAFFIC_POLICIES: Final = _ROOT / "deploy" / "crds" / "trafficpolicies.ringfence.io.yaml"
+WORKLOADS: Final = _ROOT / "deploy" / "crds" / "workloads.ringfence.io.yaml"
 
 Schema = Mapping[str, Any]
 
 
 def main() -> None:
     """Write what ships."""
-    TRAFFIC_POLICIES.parent.mkdir(parents=True, exist_ok=True)
-    TRAFFIC_POLICIES.write_text(traffic_policies(), encoding="utf-8")
-    print(TRAFFIC_POLICIES.relative_to(_ROOT))
+    for path, text in ((TRAFFIC_POLICIES, traffic_policies()), (WORKLOADS, workloads())):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(path.relative_to(_ROOT))
 
 
 def traffic_policies() -> str:
     """The text of the CRD of TrafficPolicy."""
-    schema: Schema = json.loads(_SCHEMA.read_text(encoding="utf-8"))
+    columns = {
+        "Service": ("string", ".spec.targetRef.name"),
+        "Port": ("integer", ".spec.port"),
+        "Balancing": ("string", ".spec.loadBalancing.policy"),
+    }
+    return _definition("traffic_policy.schema.json", plural="trafficpolicies", columns=columns)
+
+
+def workloads() -> str:
+    """The text of the CRD of Workload."""
+    columns = {
+        "Node": ("string", ".spec.nodeName"),
+        "Account": ("string", ".spec.serviceAccountName"),
+        "Unit": ("string", ".spec.systemdUnit"),
+        "Cgroup": ("string", ".spec.cgroup"),
+    }
+    return _definition("workload.schema.json", plural="workloads", columns=columns)
+
+
+def _definition(file: str, *, plural: str, columns: Mapping[str, tuple[str, str]]) -> str:
+    schema: Schema = json.loads((_SCHEMAS / file).read_text(encoding="utf-8"))
     group, version = schema["properties"]["apiVersion"]["const"].split("/")
     kind = schema["properties"]["kind"]["const"]
     spec = structural(schema["properties"]["spec"], schema["$defs"])
-    columns = [
-        {"name": "Service", "type": "string", "jsonPath": ".spec.targetRef.name"},
-        {"name": "Port", "type": "integer", "jsonPath": ".spec.port"},
-        {"name": "Balancing", "type": "string", "jsonPath": ".spec.loadBalancing.policy"},
-        {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
-    ]
+    shown = {**columns, "Age": ("date", ".metadata.creationTimestamp")}
     definition = {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"trafficpolicies.{group}"},
+        "metadata": {"name": f"{plural}.{group}"},
         "spec": {
             "group": group,
             "scope": "Namespaced",
             "names": {
                 "kind": kind,
                 "listKind": f"{kind}List",
-                "plural": "trafficpolicies",
-                "singular": "trafficpolicy",
+                "plural": plural,
+                "singular": kind.lower(),
                 "categories": ["ringfence"],
             },
             "versions": [
@@ -86,7 +103,9 @@ def traffic_policies() -> str:
                     "name": version,
                     "served": True,
                     "storage": True,
-                    "additionalPrinterColumns": columns,
+                    "additionalPrinterColumns": [
+                        {"name": name, "type": kind_of, "jsonPath": path} for name, (kind_of, path) in shown.items()
+                    ],
                     "schema": {
                         "openAPIV3Schema": {
                             "description": schema["description"],
@@ -104,7 +123,7 @@ def traffic_policies() -> str:
             ],
         },
     }
-    return _HEADER + yaml.safe_dump(definition, sort_keys=False, width=120)
+    return _HEADER.format(file) + yaml.safe_dump(definition, sort_keys=False, width=120)
 
 
 def structural(schema: Schema, definitions: Schema) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from ca.manifests.schema import load
-from crdkit import TRAFFIC_POLICIES, structural, traffic_policies
+from crdkit import TRAFFIC_POLICIES, WORKLOADS, structural, traffic_policies, workloads
 
 _CRD: Any = yaml.safe_load(TRAFFIC_POLICIES.read_text(encoding="utf-8"))
 (_VERSION,) = _CRD["spec"]["versions"]
@@ -63,6 +63,7 @@ def _nodes(schema: Any, path: str = "spec") -> Iterator[tuple[str, Any]]:
 
 def test_what_ships_is_what_the_schema_says_now() -> None:
     assert TRAFFIC_POLICIES.read_text(encoding="utf-8") == traffic_policies(), "run scripts/crds"
+    assert WORKLOADS.read_text(encoding="utf-8") == workloads(), "run scripts/crds"
 
 
 def test_the_schema_is_structural() -> None:
