@@ -90,11 +90,11 @@ def main(path: Path) -> int:
     logs = configure_logging(config.agent.log_level, locks=stream_locks, records_to_stdout=to_stdout)
     exports: Exports | None = None
     try:
+        process.settle()
         if stream_locks is None:
             exports = Exports(config, logs)
         else:
             check_exports(config)
-        process.settle()
         prefer_aes128()
         trio.run(_run, config, logs, exports, stream_locks)
     finally:
