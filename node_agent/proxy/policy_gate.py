@@ -236,7 +236,8 @@ def cut_reason(record: ConnectionRecord) -> CutReason | None:
 def cut_failure(reason: CutReason) -> ConnectionFailure:
     """Why the other agent has cut a connection."""
     if isinstance(reason, Denied):
-        return PolicyDenied("cut by the other agent", policy=reason.policy)
+        by = "no ALLOW policy matches any more" if reason.policy is None else f"denied by policy {reason.policy}"
+        return PolicyDenied(f"cut by the destination's agent: {by}", policy=reason.policy)
     return ConnectionFailure(reason)
 
 
