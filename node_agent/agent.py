@@ -28,7 +28,7 @@ from ca.manifests import DirectoryState
 from ca.tls import KeyAndChain
 from node_agent import __version__, process
 from node_agent import config as configuration
-from node_agent.capture import InPodCapture
+from node_agent.capture import choose
 from node_agent.carrier import Carrier, InProcess
 from node_agent.config import Config, HostPort
 from node_agent.data_path import build_data_path
@@ -146,7 +146,8 @@ class _Agent:
             self._in_process(metrics, rng, stack) if stream_locks is None else self._in_workers(metrics, stream_locks)
         )
         self._trust_watch.settled = self._carrier.settled
-        self._pods = Pods(capture=InPodCapture(self._netns_path), server=self._carrier.server, drain=self._drain)
+        chosen = choose(config.capture.mode, pins=config.capture.pins, netns_path=self._netns_path, stack=stack)
+        self._pods = Pods(capture=chosen.capture, server=self._carrier.server, drain=self._drain)
         log = LogControl(config.agent.log_level)
         log.on_changed.append(self._carrier.set_log_levels)
         self._report = Report(
@@ -163,6 +164,7 @@ class _Agent:
             not_carrying=self._carrier.not_ready,
             log=log,
             warnings=lambda: [
+                *([] if chosen.warning is None else [chosen.warning]),
                 *self._identities.warnings(),
                 *self._trust_watch.warnings(),
                 *self._registry.faults(),

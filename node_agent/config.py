@@ -106,6 +106,7 @@ class CaptureSection:
 
     mode: str = "inpod"
     netns_path: str = "/run/netns/{namespace}_{name}"
+    pins: Path = Path("/sys/fs/bpf/ringfence")
 
 
 class OutboundTrafficPolicy(StrEnum):
@@ -197,7 +198,7 @@ _SECTIONS: Final[Mapping[str, type]] = {
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _OFF: Final = "off"
 _MAX_ADDRESSES: Final = 16
-_CAPTURE_MODES: Final = ("inpod",)
+_CAPTURE_MODES: Final = ("inpod", "inpod-bpf")
 
 
 def load(path: Path) -> Config:

@@ -35,6 +35,7 @@ T = TypeVar("T")
 ROOT: Final = Path(__file__).resolve().parents[1]
 LAB_NAME: Final = os.environ.get("RINGFENCE_TEST_LAB", "test")
 WORKERS: Final = os.environ.get("RINGFENCE_TEST_WORKERS", "1")  # of each agent: any mesh test may be run with more
+CAPTURE: Final = os.environ.get("RINGFENCE_TEST_CAPTURE", "inpod")  # any mesh test may be run with another
 STATE_DIR: Final = Path(f"/run/ringfence-lab-{LAB_NAME}")
 _LAB: Final = str(ROOT / "scripts" / "lab")
 _ENVIRONMENT: Final = {**os.environ, "RINGFENCE_LAB": LAB_NAME}
@@ -267,7 +268,7 @@ class Mesh:
 
     def up(self, *more: str, nodes: int = 2) -> None:
         """Make the lab anew; ``more`` are further arguments of ``scripts/lab up``."""
-        self.lab("up", "--nodes", str(nodes), "--workers", WORKERS, *more)
+        self.lab("up", "--nodes", str(nodes), "--workers", WORKERS, "--capture", CAPTURE, *more)
 
     def down(self) -> None:
         self.reset()

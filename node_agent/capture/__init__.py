@@ -1,6 +1,7 @@
 """Receive a workload's connection and learn where it was going."""
 
 from node_agent.capture.capture import Capture, CaptureJob, InPodCapture
+from node_agent.capture.modes import Adopter, choose
 from node_agent.capture.netns import open_home
 from node_agent.capture.network import Listeners, WorkloadNetwork
 from node_agent.capture.original_destination import original_destination, peer_address
@@ -9,6 +10,7 @@ from node_agent.capture.pod_network import PodNetwork
 from node_agent.capture.sockets import tune
 
 __all__ = [
+    "Adopter",
     "Capture",
     "CaptureJob",
     "InPodCapture",
@@ -17,6 +19,7 @@ __all__ = [
     "PlumbingJob",
     "PodNetwork",
     "WorkloadNetwork",
+    "choose",
     "open_home",
     "original_destination",
     "peer_address",

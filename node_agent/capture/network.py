@@ -46,6 +46,8 @@ class Listeners:
 class WorkloadNetwork(Protocol):
     """Makes sockets of one workload.  Sockets handed out belong to whoever asked for them."""
 
+    mode: str  # of capture; another process makes the same of its namespace by it (modes.py)
+
     @property
     def namespace(self) -> NetworkNamespace:
         """The network namespace that the sockets are in."""

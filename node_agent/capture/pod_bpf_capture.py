@@ -18,6 +18,7 @@ class SteeredPodNetwork(PodNetwork):
     """A pod's network whose connections BPF sends to the agent."""
 
     __slots__ = ("_origins",)
+    mode = "inpod-bpf"
 
     def __init__(self, namespace: NetworkNamespace, *, origins: PodOrigins) -> None:
         """Take over the pod's namespace; ``origins`` stay the caller's."""

@@ -22,6 +22,7 @@ class PodNetwork:
     """
 
     __slots__ = ("_application_mark", "_spare", "namespace")
+    mode = "inpod"
 
     def __init__(self, namespace: NetworkNamespace, *, application_mark: int = AGENT_MARK) -> None:
         """Take over the pod's namespace.  ``application_mark`` is that of connections to the pod's application."""

@@ -25,8 +25,9 @@ from typing import Final, Self
 
 from bpf import preconditions, syscalls
 from bpf.abi import abi
-from bpf.errors import BpfError
+from bpf.errors import BpfError, UnsupportedError
 from bpf.pins import Pins, State, open_state, remove_tree
+from bpf.pins import use as pinned_use
 from bpf.plan import INPOD, hook
 from bpf.syscalls import Map
 from node_agent.capture.netns import NetworkNamespace
@@ -69,8 +70,9 @@ def cookie_of(namespace: NetworkNamespace) -> int:
 class PodSteering:
     """The pinned programs and maps of one node; owns their descriptors until ``close``."""
 
-    def __init__(self, pins: Pins, maps: dict[str, Map]) -> None:
+    def __init__(self, pins: Pins, maps: dict[str, Map], *, in_use: int) -> None:
         self._pins = pins
+        self._in_use = in_use
         self._pods = maps["pods"]
         self._listeners = maps["listeners"]
         self._maps = maps
@@ -85,7 +87,7 @@ class PodSteering:
         pins = Pins(root)
         preconditions.require_all(root)
         maps = _open_maps(pins, ("pods", "listeners"))
-        found = cls(pins, maps)
+        found = cls(pins, maps, in_use=pinned_use(pins))
         try:
             for name in _NODE_HOOKS:
                 found._link(_ANYWHERE, name, preconditions.cgroup_root())
@@ -99,6 +101,7 @@ class PodSteering:
         """Close our descriptors; what is linked stays in force."""
         for each in self._maps.values():
             each.close()
+        os.close(self._in_use)
 
     def serve(self, namespace: NetworkNamespace, addresses: Iterable[str], listeners: Listeners | None) -> None:
         """Steer a pod's connections to ``listeners``, which are inside it; without any they are refused.
@@ -222,8 +225,8 @@ def _open_maps(pins: Pins, names: Iterable[str]) -> dict[str, Map]:
         for each in found.values():
             each.close()
         if error.errno == errno.ENOENT:
-            raise BpfError(
-                f"{pins.root}: the feature {INPOD} is off here; `ringfence bpf status` says why. Use mode inpod"
+            raise UnsupportedError(
+                f"{pins.root}: the feature {INPOD} is off here; `ringfence bpf status` says why"
             ) from error
         raise BpfError(f"{pins.root}: cannot be opened: {error.strerror}") from error
     return found

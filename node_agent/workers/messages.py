@@ -108,6 +108,7 @@ class ServePod:
 
     workload: Workload
     listeners: int
+    capture: str  # the mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

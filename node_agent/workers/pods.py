@@ -79,7 +79,8 @@ class SharedPods:
         served.released = trio.Event()
         listeners = [listener.fileno() for listener in pod.listeners.in_order]
         worker.channel.post(
-            say.ServePod(workload=pod.workload, listeners=len(listeners)), [pod.network.namespace.fd, *listeners]
+            say.ServePod(workload=pod.workload, listeners=len(listeners), capture=pod.network.mode),
+            [pod.network.namespace.fd, *listeners],
         )
 
     def _released(self, served: _Served, number: int) -> None:

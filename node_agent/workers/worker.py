@@ -27,7 +27,7 @@ from ca.errors import CaError
 from ca.manifests import ObjectKey
 from ca.spiffe import SpiffeId
 from node_agent import process
-from node_agent.capture import Listeners, PodNetwork, open_home
+from node_agent.capture import Adopter, Listeners, open_home
 from node_agent.data_path import build_data_path
 from node_agent.drain import Drain
 from node_agent.errors import CloseReason, ConnectionFailure
@@ -112,8 +112,9 @@ class Worker:
         )
         self._debugging = ProcessDebugging()
         apply(LogLevels(level=start.log_level, modules=start.log_modules))
-        self._home = open_home()
-        stack.callback(os.close, self._home)
+        home = open_home()
+        stack.callback(os.close, home)
+        self._networks = Adopter(pins=config.capture.pins, home=home, stack=stack)
         self._rings = itertools.count(1)
         self._update: tuple[list[RegistryObject], list[ObjectKey]] = ([], [])
         self._pods: dict[str, tuple[Pod, trio.CancelScope]] = {}
@@ -206,8 +207,8 @@ class Worker:
         pods: trio.Nursery,
     ) -> None:
         match message:
-            case say.ServePod(workload=workload):
-                self._serve(workload, descriptors, pods)
+            case say.ServePod(workload=workload, capture=mode):
+                self._serve(workload, mode, descriptors, pods)
             case say.PodChanged(workload=workload):
                 if workload.uid in self._pods:
                     self._pods[workload.uid][0].workload = workload
@@ -280,11 +281,11 @@ class Worker:
 
     # -- pods ---------------------------------------------------------------------
 
-    def _serve(self, workload: Workload, descriptors: list[int], pods: trio.Nursery) -> None:
+    def _serve(self, workload: Workload, mode: str, descriptors: list[int], pods: trio.Nursery) -> None:
         namespace, *listeners = descriptors
         pod = Pod(
             workload=workload,
-            network=PodNetwork.of_descriptor(namespace, home=self._home),
+            network=self._networks.network(mode, namespace),
             listeners=Listeners.of([socket.socket(fileno=fd) for fd in listeners]),
         )
         accepting = trio.CancelScope()

@@ -8,7 +8,9 @@ runs in them, so that it also cleans up after commands that were killed.
 
 import json
 import secrets
+import shutil
 import signal
+import subprocess
 from types import FrameType
 from typing import Final
 
@@ -33,8 +35,8 @@ def up(
     Raises:
         LabError: it could not; nothing of it is left.
     """
-    if capture != "inpod":
-        raise LabError(f"--capture {capture} is not available yet; leave it out or use --capture inpod")
+    if capture not in layout.CAPTURES:
+        raise LabError(f"--capture {capture} is not available yet; use one of {', '.join(layout.CAPTURES)}")
     if not 1 <= nodes <= layout.MAX_NODES:
         raise LabError(f"--nodes {nodes}: must be 1 to {layout.MAX_NODES}")
     if not 1 <= workers <= _MAX_WORKERS:
@@ -58,6 +60,8 @@ def up(
         _write_nodes(lab)
         pods.sync(lab)
         if with_agents:
+            if capture != "inpod":
+                _load_programs(lab)
             _start_cas(lab)
             _start_agents(lab, workers)
         state.save(lab)
@@ -65,6 +69,15 @@ def up(
         down()
         raise
     return lab
+
+
+def _load_programs(lab: state.Lab) -> None:
+    """Each node as if it were a machine of its own: its own programs, maps and links."""
+    for node in lab.node_numbers:
+        command = [lab.ringfence, "bpf", "load", "--pins", str(layout.pins(node))]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            raise LabError(f"the BPF programs of node {node}: {done.stderr.strip()}")
 
 
 def _domains(nodes: int, domains: dict[int, str]) -> dict[str, str]:
@@ -82,10 +95,13 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 def down() -> bool:
     """Remove every trace of the lab; False when there was none.  The caller holds the lock."""
     names = netns.existing()
-    existed = bool(names) or layout.STATE_DIR.exists()
+    pinned = list(layout.BPFFS.glob(layout.PINS_GLOB))
+    existed = bool(names) or bool(pinned) or layout.STATE_DIR.exists()
     netns.end_processes(names, grace_s=_GRACE_S)
     for name in names:
         netns.delete(name)
+    for path in pinned:
+        shutil.rmtree(path)
     postgres.remove()
     state.unmount_state()
     return existed
@@ -193,6 +209,7 @@ manifests_dir = "{layout.MANIFESTS_DIR}"
 [capture]
 mode = "{lab.capture}"
 netns_path = "{layout.NETNS_PATH_TEMPLATE}"
+pins = "{layout.pins(node)}"
 
 [workload_api]
 enabled = true

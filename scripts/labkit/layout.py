@@ -52,6 +52,11 @@ WORKLOAD_API_DIR: Final = Path(f"/run/ringfence-lab{_SUFFIX}.workload")  # outsi
 POSTGRES_DIR: Final = Path(f"/run/ringfence-lab{_SUFFIX}.postgres")  # outside: its user may not enter the lab's
 CUTS_FILE: Final = STATE_DIR / "cuts.json"
 
+CAPTURES: Final = ("inpod", "inpod-bpf")
+BPFFS: Final = Path("/sys/fs/bpf")
+_PINS: Final = f"ringfence_lab{_SUFFIX.replace('-', '_')}_node"
+PINS_GLOB: Final = f"{_PINS}[0-9]*"
+
 NETNS_DIR: Final = Path("/run/netns")
 LINK_NETNS: Final = f"{_PREFIX}-link"
 NETNS_PATH_TEMPLATE: Final = f"{NETNS_DIR}/{_PREFIX}-pod-{{namespace}}-{{name}}"
@@ -62,6 +67,11 @@ POD_LINK: Final = "eth0"
 _OURS: Final = re.compile(rf"{re.escape(_PREFIX)}-(link|node\d+|pod-[a-z0-9.-]+)")
 _TRUST_DOMAIN: Final = re.compile(r"[a-z0-9._-]{1,255}")
 _DNS_LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
+def pins(node: int) -> Path:
+    """Where a node's BPF programs are pinned: nodes of the lab share the machine's one bpffs."""
+    return BPFFS / f"{_PINS}{node}"
 
 
 def is_ours(netns: str) -> bool:

@@ -1,0 +1,83 @@
+"""Which way to capture: what the configuration asks for, and what this kernel can do.
+
+What BPF needs is imported where it is asked for: it costs memory.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from node_agent.capture.capture import Capture, InPodCapture
+from node_agent.capture.netns import NetworkNamespace
+from node_agent.capture.network import WorkloadNetwork
+from node_agent.capture.pod_network import PodNetwork
+from node_agent.errors import ConfigError
+from node_agent.model import Workload
+
+if TYPE_CHECKING:
+    from node_agent.capture.pod_steering import PodOrigins
+
+INPOD: Final = "inpod"
+INPOD_BPF: Final = "inpod-bpf"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """``mode`` is the one in effect; ``warning`` says why it is not the one that was asked for."""
+
+    capture: Capture
+    mode: str
+    warning: str | None = None
+
+
+def choose(mode: str, *, pins: Path, netns_path: Callable[[Workload], Path], stack: ExitStack) -> Chosen:
+    """Open what ``mode`` needs; ``stack`` closes it.
+
+    Raises:
+        ConfigError: it can not be had; the text says what to do.
+    """
+    if mode == INPOD:
+        return Chosen(capture=InPodCapture(netns_path), mode=INPOD)
+    from bpf.errors import BpfError, UnsupportedError  # noqa: PLC0415
+    from node_agent.capture.pod_bpf_capture import PodBpfCapture  # noqa: PLC0415
+    from node_agent.capture.pod_steering import PodOrigins, PodSteering  # noqa: PLC0415
+
+    try:
+        steering = PodSteering.open(pins)
+        stack.callback(steering.close)
+        origins = PodOrigins(pins)
+        stack.callback(origins.close)
+    except UnsupportedError as error:
+        return Chosen(
+            capture=InPodCapture(netns_path),
+            mode=INPOD,
+            warning=f"[capture] mode = {mode!r} can not be had, {INPOD!r} is in effect: {error}",
+        )
+    except BpfError as error:
+        raise ConfigError(f"[capture] mode = {mode!r}: {error}") from error
+    return Chosen(capture=PodBpfCapture(netns_path, steering=steering, origins=origins), mode=mode)
+
+
+class Adopter:
+    """Makes the networks of pods that another process has opened, in the mode that is in effect there."""
+
+    def __init__(self, *, pins: Path, home: int, stack: ExitStack) -> None:
+        """``home`` is our own network namespace, and stays the caller's; ``stack`` closes what will be opened."""
+        self._pins = pins
+        self._home = home
+        self._stack = stack
+        self._origins: PodOrigins | None = None
+
+    def network(self, mode: str, namespace: int) -> WorkloadNetwork:
+        """Take over the descriptor ``namespace``."""
+        if mode == INPOD:
+            return PodNetwork.of_descriptor(namespace, home=self._home)
+        from node_agent.capture.pod_bpf_capture import SteeredPodNetwork  # noqa: PLC0415
+        from node_agent.capture.pod_steering import PodOrigins  # noqa: PLC0415
+
+        if self._origins is None:
+            self._origins = PodOrigins(self._pins)
+            self._stack.callback(self._origins.close)
+        return SteeredPodNetwork(NetworkNamespace(namespace, home=self._home), origins=self._origins)
