@@ -20,8 +20,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
-import trio
-
 from ca.spiffe import SpiffeId
 from ca.svid import CLOCK_SKEW
 from node_agent.config import CAPTURE_PORTS
@@ -29,8 +27,9 @@ from node_agent.drain import Drain
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.frames import Check, Open, Verdict, encode_verdict
 from node_agent.identity import Identities
-from node_agent.model import EndpointAddress, OriginalDestination, PeerAddress, ServicePort, Workload
+from node_agent.model import OriginalDestination, PeerAddress, ServicePort, Workload
 from node_agent.proxy import proxy_protocol
+from node_agent.proxy.applications import Applications
 from node_agent.proxy.egress import Egress
 from node_agent.proxy.health_probe import probe
 from node_agent.proxy.live import LiveConnections
@@ -38,10 +37,10 @@ from node_agent.proxy.pod import Accepted, Pod
 from node_agent.proxy.policy_gate import PolicyGate, cut_failure, cut_reason
 from node_agent.proxy.trust_gate import TrustGate
 from node_agent.registry import Registry
-from node_agent.relay import Ending, Pair, Relay, Settlement, reset_on_close
+from node_agent.relay import Ending, Pair, Relay, Settlement
 from node_agent.telemetry.access_log import AccessLog
 from node_agent.telemetry.connection_record import ConnectionRecord
-from node_agent.tunnel import Tunnel, TunnelLost, TunnelServer, connect
+from node_agent.tunnel import Tunnel, TunnelLost, TunnelServer
 
 _log = logging.getLogger("ringfence.inbound")
 
@@ -87,7 +86,7 @@ class Inbound:
         self._gate = gate
         self._policies = policies
         self._egress = egress
-        self._connect_timeout_s = connect_timeout_s
+        self._applications = Applications(connect_timeout_s=connect_timeout_s)
 
     # -- through a tunnel -----------------------------------------------------
 
@@ -223,10 +222,9 @@ class Inbound:
                 self._gate.admit_tunnel(record, pod.workload.identity, tunnel)
                 outside = self._check(pod, tunnel, message)
                 self._policies.admit(record)
-                if outside is None:
-                    upstream = await self._connect_application(pod, message.destination, message.source, record)
-                else:
-                    upstream = await self._connect_outside(pod, outside, message.destination, record)
+                upstream = await self._applications.connect(
+                    pod, message.destination, message.source, record, outside=outside
+                )
             except ConnectionFailure as failure:
                 # First the reason: the peer may be gone already, which is no reason of its own.
                 record.failed(failure)
@@ -313,7 +311,7 @@ class Inbound:
             self._gate.admit(record, pod.workload.identity)
             self._check_plaintext(pod, destination)
             self._policies.admit(record)
-            upstream = await self._connect_application(pod, destination, peer, record)
+            upstream = await self._applications.connect(pod, destination, peer, record)
             record.opened()
             outcome = await self._relay.run_plain(accepted.take(), upstream, _count(record, application_is_plain=False))
             if outcome.ending is not Ending.COMPLETE:
@@ -325,48 +323,6 @@ class Inbound:
                 CloseReason.UNKNOWN_DESTINATION, f"{destination.ip} is not an address of {pod.workload.name}"
             )
         _refuse_capture_ports(destination)
-
-    # -- both -------------------------------------------------------------------
-
-    async def _connect_application(
-        self, pod: Pod, destination: OriginalDestination, client: PeerAddress, record: ConnectionRecord
-    ) -> socket.socket:
-        """Connect to the application as ``client``; the caller closes the socket."""
-        started = trio.current_time()
-        record.attempts += 1
-        upstream = pod.network.application_socket(destination.ip, source_ip=client.ip)
-        try:
-            await connect(upstream, destination.ip, destination.port, timeout_s=self._connect_timeout_s)
-            if destination.port in pod.workload.proxy_protocol_ports:
-                # The send queue of a new connection is empty: the header fits.
-                upstream.send(proxy_protocol.header(client, destination, record.source_identity))
-        except OSError as error:
-            upstream.close()
-            raise ConnectionFailure(
-                CloseReason.CONNECT_FAILED, f"the program did not take the PROXY protocol header: {error.strerror}"
-            ) from error
-        except BaseException:
-            upstream.close()
-            raise
-        record.connect_ms = (trio.current_time() - started) * 1000
-        return upstream
-
-    async def _connect_outside(
-        self, pod: Pod, service: ServicePort, destination: OriginalDestination, record: ConnectionRecord
-    ) -> socket.socket:
-        """Connect to a place outside from the egress pod, whose address it sees; the caller closes the socket."""
-        started = trio.current_time()
-        record.note(service=service, endpoint=EndpointAddress(*destination))
-        record.attempts += 1
-        upstream = pod.network.upstream_socket(destination.ip)
-        reset_on_close(upstream)
-        try:
-            await connect(upstream, destination.ip, destination.port, timeout_s=self._connect_timeout_s)
-        except BaseException:
-            upstream.close()
-            raise
-        record.connect_ms = (trio.current_time() - started) * 1000
-        return upstream
 
 
 def _refusal(record: ConnectionRecord) -> bytes:
