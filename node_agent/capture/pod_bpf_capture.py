@@ -7,9 +7,11 @@ from pathlib import Path
 from node_agent.capture.capture import CaptureJob
 from node_agent.capture.netns import NetworkNamespace
 from node_agent.capture.network import WorkloadNetwork
+from node_agent.capture.original_destination import peer_address
+from node_agent.capture.pinned import Origins
 from node_agent.capture.plumbing import PlumbingError, PlumbingJob, plumb
 from node_agent.capture.pod_network import PodNetwork
-from node_agent.capture.pod_steering import PodOrigins, PodSteering, cookie_of
+from node_agent.capture.pod_steering import PodSteering, cookie_of
 from node_agent.capture.rules import RETURN_MARK
 from node_agent.model import OriginalDestination, PeerAddress, Workload
 
@@ -20,7 +22,7 @@ class SteeredPodNetwork(PodNetwork):
     __slots__ = ("_origins",)
     mode = "inpod-bpf"
 
-    def __init__(self, namespace: NetworkNamespace, *, origins: PodOrigins) -> None:
+    def __init__(self, namespace: NetworkNamespace, *, origins: Origins) -> None:
         """Take over the pod's namespace; ``origins`` stay the caller's."""
         super().__init__(namespace, application_mark=RETURN_MARK)
         self._origins = origins
@@ -31,13 +33,13 @@ class SteeredPodNetwork(PodNetwork):
 
     def inbound_destination(self, connection: socket.socket, peer: PeerAddress) -> OriginalDestination:
         """The address of the accepted socket."""
-        return self._origins.inbound(connection, peer)
+        return OriginalDestination(*peer_address(connection.getsockname()))
 
 
 class PodBpfCapture:
     """A :class:`Capture` without netfilter.  ``steering`` and ``origins`` stay the caller's."""
 
-    def __init__(self, netns_path: Callable[[Workload], Path], *, steering: PodSteering, origins: PodOrigins) -> None:
+    def __init__(self, netns_path: Callable[[Workload], Path], *, steering: PodSteering, origins: Origins) -> None:
         self._netns_path = netns_path
         self._steering = steering
         self._origins = origins

@@ -14,10 +14,8 @@ the pod is refused.  What belongs to a namespace that is gone is tidied up when
 somebody looks: its link has no namespace any more.
 """
 
-import errno
 import os
 import socket
-import struct
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,21 +23,15 @@ from typing import Final, Self
 
 from bpf import preconditions, syscalls
 from bpf.abi import abi
-from bpf.errors import BpfError, UnsupportedError
-from bpf.pins import Pins, State, open_state, remove_tree
+from bpf.errors import BpfError
+from bpf.pins import Pins, remove_tree
 from bpf.pins import use as pinned_use
 from bpf.plan import INPOD, hook
 from bpf.syscalls import Map
 from node_agent.capture.netns import NetworkNamespace
 from node_agent.capture.network import Listeners
-from node_agent.capture.original_destination import peer_address
-from node_agent.errors import CloseReason, ConnectionFailure
-from node_agent.model import OriginalDestination, PeerAddress
+from node_agent.capture.pinned import COOKIE, MAPPED, SOCKET, address_bytes, listener_key, netns_cookie, open_maps
 
-_SO_NETNS_COOKIE: Final = 71
-_COOKIE: Final = struct.Struct("=Q")
-_SOCKET: Final = struct.Struct("=Q")
-_MAPPED: Final = bytes(10) + b"\xff\xff"
 _ANYWHERE: Final = "pods"
 _NAMESPACE: Final = "netns-"
 _STEER: Final = "pod_sk_lookup"
@@ -53,12 +45,6 @@ _NODE_HOOKS: Final = (
     "pod_connect4",
     "pod_connect6",
 )
-
-
-def netns_cookie(sock: socket.socket) -> int:
-    """The number of the socket's network namespace, used for no other one until the next boot (Linux 5.14)."""
-    (cookie,) = _COOKIE.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE.size))
-    return int(cookie)
 
 
 def cookie_of(namespace: NetworkNamespace) -> int:
@@ -86,7 +72,7 @@ class PodSteering:
         """
         pins = Pins(root)
         preconditions.require_all(root)
-        maps = _open_maps(pins, ("pods", "listeners"))
+        maps = open_maps(pins, ("pods", "listeners"), feature=INPOD)
         found = cls(pins, maps, in_use=pinned_use(pins))
         try:
             for name in _NODE_HOOKS:
@@ -112,12 +98,12 @@ class PodSteering:
             OSError: the kernel refused; nothing of the pod leaves or enters it in plaintext then.
         """
         cookie = cookie_of(namespace)
-        ours = [_address(each) for each in addresses]
+        ours = [address_bytes(each) for each in addresses]
         if listeners is not None:
             self._file(ours, listeners)
-        ip4 = next((each[12:] for each in ours if each.startswith(_MAPPED)), bytes(4))
-        ip6 = next((each for each in ours if not each.startswith(_MAPPED)), bytes(16))
-        self._pods.put(_COOKIE.pack(cookie), abi().structs["pod"].pack(ip4_be=ip4, ip6_be=ip6))
+        ip4 = next((each[12:] for each in ours if each.startswith(MAPPED)), bytes(4))
+        ip6 = next((each for each in ours if not each.startswith(MAPPED)), bytes(16))
+        self._pods.put(COOKIE.pack(cookie), abi().structs["pod"].pack(ip4_be=ip4, ip6_be=ip6))
         self._link(f"{_NAMESPACE}{cookie}", _STEER, Path(f"/proc/self/fd/{namespace.fd}"))
 
     def _file(self, addresses: list[bytes], listeners: Listeners) -> None:
@@ -125,11 +111,11 @@ class PodSteering:
         kinds = {"outbound": "OUTBOUND_PORT", "inbound_plaintext": "INBOUND_PORT", "tunnel": "TUNNEL_PORT"}
         for kind, listener in listeners.by_kind():
             for address in addresses:
-                self._listeners.put(_listener_key(address, ports[kinds[kind]]), _SOCKET.pack(listener.fileno()))
+                self._listeners.put(listener_key(address, ports[kinds[kind]]), SOCKET.pack(listener.fileno()))
 
     def set_free(self, cookie: int) -> None:
         """Capture nothing of a pod any more: it is not in the mesh."""
-        self._pods.delete(_COOKIE.pack(cookie))
+        self._pods.delete(COOKIE.pack(cookie))
         remove_tree(self._pins.links / f"{_NAMESPACE}{cookie}")
 
     def tidy_up(self) -> None:
@@ -162,86 +148,3 @@ class PodSteering:
             link = syscalls.create_link(program=program, target=place, attach_type=hook(name).attach_type)
             stack.callback(os.close, link)
             syscalls.pin(link, path)
-
-
-class PodOrigins:
-    """Where connections were going that the programs have sent to the agent; one a process, closed by its owner."""
-
-    def __init__(self, root: Path) -> None:
-        """Raises BpfError if nothing is loaded."""
-        self._flows = _open_maps(Pins(root), ("flows",))["flows"]
-
-    def close(self) -> None:
-        self._flows.close()
-
-    def outbound(self, connection: socket.socket, peer: PeerAddress) -> OriginalDestination:
-        """Where the application of a pod wanted to go; can be asked once.
-
-        Raises ConnectionFailure when the connection was not redirected: somebody
-        dialled the agent's own listener.
-        """
-        local = peer_address(connection.getsockname())
-        key = (
-            abi()
-            .structs["flow_key"]
-            .pack(
-                netns_cookie=netns_cookie(connection),
-                client_ip_be=_address(peer.ip),
-                listener_ip_be=_address(local.ip),
-                client_port=peer.port,
-                listener_port=local.port,
-            )
-        )
-        found = self._flows.take(key)
-        if found is None:
-            raise ConnectionFailure(
-                CloseReason.DESTINATION_NOT_ALLOWED, "no original destination, the connection was not redirected"
-            )
-        layout = abi().structs["original_destination"]
-        port = socket.ntohs(layout.number(found, "port_be") & 0xFFFF)
-        return OriginalDestination(_text(layout.bytes_of(found, "ip_be")), port)
-
-    def inbound(self, connection: socket.socket, _peer: PeerAddress) -> OriginalDestination:
-        """Where somebody wanted to go who has reached a pod: the socket has that address."""
-        return OriginalDestination(*peer_address(connection.getsockname()))
-
-
-def _open_maps(pins: Pins, names: Iterable[str]) -> dict[str, Map]:
-    state = open_state(pins)
-    if state is None:
-        raise BpfError(f"{pins.root}: nothing is loaded; run `ringfence bpf load` before the agent")
-    try:
-        slot = State.read(state).active_slot
-        is_ours = State.read(state).abi[slot] == abi().fingerprint
-    finally:
-        state.close()
-    if not is_ours:
-        raise BpfError(f"{pins.root}: loaded by another version of ringfence; run `ringfence bpf load`")
-    found: dict[str, Map] = {}
-    try:
-        for name in names:
-            found[name] = Map(syscalls.open_pin(pins.map(slot, name)))
-    except OSError as error:
-        for each in found.values():
-            each.close()
-        if error.errno == errno.ENOENT:
-            raise UnsupportedError(
-                f"{pins.root}: the feature {INPOD} is off here; `ringfence bpf status` says why"
-            ) from error
-        raise BpfError(f"{pins.root}: cannot be opened: {error.strerror}") from error
-    return found
-
-
-def _listener_key(address: bytes, port: int) -> bytes:
-    return abi().structs["listener_key"].pack(ip_be=address, port_be=socket.htons(port))
-
-
-def _address(ip: str) -> bytes:
-    """16 bytes, IPv4 as ::ffff:a.b.c.d."""
-    return socket.inet_pton(socket.AF_INET6, ip) if ":" in ip else _MAPPED + socket.inet_pton(socket.AF_INET, ip)
-
-
-def _text(address: bytes) -> str:
-    if address.startswith(_MAPPED):
-        return socket.inet_ntop(socket.AF_INET, address[12:])
-    return socket.inet_ntop(socket.AF_INET6, address)
