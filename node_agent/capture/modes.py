@@ -17,7 +17,7 @@ from node_agent.errors import ConfigError
 from node_agent.model import Workload
 
 if TYPE_CHECKING:
-    from node_agent.capture.pod_steering import PodOrigins
+    from node_agent.capture.pinned import Origins
 
 INPOD: Final = "inpod"
 INPOD_BPF: Final = "inpod-bpf"
@@ -41,13 +41,15 @@ def choose(mode: str, *, pins: Path, netns_path: Callable[[Workload], Path], sta
     if mode == INPOD:
         return Chosen(capture=InPodCapture(netns_path), mode=INPOD)
     from bpf.errors import BpfError, UnsupportedError  # noqa: PLC0415
+    from bpf.plan import INPOD as INPOD_FEATURE  # noqa: PLC0415
+    from node_agent.capture.pinned import Origins  # noqa: PLC0415
     from node_agent.capture.pod_bpf_capture import PodBpfCapture  # noqa: PLC0415
-    from node_agent.capture.pod_steering import PodOrigins, PodSteering  # noqa: PLC0415
+    from node_agent.capture.pod_steering import PodSteering  # noqa: PLC0415
 
     try:
         steering = PodSteering.open(pins)
         stack.callback(steering.close)
-        origins = PodOrigins(pins)
+        origins = Origins(pins, feature=INPOD_FEATURE)
         stack.callback(origins.close)
     except UnsupportedError as error:
         return Chosen(
@@ -68,16 +70,17 @@ class Adopter:
         self._pins = pins
         self._home = home
         self._stack = stack
-        self._origins: PodOrigins | None = None
+        self._origins: Origins | None = None
 
     def network(self, mode: str, namespace: int) -> WorkloadNetwork:
         """Take over the descriptor ``namespace``."""
         if mode == INPOD:
             return PodNetwork.of_descriptor(namespace, home=self._home)
+        from bpf.plan import INPOD as INPOD_FEATURE  # noqa: PLC0415
+        from node_agent.capture.pinned import Origins  # noqa: PLC0415
         from node_agent.capture.pod_bpf_capture import SteeredPodNetwork  # noqa: PLC0415
-        from node_agent.capture.pod_steering import PodOrigins  # noqa: PLC0415
 
         if self._origins is None:
-            self._origins = PodOrigins(self._pins)
+            self._origins = Origins(self._pins, feature=INPOD_FEATURE)
             self._stack.callback(self._origins.close)
         return SteeredPodNetwork(NetworkNamespace(namespace, home=self._home), origins=self._origins)
