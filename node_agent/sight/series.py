@@ -6,10 +6,10 @@ differ only in ``response_flags`` are one edge of the picture.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from node_agent.telemetry.metrics import FamilyReading
-from node_agent.telemetry.traffic import UNKNOWN
+if TYPE_CHECKING:
+    from node_agent.telemetry.metrics import FamilyReading
 
 _FAMILIES: Final[Mapping[str, str]] = {
     "istio_tcp_connections_opened_total": "opened",
@@ -17,6 +17,7 @@ _FAMILIES: Final[Mapping[str, str]] = {
     "istio_tcp_sent_bytes_total": "sent_bytes",
     "istio_tcp_received_bytes_total": "received_bytes",
 }
+UNKNOWN: Final = "unknown"  # that of telemetry.traffic, Istio's word
 _CLUSTER_SUFFIX: Final = ".svc.cluster.local"
 
 
@@ -43,7 +44,7 @@ class Edge:
     flags: dict[str, int] = field(default_factory=dict)
 
 
-def edges_of(families: Iterable[FamilyReading]) -> dict[EdgeKey, Edge]:
+def edges_of(families: "Iterable[FamilyReading]") -> dict[EdgeKey, Edge]:
     """The edges that these families tell of; other families are left alone."""
     found: dict[EdgeKey, Edge] = {}
     for family in families:
