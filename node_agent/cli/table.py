@@ -15,6 +15,7 @@ Cell = str | tuple[str, str]  # text, or text and colour
 
 _GAP: Final = 2
 _LEAST: Final = 8  # a column narrower than this says nothing
+_PROPORTION: Final = 30
 _ELLIPSIS: Final = "\u2026"
 
 
@@ -48,6 +49,10 @@ def fit(widths: Sequence[int], *, names: Sequence[str], gives: Sequence[int], sc
     for column in order:
         least = min(fitted[column], max(_LEAST, cell_width(names[column])))
         fitted[column] -= max(0, min(_total(fitted) - screen, fitted[column] - least))
+    for column, name in enumerate(names):  # a name out of proportion must not displace the others
+        if not gives[column] and fitted[column] > _PROPORTION:
+            least = max(_PROPORTION, cell_width(name))
+            fitted[column] -= max(0, min(_total(fitted) - screen, fitted[column] - least))
     for column in order:
         if _total(fitted) > screen:
             fitted[column] = 0

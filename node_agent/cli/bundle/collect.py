@@ -1,6 +1,7 @@
 """What goes into a bundle, part by part.  A part that fails says so, and the others go on."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -67,6 +68,9 @@ class Collection:
         if not self._down:
             yield from self._answers()
             yield from pods.networks(self._rows("/workloads"), config)
+        yield _part(
+            "bpf.json", lambda: host.run((sys.executable, "-m", "node_agent.cli.main", "bpf", "status", "--json"))
+        )
         for pid in self._processes():
             yield _part(f"processes/{pid}.txt", lambda pid=pid: host.process(pid))  # type: ignore[misc]
         yield from self._logs()
