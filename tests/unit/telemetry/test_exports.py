@@ -125,7 +125,7 @@ def test_one_record_goes_to_all_sinks_and_is_counted(tmp_path: Path, access_logg
     [log] = collector.logs
     assert log.body == {"event": "closed", "time": "2026-11-22T11:35:06.673Z", "close_reason": "ok"}
     assert log.resource["service.instance.id"] == "node-1/3"
-    readings = {family.name: [sample[-1] for sample in family.samples] for family in metrics.read()}
+    readings = {family.name: [sample.value for sample in family.samples] for family in metrics.read()}
     assert readings["ringfence_otlp_records_exported_total"] == [1]
     assert readings["ringfence_otlp_records_dropped_total"] == [0]
     assert readings["ringfence_spans_exported_total"] == [0]
