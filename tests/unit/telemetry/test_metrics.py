@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ca.spiffe import SpiffeId
 from node_agent.model import ObjectName, Workload
+from node_agent.telemetry.access_log import AccessLog
 from node_agent.telemetry.metrics import QUICK_S, Metrics
 from node_agent.telemetry.process_metrics import register_process_metrics
 from node_agent.telemetry.response_flags import ResponseFlag
@@ -135,6 +136,32 @@ def test_past_the_bound_new_label_sets_are_counted_together() -> None:
     assert sum(opened.values()) == 10
     assert [value for labels, value in opened.items() if "other" in labels] == [7]
     assert parsed(metrics)["ringfence_metric_label_sets_overflowed_total"] == {(): 7}
+
+
+def test_the_access_log_keeps_as_many_label_sets_as_is_configured() -> None:
+    metrics = Metrics()
+    log = AccessLog(metrics=metrics, node="n1", max_label_sets=2)
+    for number in range(4):
+        with log.connection("outbound") as record:
+            record.note(source=pod(f"pod{number}"))
+
+    closed = parsed(metrics)["istio_tcp_connections_closed_total"]
+
+    assert sorted(closed.values()) == [1, 1, 2]
+    assert parsed(metrics)["ringfence_connection_duration_seconds_count"] == {("inbound",): 0, ("outbound",): 4}
+    assert parsed(metrics)["ringfence_connect_duration_seconds_count"] == {("inbound",): 0, ("outbound",): 0}
+
+
+def test_only_what_got_through_has_a_time_to_connect() -> None:
+    metrics = Metrics()
+    log = AccessLog(metrics=metrics, node="n1")
+    with log.connection("inbound") as record:
+        record.connect_ms = 3.0
+        record.opened()
+        record.opened()
+
+    assert parsed(metrics)["ringfence_connect_duration_seconds_count"] == {("inbound",): 1, ("outbound",): 0}
+    assert parsed(metrics)["ringfence_connect_duration_seconds_sum"]["inbound",] == pytest.approx(0.003)
 
 
 def test_replaced_pods_of_a_controller_share_their_counters_and_cost_no_memory() -> None:
