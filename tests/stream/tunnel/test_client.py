@@ -106,7 +106,7 @@ def _key(number: int = 0) -> TunnelKey:
     return TunnelKey(source_uid=f"uid-{number}", source=_CART, endpoint_ip="10.0.0.1", expected=_WEB)
 
 
-_DIALLER: Any = SimpleNamespace(connect_timeout_s=None)
+_DIALLER: Any = SimpleNamespace(connect_timeout_s=None, reached=None)
 
 
 async def test_storm_dials_few_tunnels_and_serves_everybody(
