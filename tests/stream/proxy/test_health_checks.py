@@ -55,6 +55,7 @@ class _World:
     traffic_: Traffic
     has_identity: bool = True
     revoked: SpiffeId | None = None
+    denied: tuple[str, ...] = ()
     answer: Callable[[str], CloseReason] = lambda _ip: CloseReason.OK
     takes_s: float = 0.01
 
@@ -95,7 +96,7 @@ class _World:
             await trio.sleep(self.takes_s)
         finally:
             self.running -= 1
-        reason = self.answer(key.endpoint_ip)
+        reason = CloseReason.POLICY_DENIED if key.source_uid in self.denied else self.answer(key.endpoint_ip)
         if reason is CloseReason.CERTIFICATE_UNTRUSTED:
             raise ConnectionFailure(reason)
         return Verdict(reason=reason, is_check=True)
@@ -235,6 +236,32 @@ async def test_a_pod_that_goes_ends_the_checks_that_run_for_it_and_another_takes
         second.gone.set()
         await trio.sleep(100)
         assert len(world.asked) == 2
+
+
+async def test_a_workload_that_a_policy_denies_does_not_blind_the_others(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = _world(1, answer=lambda _: _REFUSED[0], denied=("thief", "thief-2"))
+    agent = _Agent(world)
+    async with _running(agent):
+        agent.checker.used(_pod("cart"), _WEB, 4)
+        agent.checker.used(_pod("thief"), _WEB, 4)  # the last one, and so the first to be asked for
+        await trio.sleep(9)
+        assert [pod for _, pod, _ in world.asked] == ["thief", "cart"]
+        assert agent.results() == {"success": 0, "failure": 1, "no_result": 0}
+
+
+async def test_if_all_are_denied_nothing_is_known(autojump_clock: trio.testing.MockClock) -> None:
+    names = ("thief", "thief-2", "thief-3", "thief-4", "thief-5")
+    world = _world(1, denied=names)
+    agent = _Agent(world)
+    async with _running(agent):
+        for name in names:
+            agent.checker.used(_pod(name), _WEB, 4)
+        await trio.sleep(9)
+        assert [pod for _, pod, _ in world.asked] == ["thief-5", "thief-4", "thief-3"]
+        assert agent.results() == {"success": 0, "failure": 0, "no_result": 1}
+    assert agent.health(world.endpoints_[0]) == ("healthy", None)
 
 
 async def test_endpoints_that_are_not_ready_or_not_in_the_subset_are_left_alone(
