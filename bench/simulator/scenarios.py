@@ -9,6 +9,7 @@ from bench.simulator.servers import Mode, Server
 _ZONES: Final = ("zone-a", "zone-b", "zone-c")
 LOST_ZONE: Final = _ZONES[-1]
 _FLAP_S: Final = 3.0
+_ONE_IN: Final = 20  # more than one in a hundred: else no p99 would show it
 
 Change = tuple[float, Callable[[], None]]
 
@@ -58,6 +59,16 @@ def _flapping(servers: Sequence[Server], seconds: float) -> list[Change]:
     return found
 
 
+def _stuck(servers: Sequence[Server], seconds: float) -> list[Change]:
+    hung = servers[::_ONE_IN]
+
+    def hang() -> None:
+        for each in hung:
+            each.hang()
+
+    return [(seconds * 0.25, hang), (seconds * 0.75, lambda: _revive(hung))]
+
+
 def _zone_lost(servers: Sequence[Server], seconds: float) -> list[Change]:
     lost = [each for each in servers if each.zone == LOST_ZONE]
 
@@ -70,12 +81,13 @@ def _zone_lost(servers: Sequence[Server], seconds: float) -> list[Change]:
 
 def _revive(servers: Sequence[Server]) -> None:
     for each in servers:
-        each.mode = Mode.UP
+        each.revive()
 
 
 SCENARIOS: Final = {
     "slow": Scenario(title="one endpoint is 20 times slower", changes=_slow),
     "failing": Scenario(title="one endpoint refuses", changes=_failing),
     "flapping": Scenario(title="one endpoint comes and goes every 3 s", changes=_flapping),
+    "stuck": Scenario(title="one endpoint in twenty accepts and answers nothing", changes=_stuck),
     "zone": Scenario(title="one zone of three is cut off without a word", changes=_zone_lost),
 }

@@ -26,6 +26,7 @@ CAPACITY_PER_S: Final = _WORKERS / (_SERVICE_S * exp(_SERVICE_SPREAD**2 / 2))
 
 class Mode(Enum):
     UP = "up"
+    STUCK = "stuck"  # the program hangs, its kernel accepts for it
     REFUSES = "refuses"  # the program is gone, its host answers
     SILENT = "silent"  # the host is gone, nobody answers
 
@@ -48,6 +49,7 @@ class Server:
         self._busy = 0
         self._queue: deque[Callable[[bool], None]] = deque()
         self._running: set[Callable[[bool], None]] = set()
+        self._done_meanwhile: list[Callable[[bool], None]] = []  # while it hung
 
     def connect_s(self, zone: str) -> float:
         """How long a connect from a zone takes if it is answered."""
@@ -61,10 +63,23 @@ class Server:
 
     def serve(self, ended: Callable[[bool], None]) -> None:
         """Serve a connection that was accepted; ``ended`` is told whether its client had its answer."""
-        if self._busy < _WORKERS:
+        if self._busy < _WORKERS and self.mode is Mode.UP:
             self._start(ended)
         else:
             self._queue.append(ended)
+
+    def hang(self) -> None:
+        """Answer nobody from now on, and lose nothing."""
+        self.mode = Mode.STUCK
+
+    def revive(self) -> None:
+        """Be there again; one that hung goes on where it was."""
+        self.mode = Mode.UP
+        stuck, self._done_meanwhile = self._done_meanwhile, []
+        for ended in stuck:
+            self._finish(ended)
+        while self._queue and self._busy < _WORKERS:
+            self._start(self._queue.popleft())
 
     def fail(self, mode: Mode) -> None:
         """Be gone: whoever is connected has no answer."""
@@ -85,6 +100,9 @@ class Server:
     def _finish(self, ended: Callable[[bool], None]) -> None:
         if ended not in self._running:
             return  # it failed meanwhile
+        if self.mode is Mode.STUCK:
+            self._done_meanwhile.append(ended)
+            return
         self._running.remove(ended)
         self._busy -= 1
         self.served += 1

@@ -23,6 +23,7 @@ _CONNECT_TIMEOUT_S: Final = 5.0  # the agent's default
 _ATTEMPTS: Final = 3  # likewise
 _FIRST_RETRANSMISSION_S: Final = 1.0
 _CLIENTS_OF_AN_AGENT: Final = 100
+_ACCEPTING: Final = frozenset({Mode.UP, Mode.STUCK})
 
 
 class _Agent:
@@ -95,6 +96,7 @@ class _Connection:
         self._client = client
         self._began = world.now
         self._tried: set[EndpointKey] = set()
+        self.down_bytes = 0
 
     def attempt(self) -> None:
         world = self._world
@@ -118,7 +120,7 @@ class _Connection:
         answer_s = server.connect_s(self._agent.zone)
         if server.mode is Mode.REFUSES:
             later(answer_s, lambda: self._failed(pick))
-        elif (server.mode is Mode.UP and not server.is_full) and answer_s < left_s:
+        elif (server.mode in _ACCEPTING and not server.is_full) and answer_s < left_s:
             later(answer_s, lambda: self._connected(pick, server))
         elif again_s < left_s:
             later(again_s, lambda: self._knock(pick, server, waited_s=waited_s + again_s, again_s=2 * again_s))
@@ -126,13 +128,15 @@ class _Connection:
             later(left_s, lambda: self._failed(pick))
 
     def _connected(self, pick: Pick, server: Server) -> None:
-        if server.mode is not Mode.UP:
+        if server.mode not in _ACCEPTING:
             self._failed(pick)
             return
         pick.connected(self._world.now)
+        pick.carries(self, self._world.now)
 
         def ended(is_answered: bool) -> None:
             if is_answered:
+                self.down_bytes = 1
                 pick.said_something()
                 self._felt(True)
             else:

@@ -10,7 +10,9 @@ from typing import Any, Final
 import pytest
 
 from labkit import pcap
+from tests.lab_authority import lab_signer
 from tests.mesh_builder import Mesh, Pod, wait_for
+from tests.tunnel_peer import OPEN, dial, open_payload, peer_context
 
 pytestmark = pytest.mark.mesh
 
@@ -24,6 +26,16 @@ spec:
   targetRef: {kind: ServiceEntry, name: bank}
   loadBalancing: {policy: round-robin}
   healthCheck: {type: tcp, interval: 200ms, timeout: 200ms}
+"""
+
+_ONLY_BUYERS: Final = """\
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: buyers}
+spec:
+  selector: {matchLabels: {ringfence.io/egress: "true"}}
+  action: ALLOW
+  rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/buyer]}}], to: [{operation: {ports: ["9000"]}}]}]
 """
 
 
@@ -104,6 +116,55 @@ def test_connections_leave_from_the_egress_pod_and_are_encrypted_up_to_it(
     rows = mesh.ringfence(1, "endpoints", "bank")
     assert {(row["egress"], row["identity"]) for row in rows} == {("default/egress", egress.identity)}
     assert not _warnings(mesh, "bank")
+
+
+def test_an_egress_is_no_open_proxy_and_its_policies_judge_who_asks(mesh: Mesh, bank: Pod) -> None:
+    egress = mesh.pod("egress", node=2, labels=_EGRESS)
+    plain = mesh.pod("plain", node=2)
+    attacker = mesh.pod("attacker", node=1, mesh=False)
+    _declare(mesh, bank)
+    signer = lab_signer()
+    leaf_id = f"spiffe://{signer.trust_domain}/ns/default/sa/buyer"
+    here, there = (attacker.ipv4, 40000), (bank.ipv4, 9000)
+    known = ["ServiceEntry", "default", "bank", 9000]
+    asked: list[tuple[Pod, tuple[str, int], list[Any] | None, str]] = [
+        (egress, there, None, "unknown_destination"),
+        (egress, there, ["ServiceEntry", "default", "other", 9000], "unknown_destination"),
+        (egress, there, ["Service", "default", "bank", 9000], "unknown_destination"),
+        (egress, there, ["ServiceEntry", "default", "bank", 9002], "unknown_destination"),
+        (egress, (bank.ipv4, 9001), known, "unknown_destination"),
+        (egress, ("10.247.0.12", 9000), known, "unknown_destination"),
+        (egress, (_VIRTUAL[0], 9000), known, "unknown_destination"),
+        (egress, (plain.ipv4, 9000), known, "unknown_destination"),
+        (egress, ("127.0.0.1", 9000), known, "unknown_destination"),
+        (plain, there, known, "unknown_destination"),
+        (egress, there, known, "ok"),
+    ]
+    context = peer_context(signer.leaf(leaf_id), signer.signers[-1])
+    for pod, destination, outside, reason in asked:
+        changes = {} if outside is None else {"outside": outside}
+        with dial(attacker, pod.ipv4, context) as peer:
+            assert peer.open(destination=destination, source=here, **changes) == reason, (
+                pod.name,
+                destination,
+                outside,
+            )
+    wrong: tuple[Any, ...] = (["ServiceEntry"], "bank", [1, 2, 3, 4], ["ServiceEntry", "default", "bank", "9000"])
+    for each in wrong:
+        with dial(attacker, egress.ipv4, context) as peer:
+            peer.send(OPEN, open_payload(destination=there, source=here, outside=each))
+            assert peer.is_refused()
+    served = mesh.record(2, endpoint=f"{bank.ipv4}:9000")
+    assert (served["service"], served["source_identity"]) == ("default/bank:9000", leaf_id)
+
+    client = mesh.pod("client", node=1)
+    buyer = mesh.pod("buyer", node=1, service_account="buyer")
+    mesh.apply(_ONLY_BUYERS)
+    assert _asked(buyer, _VIRTUAL[0]) == egress.ipv4
+    assert _asked(client, _VIRTUAL[0]) == ""
+    denied = mesh.record(2, close_reason="policy_denied")
+    assert (denied["source_identity"], denied["service"]) == (client.identity, "default/bank:9000")
+    mesh.record(1, close_reason="policy_denied", service="default/bank:9000")
 
 
 def _read(connection: Any, size: int) -> bytes:

@@ -17,6 +17,7 @@ from node_agent.frames import (
     Denied,
     FrameType,
     Open,
+    Outside,
     Verdict,
     decode_open,
     decode_reset,
@@ -39,6 +40,7 @@ _opens = st.builds(
     trace_parent=st.one_of(st.just(""), st.text(max_size=128)),
     check=st.none()
     | st.builds(Check, tls=st.booleans(), timeout_s=st.integers(1, 3_600_000).map(lambda ms: ms / 1000)),
+    outside=st.none() | st.builds(Outside, _names, st.builds(ObjectName, _names, _names), _ports),
 )
 _texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=1500)
 _values = st.recursive(
@@ -66,6 +68,7 @@ _open_maps = st.fixed_dictionaries(
         "name": _values,
         "trace": _values,
         "check": _checks,
+        "outside": _values | st.lists(_names | _values | _ports, min_size=4, max_size=4),
         "x": _values,
     },
 )

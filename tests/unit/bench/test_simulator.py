@@ -29,6 +29,14 @@ def test_least_latency_beats_round_robin_and_random(scenario: str) -> None:
         assert ours.quantile(0.99) < theirs.quantile(0.99), policy
 
 
+def test_endpoints_that_hang_are_left_within_two_seconds() -> None:
+    felt = _felt("stuck", LoadBalancing.LEAST_LATENCY)
+    hung = int(_SMALL.seconds * 0.25)
+    p99 = felt.over_time(0.99)[hung + 2 : int(_SMALL.seconds * 0.75)]
+    assert all(each is not None and each < 2.0 for each in p99), p99
+    assert felt.errors == felt.cut == 0
+
+
 @pytest.mark.parametrize("scenario", ["slow", "failing", "flapping"])
 def test_one_endpoint_that_fails_costs_nobody_the_answer_but_those_that_it_was_serving(scenario: str) -> None:
     felt = _felt(scenario, LoadBalancing.LEAST_LATENCY)
