@@ -3,6 +3,7 @@
 import http
 import json
 import re
+import socket
 import subprocess
 import threading
 import urllib.error
@@ -179,12 +180,19 @@ class Traffic:
 def test_prometheus_scrapes_the_lab_and_every_panel_and_alert_finds_its_series(mesh: Mesh, tmp_path: Path) -> None:
     web = mesh.pod("scraped", node=2, labels={"app": "scraped"})  # a name of its own: counters of the lab live on
     web.serve_echo(8080)
+    reads = threading.Event()
+
+    def read_late(connection: socket.socket, _peer: str) -> None:
+        reads.wait(60)
+        read_all(connection)
+
+    web.serve(8083, read_late)
     client = mesh.pod("client", node=1)
     mesh.apply(_POLICIES)
     mesh.apply(
         "apiVersion: v1\nkind: Service\nmetadata: {name: scraped}\nspec:\n  selector: {app: scraped}\n  ports:\n"
         "    - {name: echo, port: 80, targetPort: 8080}\n    - {name: nobody, port: 81, targetPort: 8081}\n"
-        "    - {name: admin, port: 82, targetPort: 9000}\n"
+        "    - {name: admin, port: 82, targetPort: 9000}\n    - {name: late, port: 83, targetPort: 8083}\n"
     )
     service = next(row["cluster_ips"][0] for row in mesh.ringfence(1, "services") if row["name"] == "scraped")
     with client.connect(service, 80) as idle, Prometheus(mesh, tmp_path) as prometheus:
@@ -236,3 +244,13 @@ def test_prometheus_scrapes_the_lab_and_every_panel_and_alert_finds_its_series(m
         assert counted('ringfence_policy_audits_total{policy="default/scraped-is-watched"}') >= ended
         idle.sendall(b"x")
         assert idle.recv(1) == b"x"
+
+        # A program that does not read: what waits for it is seen, until it reads.
+        with client.connect(service, 83, timeout_s=1.0) as unread:
+            with pytest.raises(TimeoutError):
+                unread.sendall(bytes(256 << 20))
+            wait_for("bytes that are held back", lambda: counted("ringfence_relay_held_bytes") > 0)
+            assert counted("ringfence_relay_blocked_connections") in {1, 2}  # at one agent or at both
+            assert counted("ringfence_relay_send_queue_bytes") > 0
+            reads.set()
+            wait_for("all of them to be read", lambda: counted("ringfence_relay_held_bytes") == 0)
