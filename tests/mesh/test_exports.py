@@ -6,9 +6,11 @@ what is traced is the source's decision.
 
 import json
 import os
+import shutil
 import signal
 import socket
 import struct
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any, Final
 import pytest
 from jsonschema import Draft202012Validator
 
-from tests.mesh_builder import ROOT, STATE_DIR, Mesh, Pod, in_namespace, read_all, wait_for
+from tests.mesh_builder import LAB_NAME, ROOT, STATE_DIR, Mesh, Pod, in_namespace, read_all, wait_for
 from tests.mesh_faults import is_reset
 from tests.otlp_collector import OtlpCollector, Span
 
@@ -29,6 +31,7 @@ VALIDATOR: Final = Draft202012Validator(
 PORT: Final = 8080
 COLLECTOR: Final = ("10.247.0.10", 4318)  # on the CA's node, which both agents reach
 RATIOS: Final = {1: 1.0, 2: 0.0}
+RECORDS: Final = Path(f"/run/ringfence-test-records-{LAB_NAME}")  # apart from the lab, which could not remove a mount
 CLIENT, SERVER = 3, 2
 _RESET: Final = struct.pack("ii", 1, 0)  # socket(7), SO_LINGER
 
@@ -38,7 +41,7 @@ def collector_in_the_lab(mesh: Mesh) -> OtlpCollector:
 
 
 def record_path(node: int) -> Path:
-    return STATE_DIR / f"agent-{node}" / "records" / "access.log"
+    return RECORDS / f"agent-{node}" / "access.log"
 
 
 def written(node: int) -> list[dict[str, Any]]:
@@ -48,14 +51,22 @@ def written(node: int) -> list[dict[str, Any]]:
     return [json.loads(line) for path in (*old, current) if path.exists() for line in path.read_text().splitlines()]
 
 
+def forget_records() -> None:
+    for directory in RECORDS.glob("agent-*"):
+        if directory.is_mount():
+            subprocess.run(["umount", "--lazy", directory], check=True)
+    shutil.rmtree(RECORDS, ignore_errors=True)
+
+
 @pytest.fixture(scope="module")
 def exporting(session_mesh: Mesh) -> Iterator[Mesh]:
     """Both agents with a collector, a file and their standard output as sinks."""
     before = {path: path.read_text() for path in sorted(STATE_DIR.glob("agent-*/agent.toml"))}
+    forget_records()  # a run that was killed may have left some
     try:
         for path, text in before.items():
             node = int(path.parent.name.removeprefix("agent-"))
-            record_path(node).parent.mkdir(exist_ok=True)
+            record_path(node).parent.mkdir(parents=True)
             path.write_text(
                 f"{text}\n[tracing]\nendpoint = 'http://{COLLECTOR[0]}:{COLLECTOR[1]}'\n"
                 f"sample_ratio = {RATIOS[node]}\ntimeout_s = 1\n"
@@ -68,6 +79,7 @@ def exporting(session_mesh: Mesh) -> Iterator[Mesh]:
         for path, text in before.items():
             path.write_text(text)
             session_mesh.lab("restart", path.parent.name)
+        forget_records()
 
 
 @pytest.fixture
@@ -342,6 +354,35 @@ def test_records_follow_a_file_that_was_renamed_and_sighup_is_no_reason_to_go(me
     assert renamed.read_text() == before
     assert mesh.agent_pids(1) == pids
     renamed.unlink()
+
+
+def test_a_full_disk_costs_records_which_are_counted_and_connections_go_on(mesh: Mesh) -> None:
+    server = mesh.pod("web", node=2)
+    server.serve_echo(PORT)
+    client = mesh.pod("cart", node=1)
+
+    def dropped() -> float:
+        return mesh.metric(1, "ringfence_log_lines_dropped_total", stream="file")
+
+    directory = record_path(1).parent
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k,mode=0700", "tmpfs", directory], check=True)
+    try:
+        before = dropped()
+        for _ in range(60):  # two records of a kilobyte each
+            exchange(client, server.ipv4)
+        wait_for("records to be dropped", lambda: dropped() > before)
+        records = wait_for(
+            "the records on standard output",
+            lambda: found if len(found := mesh.records(1, event="closed")) == 60 else None,
+        )
+        assert {record["close_reason"] for record in records} == {"ok"}
+        kept = written(1)  # every line is JSON
+        assert 10 < len(kept) < 120
+    finally:
+        subprocess.run(["umount", "--lazy", directory], check=True)
+    exchange(client, server.ipv4)
+    last = wait_for("the record", lambda: mesh.records(1, event="closed")[60:])[0]
+    wait_for("it in the file", lambda: last in written(1))
 
 
 def test_an_agent_that_is_killed_leaves_an_opened_record_and_one_that_goes_its_last_spans(
