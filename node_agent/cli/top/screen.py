@@ -36,7 +36,9 @@ def draw(found: Rates, state: State, *, columns: int, lines: int, problem: str =
         return Group(_line("ringfence top: keys", "bold"), Text(), *map(_line, HELP)), state
     shown = chosen[state.offset : state.offset + state.page]
     body: RenderableType = _table(shown, state, columns) if shown else _line(_nothing(found, state), "dim")
-    return Group(_summary(found, chosen), _condition(state, problem), body, _foot(state, chosen)), state
+    missing = state.page - len(shown)
+    filler = [Text("\n" * (missing - 1))] if missing > 0 else []  # the last line stays where it is
+    return Group(_summary(found, chosen), _condition(state, problem), body, *filler, _foot(state, chosen)), state
 
 
 def _table(services: list[Service], state: State, columns: int) -> Table:
