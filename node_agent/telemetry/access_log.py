@@ -33,6 +33,7 @@ from node_agent.telemetry.failures import Failures
 from node_agent.telemetry.metrics import Metrics
 from node_agent.telemetry.recent import RecentRecords
 from node_agent.telemetry.response_flags import RESPONSE_FLAGS, ResponseFlag
+from node_agent.telemetry.told import access_record, finished_span
 from node_agent.telemetry.tracing import FinishedSpan, Tracer
 from node_agent.telemetry.traffic import Direction, Traffic
 
@@ -169,16 +170,16 @@ class AccessLog:
         if reason is not CloseReason.OK:
             self._failures.count(record, reason)
         if _ACCESS.isEnabledFor(logging.INFO):
-            text = record.render(reason, now=now, at_s=at_s)
+            text = access_record(record, reason, now=now, at_s=at_s)
             self._recent.add(text, reason)
             self._archive.add(text, keep=RESPONSE_FLAGS[reason] is ResponseFlag.DENY)
             _write(text)
         if record.trace is not None and self._on_span is not None:
-            self._on_span(record.finished_span(reason, now=now, at_s=at_s))
+            self._on_span(finished_span(record, reason, now=now, at_s=at_s))
 
     def _write_opened(self, record: ConnectionRecord) -> None:
         if _ACCESS.isEnabledFor(logging.INFO):
-            _write(record.render(None, now=self._now(), at_s=self._wall()))
+            _write(access_record(record, None, now=self._now(), at_s=self._wall()))
 
     def _count_live_bytes(self) -> Iterator[None]:
         for number, record in enumerate(list(self._live.values()), 1):

@@ -12,27 +12,21 @@ difference is the number of live connections.  A connection that ends before
 ``opened()`` is counted in both at its end, both with its flag.
 """
 
-import functools
 from collections.abc import Callable
-from datetime import UTC, datetime
-from json.encoder import encode_basestring_ascii
 from typing import Final
 
 from ca.spiffe import SpiffeId
 from node_agent.errors import CloseReason, ConnectionFailure, PolicyDenied
 from node_agent.model import EndpointAddress, OriginalDestination, PeerAddress, ServicePort, Workload
-from node_agent.telemetry.response_flags import RESPONSE_FLAGS, ResponseFlag
-from node_agent.telemetry.tracing import FinishedSpan, Trace
+from node_agent.telemetry.response_flags import ResponseFlag
+from node_agent.telemetry.tracing import Trace
 from node_agent.telemetry.traffic import Direction, SecurityPolicy, Series, Traffic, TrafficKey
 
 ByteCounts = Callable[[], tuple[int, int]]
 
-SCHEMA: Final = 1
-"""Version of the access record: another one is for fields that go or change their meaning, not for new ones."""
 CHOSEN: Final = "ringfence.endpoint.chosen"
 OPENED: Final = "ringfence.opened"
 """Phases of a traced connection: an endpoint is tried; bytes may flow (the verdict was heard, or said)."""
-_MAX_DETAIL_CHARS: Final = 1_000
 
 
 class ConnectionRecord:
@@ -47,12 +41,12 @@ class ConnectionRecord:
     ``dry_run``, what those on trial would have done; ``fault``, what a
     TrafficPolicy does to it on purpose.
 
-    The access log sets ``trace``, if the connection is traced, ``trace_parent``,
-    what the next agent is told of that, and ``on_opened``, if there is one.
+    ``began_at`` is monotonic seconds.  The access log sets ``trace``, if the
+    connection is traced, ``trace_parent``, what the next agent is told of that,
+    and ``on_opened``, if there is one.
     """
 
     __slots__ = (
-        "_began_at",
         "_counted_received",
         "_counted_sent",
         "_key",
@@ -60,6 +54,7 @@ class ConnectionRecord:
         "_traffic",
         "attempts",
         "audit",
+        "began_at",
         "byte_counts",
         "close_reason",
         "connect_ms",
@@ -89,7 +84,7 @@ class ConnectionRecord:
 
     def __init__(self, *, traffic: Traffic, record_id: str, direction: Direction, now: float) -> None:
         self._traffic = traffic
-        self._began_at = now
+        self.began_at = now
         self._key: TrafficKey | None = None
         self._series: Series | None = None
         self._counted_sent = 0
@@ -212,7 +207,7 @@ class ConnectionRecord:
     def ended(self, flag: ResponseFlag, *, now: float) -> None:
         """Count the end of this connection; called once, by the access log."""
         self.count_bytes()
-        self._traffic.lifetime_s[self.direction].observe(now - self._began_at)
+        self._traffic.lifetime_s[self.direction].observe(now - self.began_at)
         key = self._key or self._traffic_key()
         series = self._traffic.series(key, flag)
         series.closed += 1
@@ -235,75 +230,11 @@ class ConnectionRecord:
             "service": _text(self.service),
             "endpoint": _text(self.endpoint),
             "destination_identity": _text(self.destination_identity),
-            "age_s": round(now - self._began_at, 3),
+            "age_s": round(now - self.began_at, 3),
             "sent_bytes": self.sent_bytes,
             "received_bytes": self.received_bytes,
             "state": state,
         }
-
-    def finished_span(self, reason: CloseReason, *, now: float, at_s: float) -> FinishedSpan:
-        """The span of a traced connection that ended now; ``at_s`` is that in seconds since the epoch."""
-        assert self.trace is not None
-        return FinishedSpan(
-            trace=self.trace,
-            record_id=self.id,
-            is_outbound=self.direction == "outbound",
-            began_s=at_s - (now - self._began_at),
-            ended_s=at_s,
-            ended_at=now,
-            source_address=self.source_address,
-            source=self.source,
-            source_identity=self.source_identity,
-            original_destination=self.original_destination,
-            service=self.service,
-            endpoint=self.endpoint,
-            destination=self.destination,
-            destination_identity=self.destination_identity,
-            security=self.security,
-            policy=self.policy,
-            audit=self.audit,
-            dry_run=self.dry_run,
-            fault=self.fault,
-            sent_bytes=self.sent_bytes,
-            received_bytes=self.received_bytes,
-            connect_ms=self.connect_ms,
-            attempts=self.attempts,
-            close_reason=reason,
-            response_flag=RESPONSE_FLAGS[reason],
-            detail=self.detail[:_MAX_DETAIL_CHARS],
-        )
-
-    def render(self, reason: CloseReason | None, *, now: float, at_s: float) -> str:
-        """The access record (docs/access-records.md) as JSON.  ``at_s`` is now, in seconds since the epoch.
-
-        Without a ``reason`` it is that of a connection that has opened and goes on.
-
-        Written out by hand because this runs once a connection: a dict and a
-        general encoder take twice as long.
-        """
-        connect_ms = "null" if self.connect_ms is None else f"{self.connect_ms:.3f}"
-        event, flag = ("opened", None) if reason is None else ("closed", RESPONSE_FLAGS[reason])
-        trace_id, span_id = "null", "null"
-        if self.trace is not None:
-            trace_id, span_id = f'"{self.trace.trace_id:032x}"', f'"{self.trace.span_id:016x}"'
-        return (
-            f'{{"schema":{SCHEMA},"event":"{event}","time":"{_timestamp(at_s)}"'
-            f',"id":{_json(self.id)},"direction":"{self.direction}"'
-            f',"source_address":{_json(self.source_address)}'
-            f',"source_workload":{_json(self.source and self.source.name)}'
-            f',"source_identity":{_json(self.source_identity)}'
-            f',"original_destination":{_json(self.original_destination)}'
-            f',"service":{_json(self.service)},"endpoint":{_json(self.endpoint)}'
-            f',"destination_workload":{_json(self.destination and self.destination.name)}'
-            f',"destination_identity":{_json(self.destination_identity)}'
-            f',"connection_security_policy":"{self.security}"'
-            f',"sent_bytes":{self.sent_bytes},"received_bytes":{self.received_bytes}'
-            f',"duration_ms":{(now - self._began_at) * 1000:.3f},"connect_ms":{connect_ms},"attempts":{self.attempts}'
-            f',"policy":{_json(self.policy)},"audit":{_json(self.audit)},"dry_run":{_json(self.dry_run)}'
-            f',"fault":{_json(self.fault)},"close_reason":{_json(reason)}'
-            f',"response_flags":{_json(flag)},"detail":{_json(self.detail[:_MAX_DETAIL_CHARS])}'
-            f',"trace_id":{trace_id},"span_id":{span_id}}}'
-        )
 
     def _traffic_key(self) -> TrafficKey:
         return TrafficKey(
@@ -319,19 +250,3 @@ class ConnectionRecord:
 
 def _text(value: object) -> str | None:
     return None if value is None else str(value)
-
-
-def _json(value: object) -> str:
-    """``value`` as JSON text: ASCII only, so that control characters are escaped; None as null."""
-    return "null" if value is None else encode_basestring_ascii(str(value))
-
-
-def _timestamp(at_s: float) -> str:
-    """RFC 3339, UTC, milliseconds."""
-    second, millisecond = divmod(int(at_s * 1000), 1000)
-    return f"{_second(second)}.{millisecond:03d}Z"
-
-
-@functools.lru_cache(maxsize=2)  # many connections end in the same second
-def _second(second: int) -> str:
-    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")

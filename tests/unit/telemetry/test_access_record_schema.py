@@ -11,9 +11,10 @@ from jsonschema import Draft202012Validator
 from ca.spiffe import SpiffeId
 from node_agent.errors import CloseReason
 from node_agent.model import EndpointAddress, ObjectName, OriginalDestination, PeerAddress, ServicePort, Workload
-from node_agent.telemetry.connection_record import SCHEMA, ConnectionRecord
+from node_agent.telemetry.connection_record import ConnectionRecord
 from node_agent.telemetry.metrics import Metrics
 from node_agent.telemetry.response_flags import RESPONSE_FLAGS, ResponseFlag
+from node_agent.telemetry.told import SCHEMA, access_record
 from node_agent.telemetry.tracing import Trace
 from node_agent.telemetry.traffic import Traffic
 
@@ -47,7 +48,7 @@ def record(*, full: bool = True, name: str = "cart", ip: str = "10.0.0.1") -> Co
 
 
 def rendered(made: ConnectionRecord, reason: CloseReason | None) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(made.render(reason, now=7.5, at_s=1_700_000_000.5))
+    found: dict[str, Any] = json.loads(access_record(made, reason, now=7.5, at_s=1_700_000_000.5))
     return found
 
 

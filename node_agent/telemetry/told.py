@@ -1,0 +1,100 @@
+"""What is told of a connection: its access record, and its span if it is traced.
+
+Sans-I/O.
+"""
+
+import functools
+from datetime import UTC, datetime
+from json.encoder import encode_basestring_ascii
+from typing import Final
+
+from node_agent.errors import CloseReason
+from node_agent.telemetry.connection_record import ConnectionRecord
+from node_agent.telemetry.response_flags import RESPONSE_FLAGS
+from node_agent.telemetry.tracing import FinishedSpan
+
+SCHEMA: Final = 1
+"""Version of the access record: another one is for fields that go or change their meaning, not for new ones."""
+_MAX_DETAIL_CHARS: Final = 1_000
+
+
+def access_record(record: ConnectionRecord, reason: CloseReason | None, *, now: float, at_s: float) -> str:
+    """The access record (docs/access-records.md) as JSON.  ``at_s`` is now, in seconds since the epoch.
+
+    Without a ``reason`` it is that of a connection that has opened and goes on.
+
+    Written out by hand because this runs once a connection: a dict and a
+    general encoder take twice as long.
+    """
+    connect_ms = "null" if record.connect_ms is None else f"{record.connect_ms:.3f}"
+    event, flag = ("opened", None) if reason is None else ("closed", RESPONSE_FLAGS[reason])
+    trace_id, span_id = "null", "null"
+    if record.trace is not None:
+        trace_id, span_id = f'"{record.trace.trace_id:032x}"', f'"{record.trace.span_id:016x}"'
+    return (
+        f'{{"schema":{SCHEMA},"event":"{event}","time":"{_timestamp(at_s)}"'
+        f',"id":{_json(record.id)},"direction":"{record.direction}"'
+        f',"source_address":{_json(record.source_address)}'
+        f',"source_workload":{_json(record.source and record.source.name)}'
+        f',"source_identity":{_json(record.source_identity)}'
+        f',"original_destination":{_json(record.original_destination)}'
+        f',"service":{_json(record.service)},"endpoint":{_json(record.endpoint)}'
+        f',"destination_workload":{_json(record.destination and record.destination.name)}'
+        f',"destination_identity":{_json(record.destination_identity)}'
+        f',"connection_security_policy":"{record.security}"'
+        f',"sent_bytes":{record.sent_bytes},"received_bytes":{record.received_bytes}'
+        f',"duration_ms":{(now - record.began_at) * 1000:.3f},"connect_ms":{connect_ms},"attempts":{record.attempts}'
+        f',"policy":{_json(record.policy)},"audit":{_json(record.audit)},"dry_run":{_json(record.dry_run)}'
+        f',"fault":{_json(record.fault)},"close_reason":{_json(reason)}'
+        f',"response_flags":{_json(flag)},"detail":{_json(record.detail[:_MAX_DETAIL_CHARS])}'
+        f',"trace_id":{trace_id},"span_id":{span_id}}}'
+    )
+
+
+def finished_span(record: ConnectionRecord, reason: CloseReason, *, now: float, at_s: float) -> FinishedSpan:
+    """The span of a traced connection that ended now; ``at_s`` is that in seconds since the epoch."""
+    assert record.trace is not None
+    return FinishedSpan(
+        trace=record.trace,
+        record_id=record.id,
+        is_outbound=record.direction == "outbound",
+        began_s=at_s - (now - record.began_at),
+        ended_s=at_s,
+        ended_at=now,
+        source_address=record.source_address,
+        source=record.source,
+        source_identity=record.source_identity,
+        original_destination=record.original_destination,
+        service=record.service,
+        endpoint=record.endpoint,
+        destination=record.destination,
+        destination_identity=record.destination_identity,
+        security=record.security,
+        policy=record.policy,
+        audit=record.audit,
+        dry_run=record.dry_run,
+        fault=record.fault,
+        sent_bytes=record.sent_bytes,
+        received_bytes=record.received_bytes,
+        connect_ms=record.connect_ms,
+        attempts=record.attempts,
+        close_reason=reason,
+        response_flag=RESPONSE_FLAGS[reason],
+        detail=record.detail[:_MAX_DETAIL_CHARS],
+    )
+
+
+def _json(value: object) -> str:
+    """``value`` as JSON text: ASCII only, so that control characters are escaped; None as null."""
+    return "null" if value is None else encode_basestring_ascii(str(value))
+
+
+def _timestamp(at_s: float) -> str:
+    """RFC 3339, UTC, milliseconds."""
+    second, millisecond = divmod(int(at_s * 1000), 1000)
+    return f"{_second(second)}.{millisecond:03d}Z"
+
+
+@functools.lru_cache(maxsize=2)  # many connections end in the same second
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
