@@ -190,6 +190,7 @@ class Report:
                 "uid": workload.uid,
                 "node": workload.node,
                 "identity": str(workload.identity),
+                "labels": dict(workload.labels),
                 "addresses": list(workload.addresses),
                 "enrolled": workload.enrolled,
                 "local": workload.node == node,

@@ -38,7 +38,7 @@ def parse_manifests(text: str, *, origin: str) -> ParsedFile:
     try:
         for document in read_documents(text):
             number = document.number
-            for data, path in _unwrapped(document.data, (), None):
+            for data, path in unwrapped(document.data, (), None):
                 found = parse_object(data, path=path)
                 if isinstance(found, Skipped):
                     skipped.append(f"{origin}: document {number}: {found.reason}")
@@ -84,7 +84,7 @@ def parse_object(data: Any, *, path: Path = ()) -> ManifestObject | Skipped:
     return parse(top)
 
 
-def _unwrapped(data: Any, path: Path, default: tuple[str, str] | None) -> list[tuple[Any, Path]]:
+def unwrapped(data: Any, path: Path, default: tuple[str, str] | None) -> list[tuple[Any, Path]]:
     """The objects of a document: itself, or the items of a List, or nothing if it is empty."""
     if data is None:
         return []
@@ -100,5 +100,5 @@ def _unwrapped(data: Any, path: Path, default: tuple[str, str] | None) -> list[t
         raise FieldError(path, "a list inside a list is not supported; move its items out")
     found = []
     for index, item in enumerate(top.raw("items")):
-        found += _unwrapped(item, ("items", index), typed)
+        found += unwrapped(item, ("items", index), typed)
     return found

@@ -31,6 +31,7 @@ COMMANDS: Final = {  # the order of --help, and the file of each command in this
     "connections": "connections",
     "certs": "certs",
     "policies": "policies",
+    "policy": "policy",
     "explain": "explain",
     "dashboard": "dashboard",
     "log-level": "log_level",
