@@ -30,18 +30,23 @@ class Pace:
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
         self._next_at = 0.0
+        self._answers = 0
 
     def spaced(self, parts: Iterable[bytes]) -> Iterator[bytes]:
-        """The same, with empty ones in between while it is the others' turn."""
+        """The same, with empty ones in between if there are other answers and it is not this one's turn."""
         waiting = iter(parts)
-        while True:
-            while self._now() < self._next_at:
-                yield b""
-            part = next(waiting, None)
-            if part is None:
-                return
-            self._next_at = self._now() + _OTHERS_S
-            yield part
+        self._answers += 1
+        try:
+            while True:
+                while self._answers > 1 and self._now() < self._next_at:
+                    yield b""
+                part = next(waiting, None)
+                if part is None:
+                    return
+                self._next_at = self._now() + _OTHERS_S
+                yield part
+        finally:
+            self._answers -= 1
 
 
 def metrics_routes(families: Callable[[], Iterable[FamilyReading]]) -> Routes:

@@ -41,6 +41,7 @@ _NOT_IN_THIS_LAB: Final = frozenset(
         *(() if int(WORKERS) > 1 else ("ringfence_worker_crashes_total",)),
     }
 )
+_DOCUMENTED: Final = set(re.findall(r"`((?:ringfence|istio_tcp)_[a-z_]+)`", (ROOT / "docs/metrics.md").read_text()))
 _POLICIES: Final = """\
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -215,6 +216,12 @@ def test_prometheus_scrapes_the_lab_and_every_panel_and_alert_finds_its_series(m
             for family in sorted(set().union(*map(_families, _alert_expressions())) - _NOT_IN_THIS_LAB):
                 assert prometheus.query(f"count({family})"), family
             assert prometheus.query('ALERTS{severity="critical"}') == []
+
+            names = {
+                name for name in prometheus.ask("label/__name__/values") if name.startswith(("ringfence", "istio"))
+            }
+            families = {re.sub(r"(?<=_seconds)_(bucket|sum|count)$", "", name) for name in names}
+            assert families <= _DOCUMENTED
 
         # What Prometheus has is what happened.
         ended = traffic.served

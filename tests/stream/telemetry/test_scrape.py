@@ -120,6 +120,15 @@ def test_of_many_answers_at_once_one_part_is_written_and_then_others_have_their_
     assert set(collected.values()) == {b"xxxxx"}
 
 
+def test_one_answer_alone_waits_for_nobody_also_after_others_were_given_up() -> None:
+    pace = Pace(lambda: 0.0)
+    given_up = pace.spaced(iter([b"a", b"b"]))
+    next(given_up)
+    given_up.close()  # type: ignore[attr-defined]
+
+    assert list(pace.spaced(iter([b"a", b"b", b"c"]))) == [b"a", b"b", b"c"]
+
+
 def test_an_agent_that_nobody_scrapes_does_not_load_prometheus_client() -> None:
     program = "import sys, node_agent.agent; print([name for name in sys.modules if name.startswith('prometheus')])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
