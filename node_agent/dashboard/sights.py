@@ -12,7 +12,7 @@ from typing import Any, Final
 
 Row = Mapping[str, Any]
 
-_MAX_TEXT: Final = 512
+_MAX_TEXT: Final = 4096  # a SPIFFE ID has up to 2,048, a detail 1,000
 _MAX_ROWS: Final = 20_000
 _REMEMBERED_S: Final = 300.0  # how long the picture keeps what an agent said that is away
 _LISTS: Final = ("workloads", "certs", "edges", "connections", "recent", "unhealthy")

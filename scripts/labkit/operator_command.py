@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from labkit import execution, layout, netns, processes, state
 from labkit.errors import LabError
+
+_FOR_BROWSERS: Final = "dashboard"  # serves on the machine, where the browser is, not on the lab's node
 
 
 def run(lab: state.Lab, target: str, arguments: Sequence[str]) -> NoReturn:
@@ -23,7 +25,10 @@ def run(lab: state.Lab, target: str, arguments: Sequence[str]) -> NoReturn:
         node, command = 0, ["ca", *arguments, "--config", str(process.directory / "ca.toml")]
     else:
         node, command = process.node, [*arguments, "--agent", str(layout.agent_socket(process.node))]
-    fd = os.open(netns.path(layout.node_netns(node)), os.O_RDONLY | os.O_CLOEXEC)
-    netns.setns(fd)
-    os.close(fd)
+        if arguments[0] == "bpf":
+            command += ["--pins", str(layout.pins(node))]
+    if arguments[0] != _FOR_BROWSERS:
+        fd = os.open(netns.path(layout.node_netns(node)), os.O_RDONLY | os.O_CLOEXEC)
+        netns.setns(fd)
+        os.close(fd)
     execution.become([ringfence, *command])

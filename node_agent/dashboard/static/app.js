@@ -162,8 +162,9 @@ function showAgents() {
   if (place.dataset.key === key) return;
   place.dataset.key = key;
   const few = wanted.length <= 8 ? wanted : wanted.filter(([, health]) => health !== "ok").slice(0, 8);
-  place.replaceChildren(...few.map(([agent, health]) => html("button", { type: "button", class: "agent", "data-health": health, onclick: () => select("agent", agent.node) },
-    html("span", { class: "dot", "aria-hidden": "true" }), shown(agent.node), html("span", { class: "unseen" }, health === "ok" ? ", agent ready" : health === "down" ? ", agent not reached" : ", agent not ready"))));
+  const words = { ok: "agent ready", degraded: "agent not ready", down: "agent not reached" };
+  place.replaceChildren(...few.map(([agent, health]) => html("button", { type: "button", class: "agent", "data-health": health, "aria-label": `${shown(agent.node)}, ${words[health]}`, title: words[health], onclick: () => select("agent", agent.node) },
+    html("span", { class: "dot", "aria-hidden": "true" }), shown(agent.node))));
   if (wanted.length > 8) place.append(html("span", { class: "more" }, `${wanted.length} agents`));
 }
 

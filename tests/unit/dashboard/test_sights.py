@@ -41,7 +41,7 @@ def test_an_agent_that_talks_nonsense_is_one_that_says_nothing(sight: object, er
 
 
 def test_what_is_not_what_it_should_be_is_left_out() -> None:
-    sight = {"at": "late", "status": [], "edges": [1, {"source": "x" * 1000, "deep": [[[[["no"]]]]], "is": True}, None]}
+    sight = {"at": "late", "status": [], "edges": [1, {"source": "x" * 5000, "deep": [[[[["no"]]]]], "is": True}, None]}
     document = {"node": "n", "agents": [{"node": "n", "error": None, "sight": json.dumps(sight)}, "x", {"node": 7}]}
 
     mesh = Sights().take(document, now=0.0)
@@ -50,7 +50,7 @@ def test_what_is_not_what_it_should_be_is_left_out() -> None:
     assert agent.sight.at == 0.0
     assert agent.sight.status == {}
     (edge,) = agent.sight.lists["edges"]
-    assert len(edge["source"]) == 512
+    assert len(edge["source"]) == 4096
     assert edge["deep"] == [[[None]]]
     assert mesh.services == ()
 
