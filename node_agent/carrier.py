@@ -21,7 +21,6 @@ from node_agent.registry import Changes, Update
 from node_agent.report import ConnectionCounts, Loads, TunnelCounts
 from node_agent.telemetry.log_levels import LogLevels
 from node_agent.telemetry.metrics import FamilyReading, Metrics
-from node_agent.telemetry.scrape import PATH as METRICS_PATH
 
 
 class Carrier(Protocol):
@@ -132,10 +131,10 @@ class InProcess:
     def refresh_logs(self) -> None:
         """There is no other process."""
 
-    async def _bring_up_to_date(self, path: str) -> None:
-        if path == METRICS_PATH:
-            for _ in self._metrics.steps():
-                await trio.lowlevel.checkpoint()
+    async def _bring_up_to_date(self, _path: str) -> None:
+        """Whoever asks may show figures: here others have their turn in between, which ``families`` can not give."""
+        for _ in self._metrics.steps():
+            await trio.lowlevel.checkpoint()
 
     def families(self) -> Iterator[FamilyReading]:
         """The metrics of the whole agent."""
