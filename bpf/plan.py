@@ -98,6 +98,12 @@ HOOKS: Final = (
         refuses=False,
     ),
     Hook(
+        name="ingress",
+        program_type=ProgramType.CGROUP_SKB,
+        attach_type=AttachType.CGROUP_INET_INGRESS,
+        refuses=True,
+    ),
+    Hook(
         name="pod_connect4",
         program_type=ProgramType.CGROUP_SOCK_ADDR,
         attach_type=AttachType.CGROUP_INET4_CONNECT,
@@ -131,7 +137,7 @@ FEATURES: Final = (
         name=CAPTURE,
         min_kernel=(5, 18),
         needs="bpf_set_retval in connect hooks",
-        sources=("capture.h", "connect.c", "getpeername.c", "flows.c", "release.c"),
+        sources=("capture.h", "connect.c", "getpeername.c", "flows.c", "release.c", "guard.c"),
         maps=(
             MapRow(name="workloads", value="workload"),
             MapRow(name="listeners", key="listener_key", type=MapType.SOCKHASH, value_bytes=8),
@@ -145,6 +151,7 @@ FEATURES: Final = (
             Program(function="capture_getpeername6", hook="getpeername6"),
             Program(function="capture_flows", hook="sock_ops"),
             Program(function="capture_release", hook="sock_release"),
+            Program(function="capture_guard", hook="ingress"),
         ),
     ),
     Feature(

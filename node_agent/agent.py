@@ -329,7 +329,7 @@ class _Agent:
         self._apply(update)
         local = self._registry.workloads_on(self._config.agent.node)
         self._identities.set_wanted(frozenset(each.identity for each in local if each.enrolled))
-        self._pods.want(local)
+        self._pods.want(local, is_complete=directory.directory_problem is None and not directory.broken)
         self._report.directory = directory
         if self._report.loaded_at is None:
             process.tidy_up()

@@ -198,7 +198,7 @@ _SECTIONS: Final[Mapping[str, type]] = {
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _OFF: Final = "off"
 _MAX_ADDRESSES: Final = 16
-_CAPTURE_MODES: Final = ("inpod", "inpod-bpf")
+_CAPTURE_MODES: Final = ("inpod", "inpod-bpf", "cgroup")
 
 
 def load(path: Path) -> Config:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 INPOD: Final = "inpod"
 INPOD_BPF: Final = "inpod-bpf"
+CGROUP: Final = "cgroup"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,8 @@ def choose(mode: str, *, pins: Path, netns_path: Callable[[Workload], Path], sta
     """
     if mode == INPOD:
         return Chosen(capture=InPodCapture(netns_path), mode=INPOD)
+    if mode == CGROUP:
+        return Chosen(capture=_by_cgroup(pins, stack), mode=CGROUP)
     from bpf.errors import BpfError, UnsupportedError  # noqa: PLC0415
     from bpf.plan import INPOD as INPOD_FEATURE  # noqa: PLC0415
     from node_agent.capture.pinned import Origins  # noqa: PLC0415
@@ -62,6 +65,23 @@ def choose(mode: str, *, pins: Path, netns_path: Callable[[Workload], Path], sta
     return Chosen(capture=PodBpfCapture(netns_path, steering=steering, origins=origins), mode=mode)
 
 
+def _by_cgroup(pins: Path, stack: ExitStack) -> Capture:
+    """There is no other way to capture what is no pod: without BPF the agent does not start."""
+    from bpf.errors import BpfError  # noqa: PLC0415
+    from bpf.plan import CAPTURE  # noqa: PLC0415
+    from node_agent.capture.cgroup_capture import CgroupCapture  # noqa: PLC0415
+    from node_agent.capture.pinned import Origins  # noqa: PLC0415
+
+    try:
+        origins = Origins(pins, feature=CAPTURE)
+        stack.callback(origins.close)
+        capture = CgroupCapture(pins, origins=origins)
+        stack.callback(capture.close)
+    except BpfError as error:
+        raise ConfigError(f"[capture] mode = {CGROUP!r}: {error}") from error
+    return capture
+
+
 class Adopter:
     """Makes the networks of pods that another process has opened, in the mode that is in effect there."""
 
@@ -72,10 +92,12 @@ class Adopter:
         self._stack = stack
         self._origins: Origins | None = None
 
-    def network(self, mode: str, namespace: int) -> WorkloadNetwork:
+    def network(self, mode: str, namespace: int, workload: Workload) -> WorkloadNetwork:
         """Take over the descriptor ``namespace``."""
         if mode == INPOD:
             return PodNetwork.of_descriptor(namespace, home=self._home)
+        if mode == CGROUP:
+            return self._of_cgroup(namespace, workload)
         from bpf.plan import INPOD as INPOD_FEATURE  # noqa: PLC0415
         from node_agent.capture.pinned import Origins  # noqa: PLC0415
         from node_agent.capture.pod_bpf_capture import SteeredPodNetwork  # noqa: PLC0415
@@ -84,3 +106,14 @@ class Adopter:
             self._origins = Origins(self._pins, feature=INPOD_FEATURE)
             self._stack.callback(self._origins.close)
         return SteeredPodNetwork(NetworkNamespace(namespace, home=self._home), origins=self._origins)
+
+    def _of_cgroup(self, namespace: int, workload: Workload) -> WorkloadNetwork:
+        from bpf.plan import CAPTURE  # noqa: PLC0415
+        from node_agent.capture.node_network import NodeNetwork  # noqa: PLC0415
+        from node_agent.capture.pinned import Origins  # noqa: PLC0415
+
+        if self._origins is None:
+            self._origins = Origins(self._pins, feature=CAPTURE)
+            self._stack.callback(self._origins.close)
+        where = NetworkNamespace(namespace, home=self._home)
+        return NodeNetwork(where, addresses=workload.addresses, origins=self._origins)

@@ -31,11 +31,15 @@ _AT_ONCE: Final = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlumbingJob:
-    """One namespace to redirect (``install``) or to set free; ``by_bpf``: BPF redirects, the way back is enough."""
+    """One namespace to redirect (``install``) or to set free; ``by_bpf``: BPF redirects, the way back is enough.
+
+    ``rules`` are other ones than a pod's.
+    """
 
     fd: int
     install: bool
     by_bpf: bool = False
+    rules: str | None = None
 
 
 class PlumbingError(Exception):
@@ -85,7 +89,7 @@ def _answer(job: dict[str, Any]) -> str:
     """Do one job; returns what went wrong, or nothing."""
     try:
         setns_network(job["fd"])
-        _run_nft(rules.INSTALL if job["install"] and not job["by_bpf"] else rules.REMOVE)
+        _run_nft(job["rules"] or (rules.INSTALL if job["install"] and not job["by_bpf"] else rules.REMOVE))
         _return_route(install=job["install"])
         if job["install"]:
             _loosen_loopback_rp_filter()

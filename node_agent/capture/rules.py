@@ -39,10 +39,7 @@ _REMEMBER_HALF_CLOSED: Final = """\
 ct state new meta nfproto ipv4 meta l4proto tcp ct timeout set "half_closed_ip"
         ct state new meta nfproto ipv6 meta l4proto tcp ct timeout set "half_closed_ip6\""""
 
-REMOVE: Final = f"table inet {TABLE}\ndelete table inet {TABLE}\n"
-
-INSTALL: Final = f"""\
-{REMOVE}table inet {TABLE} {{
+HALF_CLOSED_TIMEOUTS: Final = f"""\
     ct timeout half_closed_ip {{
         protocol tcp
         l3proto ip
@@ -52,7 +49,13 @@ INSTALL: Final = f"""\
         protocol tcp
         l3proto ip6
         policy = {{ fin_wait : {_HALF_CLOSED_S}, close_wait : {_HALF_CLOSED_S} }}
-    }}
+    }}"""
+
+REMOVE: Final = f"table inet {TABLE}\ndelete table inet {TABLE}\n"
+
+INSTALL: Final = f"""\
+{REMOVE}table inet {TABLE} {{
+{HALF_CLOSED_TIMEOUTS}
     chain prerouting_nat {{
         type nat hook prerouting priority dstnat; policy accept;
         meta mark & {MARK_MASK:#x} == {AGENT_MARK:#x} return

@@ -285,7 +285,7 @@ class Worker:
         namespace, *listeners = descriptors
         pod = Pod(
             workload=workload,
-            network=self._networks.network(mode, namespace),
+            network=self._networks.network(mode, namespace, workload),
             listeners=Listeners.of([socket.socket(fileno=fd) for fd in listeners]),
         )
         accepting = trio.CancelScope()

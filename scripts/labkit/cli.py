@@ -297,9 +297,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_up_options(up: argparse.ArgumentParser) -> None:
     up.add_argument("--nodes", type=int, default=2, metavar="N", help="how many nodes (2)")
-    up.add_argument(
-        "--capture", choices=[*layout.CAPTURES, "cgroup"], default="inpod", help="how agents capture (inpod)"
-    )
+    up.add_argument("--capture", choices=layout.CAPTURES, default="inpod", help="how agents capture (inpod)")
     up.add_argument("--workers", type=int, default=1, metavar="N", help="worker processes of each agent (1)")
     up.add_argument(
         "--ca-replicas", type=int, default=1, metavar="N", help="processes of the CA, on one PostgreSQL if several (1)"

@@ -14,7 +14,7 @@ import subprocess
 from types import FrameType
 from typing import Final
 
-from labkit import federation, layout, manifests, netns, pods, postgres, processes, state, topology
+from labkit import cgroups, federation, layout, manifests, netns, pods, postgres, processes, state, topology
 from labkit.errors import LabError
 
 _GRACE_S: Final = 3.0
@@ -35,8 +35,6 @@ def up(
     Raises:
         LabError: it could not; nothing of it is left.
     """
-    if capture not in layout.CAPTURES:
-        raise LabError(f"--capture {capture} is not available yet; use one of {', '.join(layout.CAPTURES)}")
     if not 1 <= nodes <= layout.MAX_NODES:
         raise LabError(f"--nodes {nodes}: must be 1 to {layout.MAX_NODES}")
     if not 1 <= workers <= _MAX_WORKERS:
@@ -100,6 +98,7 @@ def down() -> bool:
     netns.end_processes(names, grace_s=_GRACE_S)
     for name in names:
         netns.delete(name)
+    existed = cgroups.remove_all() or existed
     for path in pinned:
         shutil.rmtree(path)
     postgres.remove()

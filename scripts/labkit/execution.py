@@ -10,7 +10,7 @@ import signal
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
-from labkit import layout, netns, pods, state
+from labkit import cgroups, layout, netns, pods, state
 from labkit.errors import CommandError, LabError
 
 _CLONE_NEWNS: Final = 0x00020000
@@ -34,6 +34,8 @@ def run(lab: state.Lab, target: str, command: Sequence[str]) -> NoReturn:
             _enter(layout.node_netns(node))
         else:
             pod = pods.find(target)
+            if pod.cgroup:
+                cgroups.join(pod.cgroup)  # before the program makes its first socket
             _enter(pod.netns)
             _own_files(pod)
             # What a pod's manifest would say under `env`; the variable is SPIFFE's (Workload Endpoint 4).

@@ -52,10 +52,12 @@ WORKLOAD_API_DIR: Final = Path(f"/run/ringfence-lab{_SUFFIX}.workload")  # outsi
 POSTGRES_DIR: Final = Path(f"/run/ringfence-lab{_SUFFIX}.postgres")  # outside: its user may not enter the lab's
 CUTS_FILE: Final = STATE_DIR / "cuts.json"
 
-CAPTURES: Final = ("inpod", "inpod-bpf")
+CAPTURES: Final = ("inpod", "inpod-bpf", "cgroup")
 BPFFS: Final = Path("/sys/fs/bpf")
 _PINS: Final = f"ringfence_lab{_SUFFIX.replace('-', '_')}_node"
 PINS_GLOB: Final = f"{_PINS}[0-9]*"
+
+CGROUP: Final = _PREFIX  # of the pods of `--capture cgroup`, below the root of cgroup v2
 
 NETNS_DIR: Final = Path("/run/netns")
 LINK_NETNS: Final = f"{_PREFIX}-link"

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from labkit import layout, manifests, netns, service_nat, services, state, topology, waiting
+from labkit import cgroups, layout, manifests, netns, service_nat, services, state, topology, waiting
 from labkit.errors import LabError
 
 MESH_LABEL: Final = "ringfence.io/mesh"
@@ -35,11 +35,17 @@ class Pod:
     namespace: str
     node: int
     host: int  # last part of its addresses
+    cgroup: str = ""  # where it is no namespace but a cgroup of its node
 
     @property
     def netns(self) -> str:
         """Its network namespace."""
-        return layout.pod_netns(self.namespace, self.name)
+        return layout.node_netns(self.node) if self.cgroup else layout.pod_netns(self.namespace, self.name)
+
+    @property
+    def kind(self) -> str:
+        """Of its manifest."""
+        return "Workload" if self.cgroup else "Pod"
 
     @property
     def ips(self) -> tuple[str, str]:
@@ -107,15 +113,20 @@ def add(lab: state.Lab, wanted: Wanted) -> Pod:
         name = f"{wanted.namespace}/{wanted.name}"
         raise LabError(f"pod {name} exists already; `scripts/lab delete pod/{name}` removes it")
     _sweep(lab, pods)
-    if netns.exists(layout.pod_netns(wanted.namespace, wanted.name)):
+    if lab.capture != "cgroup" and netns.exists(layout.pod_netns(wanted.namespace, wanted.name)):
         other = next(each for each in pods if each.netns == layout.pod_netns(wanted.namespace, wanted.name))
         raise LabError(f"the namespace of {wanted.namespace}/{wanted.name} would have the name of pod {other}'s")
     used = {pod.host for pod in pods if pod.node == wanted.node}
     free = [host for host in range(layout.FIRST_POD_HOST, layout.LAST_POD_HOST + 1) if host not in used]
     if not free:
         raise LabError(f"node {wanted.node} is full: {len(used)} pods")
-    pod = Pod(name=wanted.name, namespace=wanted.namespace, node=wanted.node, host=free[0])
-    topology.add_pod(netns_name=pod.netns, node=pod.node, host=pod.host)
+    cgroup = cgroups.path(wanted.node, wanted.namespace, wanted.name) if lab.capture == "cgroup" else ""
+    pod = Pod(name=wanted.name, namespace=wanted.namespace, node=wanted.node, host=free[0], cgroup=cgroup)
+    if cgroup:
+        cgroups.create(cgroup)
+        topology.add_node_addresses(node=pod.node, host=pod.host)
+    else:
+        topology.add_pod(netns_name=pod.netns, node=pod.node, host=pod.host)
     directory = layout.pod_dir(pod.namespace, pod.name)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "hosts").touch()
@@ -143,17 +154,21 @@ def _write_manifests(pod: Pod, wanted: Wanted) -> None:
         metadata = {"name": pod.namespace, "labels": {MESH_LABEL: "enabled"}}
         manifests.write({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    metadata = {
+        "name": pod.name,
+        "namespace": pod.namespace,
+        "uid": str(uuid.uuid4()),
+        "creationTimestamp": now,
+        "labels": {**wanted.labels, **({} if wanted.mesh else {MESH_LABEL: "disabled"})},
+    }
+    if pod.cgroup:
+        _write_workload(pod, wanted, metadata)
+        return
     manifests.write(
         {
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {
-                "name": pod.name,
-                "namespace": pod.namespace,
-                "uid": str(uuid.uuid4()),
-                "creationTimestamp": now,
-                "labels": {**wanted.labels, **({} if wanted.mesh else {MESH_LABEL: "disabled"})},
-            },
+            "metadata": metadata,
             "spec": {
                 "nodeName": layout.node_name(pod.node),
                 "serviceAccountName": wanted.service_account,
@@ -177,9 +192,28 @@ def _write_manifests(pod: Pod, wanted: Wanted) -> None:
     )
 
 
+def _write_workload(pod: Pod, wanted: Wanted, metadata: dict[str, Any]) -> None:
+    """What a pod is in a virtual machine.  Its addresses are its own, so all of their ports are."""
+    manifests.write(
+        {
+            "apiVersion": "ringfence.io/v1alpha1",
+            "kind": "Workload",
+            "metadata": metadata,
+            "spec": {
+                "nodeName": layout.node_name(pod.node),
+                "serviceAccountName": wanted.service_account,
+                "cgroup": pod.cgroup,
+                "addresses": list(pod.ips),
+                "ports": [{"port": port} for port in wanted.ports],
+                "allPorts": True,
+            },
+        }
+    )
+
+
 def identity(pod: Pod) -> str | None:
     """The pod's SPIFFE ID, None when it is not in the mesh."""
-    manifest = manifests.read("Pod", pod.namespace, pod.name)
+    manifest = manifests.read(pod.kind, pod.namespace, pod.name)
     if manifest is None:
         return None
     namespace = manifests.read("Namespace", None, pod.namespace) or {"metadata": {}}
@@ -210,7 +244,7 @@ def delete(lab: state.Lab, pod: Pod) -> None:
     Raises:
         LabError: the agent did not let go in time; the pod is gone nevertheless.
     """
-    manifests.remove("Pod", pod.namespace, pod.name)
+    manifests.remove(pod.kind, pod.namespace, pod.name)
     sync(lab)
     refusal = None
     try:
@@ -218,9 +252,13 @@ def delete(lab: state.Lab, pod: Pod) -> None:
         waiting.until_let_go(lab, namespace=pod.namespace, name=pod.name, node=pod.node)
     except LabError as exc:
         refusal = exc
-    netns.end_processes([pod.netns], grace_s=_GRACE_S)
-    topology.remove_pod_interface(node=pod.node, host=pod.host)
-    netns.delete(pod.netns)
+    if pod.cgroup:
+        cgroups.remove(pod.cgroup, grace_s=_GRACE_S)
+        topology.remove_node_addresses(node=pod.node, host=pod.host)
+    else:
+        netns.end_processes([pod.netns], grace_s=_GRACE_S)
+        topology.remove_pod_interface(node=pod.node, host=pod.host)
+        netns.delete(pod.netns)
     directory = layout.pod_dir(pod.namespace, pod.name)
     for name in ("pod.json", "hosts", "resolv.conf"):
         (directory / name).unlink(missing_ok=True)

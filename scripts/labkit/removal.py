@@ -13,7 +13,7 @@ def delete(lab: state.Lab, text: str) -> list[str]:
     kind, namespace, name = _parse(text)
     if kind == "namespace":
         lines = _delete_contents(lab, name)
-    elif kind == "pod":
+    elif kind == "pod" or (kind == "workload" and _is_pod(str(namespace), name)):
         return _delete_pod(lab, str(namespace), name)
     else:
         lines = []
@@ -33,6 +33,10 @@ def _parse(text: str) -> tuple[str, str | None, str]:
             raise LabError(f"{text!r}: a {kind} is in no namespace: write {kind}/{rest[-1]}")
         return kind, None, rest[0]
     return kind, rest[0] if len(rest) == 2 else "default", rest[-1]
+
+
+def _is_pod(namespace: str, name: str) -> bool:
+    return any((pod.namespace, pod.name) == (namespace, name) for pod in pods.all_pods())
 
 
 def _known(kind: str) -> str:

@@ -165,7 +165,7 @@ def _ready_pods(service: Object, objects: list[Object]) -> Iterator[Object]:
     if not selector:
         return
     for pod in objects:
-        if pod["kind"] != "Pod" or _namespace(pod) != _namespace(service):
+        if pod["kind"] not in ("Pod", "Workload") or _namespace(pod) != _namespace(service):
             continue
         labels = pod["metadata"].get("labels") or {}
         if all(labels.get(key) == value for key, value in selector.items()) and _is_ready(pod):
@@ -173,6 +173,8 @@ def _ready_pods(service: Object, objects: list[Object]) -> Iterator[Object]:
 
 
 def _is_ready(pod: Object) -> bool:
+    if pod["kind"] == "Workload":
+        return True
     status = pod.get("status") or {}
     if pod["metadata"].get("deletionTimestamp") or status.get("phase") in ("Succeeded", "Failed"):
         return False
@@ -180,6 +182,8 @@ def _is_ready(pod: Object) -> bool:
 
 
 def _pod_ips(pod: Object) -> list[str]:
+    if pod["kind"] == "Workload":
+        return list(pod["spec"]["addresses"])
     status = pod.get("status") or {}
     found = [each.get("ip") for each in status.get("podIPs") or []] or [status.get("podIP")]
     return [ip for ip in found if ip]
@@ -189,6 +193,8 @@ def _target_port(port: Object, pod: Object) -> int | None:
     target = port.get("targetPort") or port["port"]
     if isinstance(target, int) or str(target).isdigit():
         return int(target)
+    if pod["kind"] == "Workload":
+        return next((int(each["port"]) for each in pod["spec"].get("ports") or [] if each.get("name") == target), None)
     for container in (pod.get("spec") or {}).get("containers") or []:
         for each in container.get("ports") or []:
             if each.get("name") == target:

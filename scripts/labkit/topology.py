@@ -131,6 +131,22 @@ def add_pod(*, netns_name: str, node: int, host: int) -> None:
         links.route("add", dst="::/0", gateway=gateway_v6, oif=eth0)
 
 
+def add_node_addresses(*, node: int, host: int) -> None:
+    """Give the node a pod's addresses, for a pod that is a cgroup of it; addresses that are there may stay."""
+    with _links(layout.node_netns(node)) as links:
+        loopback = _index(links, "lo")
+        links.addr("replace", index=loopback, address=layout.pod_v4(node, host), prefixlen=32)
+        links.addr("replace", index=loopback, address=layout.pod_v6(node, host), prefixlen=128, flags=_IFA_F_NODAD)
+
+
+def remove_node_addresses(*, node: int, host: int) -> None:
+    """Take a pod's addresses from the node."""
+    with _links(layout.node_netns(node)) as links:
+        loopback = _index(links, "lo")
+        for address, length in ((layout.pod_v4(node, host), 32), (layout.pod_v6(node, host), 128)):
+            links.addr("delete", index=loopback, address=address, prefixlen=length)
+
+
 def remove_pod_interface(*, node: int, host: int) -> None:
     """Delete the node's end of a pod's veth: at once, where the kernel would do it some time later."""
     with _links(layout.node_netns(node)) as links:
