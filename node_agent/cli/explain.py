@@ -96,12 +96,16 @@ def _lines(answer: Row, paint: Paint) -> Iterator[str]:
             else f"what the agent of {decided} says is binding; this is {text(answer['node'])}"
         )
         yield _field("decided on", f"{decided} ({binding})")
+    grouped: dict[tuple[str, ...], list[str]] = {}
     for decision in answer["decisions"]:
+        # Often the same by IPv4 and by IPv6.
+        said = (_verdict(decision, paint), *_decision(decision, paint))
+        grouped.setdefault(said, []).extend(map(text, decision["endpoints"]))
+    for (verdict_there, *grounds), endpoints in grouped.items():
         yield ""
-        if len(answer["decisions"]) > 1:
-            where = ", ".join(map(text, decision["endpoints"]))
-            yield f"{where}: {_verdict(decision, paint)}"
-        yield from _decision(decision, paint)
+        if len(grouped) > 1:
+            yield f"{', '.join(endpoints)}: {verdict_there}"
+        yield from grounds
     for problem in answer["problems"]:
         yield f"{paint('problem', 'red')}      {text(problem)}"
 

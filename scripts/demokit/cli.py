@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Final
 
-from demokit import traffic, trouble
+from demokit import policy, traffic, trouble
 from demokit.screen import Screen
 from demokit.stage import Stage, StageError
 
@@ -22,6 +22,7 @@ _PROOFS: Final[tuple[Callable[[Stage, int], None], ...]] = (
     traffic.load_spread,
     trouble.backend_killed,
     trouble.denied,
+    policy.decides,
     trouble.agent_killed,
 )
 
