@@ -276,6 +276,37 @@ def test_a_change_cuts_what_it_forbids_at_once_and_the_others_lose_no_byte(lab: 
     assert spared.sent.digest() == spared.received.digest()
 
 
+@contextmanager
+def _silent_port(pod: Pod, port: int) -> Iterator[None]:
+    """Whoever connects to the program in the pod hears nothing."""
+
+    def nft(*arguments: str) -> None:
+        in_namespace(pod.netns, lambda: subprocess.run(["nft", *arguments], check=True))
+
+    nft("add table inet rf_test; add chain inet rf_test input { type filter hook input priority filter; }")
+    nft(f"add rule inet rf_test input tcp dport {port} drop")
+    try:
+        yield
+    finally:
+        nft("delete table inet rf_test")
+
+
+def test_who_is_forbidden_while_the_program_is_being_connected_gets_that_for_an_answer(lab: Mesh, cast: Cast) -> None:
+    port = 8070
+    results: list[bool] = []
+    with _silent_port(cast.web, port):
+        client = threading.Thread(target=lambda: results.append(_echoes(cast.cart, cast.web.ipv4, port)))
+        client.start()
+        wait_for("it to be judged", lambda: [r for r in lab.ringfence(2, "connections") if r["state"] == "opening"])
+        with lab.applied(_deny(_CART)):
+            for node, direction in ((1, "outbound"), (2, "inbound")):
+                record = lab.record(node, direction=direction, source_workload="default/cart")
+                assert (record["close_reason"], record["policy"]) == ("policy_denied", "default/policy")
+                assert record["attempts"] == 1
+        client.join()
+    assert results == [False]
+
+
 def _label(lab: Mesh, pod: Pod, labels: str) -> None:
     lab.lab(
         "apply",
@@ -319,7 +350,7 @@ if how == "connect":
     connection.setsockopt(*((41, 75) if is_v6 else (0, 19)), 1)  # IP_TRANSPARENT
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
     connection.bind((source, 0))
-    connection.settimeout(1)
+    connection.settimeout(0.3)
     connection.connect((destination, port))
     connection.sendall(b"let me in")
     print(connection.recv(9))
