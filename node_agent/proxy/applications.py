@@ -5,7 +5,7 @@ import socket
 import trio
 
 from node_agent.errors import CloseReason, ConnectionFailure
-from node_agent.model import EndpointAddress, OriginalDestination, PeerAddress, ServicePort
+from node_agent.model import OriginalDestination, PeerAddress, ServicePort
 from node_agent.proxy import proxy_protocol
 from node_agent.proxy.pod import Pod
 from node_agent.relay import reset_on_close
@@ -34,7 +34,6 @@ class Applications:
         if outside is None:
             upstream = await self._to_program(pod, destination, client, record)
         else:
-            record.note(service=outside, endpoint=EndpointAddress(*destination))
             upstream = await self._to_outside(pod, destination)
         record.connect_ms = (trio.current_time() - started) * 1000
         return upstream

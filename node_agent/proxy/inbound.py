@@ -27,7 +27,7 @@ from node_agent.drain import Drain
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.frames import Check, Open, Verdict, encode_verdict
 from node_agent.identity import Identities
-from node_agent.model import OriginalDestination, PeerAddress, ServicePort, Workload
+from node_agent.model import EndpointAddress, OriginalDestination, PeerAddress, ServicePort, Workload
 from node_agent.proxy import proxy_protocol
 from node_agent.proxy.applications import Applications
 from node_agent.proxy.egress import Egress
@@ -221,6 +221,8 @@ class Inbound:
             try:
                 self._gate.admit_tunnel(record, pod.workload.identity, tunnel)
                 outside = self._check(pod, tunnel, message)
+                if outside is not None:
+                    record.note(service=outside, endpoint=EndpointAddress(*message.destination))
                 self._policies.admit(record)
                 upstream = await self._applications.connect(
                     pod, message.destination, message.source, record, outside=outside
