@@ -16,7 +16,6 @@ One lab serves a whole pytest session.  It has a name of its own
 is left alone, and it starts by removing what a killed session left.
 """
 
-import ctypes
 import json
 import os
 import re
@@ -27,8 +26,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
+
+from bpf.preconditions import cgroup_root
+from tests.cgroup_sockets import in_cgroup
+from tests.namespaces import enter_namespace
 
 T = TypeVar("T")
 
@@ -39,8 +43,6 @@ CAPTURE: Final = os.environ.get("RINGFENCE_TEST_CAPTURE", "inpod")  # any mesh t
 STATE_DIR: Final = Path(f"/run/ringfence-lab-{LAB_NAME}")
 _LAB: Final = str(ROOT / "scripts" / "lab")
 _ENVIRONMENT: Final = {**os.environ, "RINGFENCE_LAB": LAB_NAME}
-_CLONE_NEWNET: Final = 0x40000000
-_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 DEADLINE_S: Final = 15.0
 """How long a test waits for a thing that takes milliseconds on an idle machine."""
@@ -69,13 +71,7 @@ def in_namespace(path: Path, make: Callable[[], T]) -> T:
 
     def enter() -> None:
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                if _libc.setns(fd, _CLONE_NEWNET):
-                    number = ctypes.get_errno()
-                    raise OSError(number, f"setns: {os.strerror(number)}")
-            finally:
-                os.close(fd)
+            enter_namespace(path)
             result.append(make())
         except BaseException as error:  # carried to the caller's thread
             failure.append(error)
@@ -101,8 +97,18 @@ class Pod:
         self.identity: str | None = described["identity"]
         self.workload = f"{self.namespace}/{self.name}"
         self.netns = Path(f"/run/netns/rf_{LAB_NAME}-pod-{self.namespace}-{self.name}")
+        self.cgroup: Path | None = None
+        if mesh.capture == "cgroup":
+            self.cgroup = cgroup_root() / f"rf_{LAB_NAME}" / f"node-{self.node}" / f"{self.namespace}_{self.name}"
+            self.netns = mesh.node_netns(self.node)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._stop: list[Callable[[], None]] = []
+
+    def inside(self, make: Callable[[], T]) -> T:
+        """Run ``make`` inside the pod, and return its result."""
+        if self.cgroup is not None:
+            return in_cgroup(self.cgroup, self.netns, make)
+        return in_namespace(self.netns, make)
 
     def connect(self, ip: str, port: int, *, timeout_s: float = DEADLINE_S, source_port: int = 0) -> socket.socket:
         """Connect from inside the pod; the socket is blocking with a timeout."""
@@ -120,7 +126,7 @@ class Pod:
                 raise
             return made
 
-        return in_namespace(self.netns, make)
+        return self.inside(make)
 
     def listen(self, port: int, *, backlog: int = 512) -> socket.socket:
         """Listen inside the pod, IPv4 and IPv6, with a timeout on ``accept``."""
@@ -130,15 +136,23 @@ class Pod:
             made.settimeout(DEADLINE_S)
             return made
 
-        return in_namespace(self.netns, make)
+        return self.inside(make)
+
+    def _listen_at(self, ip: str, port: int, backlog: int) -> socket.socket:
+        family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+        return self.inside(lambda: socket.create_server((ip, port), family=family, backlog=backlog))
 
     def serve(self, port: int, handle: Callable[[socket.socket, str], None], *, backlog: int = 512) -> None:
         """Accept on ``port`` until the pod is deleted; ``handle(connection, peer_ip)`` runs in a thread each.
 
         The handler's OSErrors are the client's doing; the connection is closed after it.
         """
-        listener = self.listen(port, backlog=backlog)
-        listener.settimeout(0.5)  # a thread in accept keeps the socket, and so the namespace, for so long
+        # On a node that has the addresses of many, each listens on its own ones.
+        listeners = (
+            [self.listen(port, backlog=backlog)]
+            if self.cgroup is None
+            else [self._listen_at(ip, port, backlog) for ip in (self.ipv4, self.ipv6)]
+        )
 
         def one(connection: socket.socket, peer: str) -> None:
             with connection:
@@ -148,7 +162,7 @@ class Pod:
                 except OSError:
                     pass
 
-        def accept() -> None:
+        def accept(listener: socket.socket) -> None:
             while True:
                 try:
                     connection, address = listener.accept()
@@ -159,16 +173,17 @@ class Pod:
                 peer = address[0].removeprefix("::ffff:")
                 threading.Thread(target=one, args=(connection, peer), daemon=True).start()
 
-        threading.Thread(target=accept, daemon=True).start()
-
-        def stop() -> None:
+        def stop(listener: socket.socket) -> None:
             try:
                 listener.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
             listener.close()
 
-        self._stop.append(stop)
+        for each in listeners:
+            each.settimeout(0.5)  # a thread in accept keeps the socket, and so the namespace, for so long
+            threading.Thread(target=accept, args=(each,), daemon=True).start()
+            self._stop.append(partial(stop, each))
 
     def serve_echo(self, port: int) -> None:
         """Send back what comes, until EOF."""
@@ -222,7 +237,7 @@ class Pod:
 
         def look() -> bool:
             try:
-                in_namespace(self.netns, lambda: socket.create_connection(("127.0.0.1", port), 1).close())
+                self.inside(lambda: socket.create_connection(("127.0.0.1", port), 1).close())
             except OSError:
                 return False
             return True
@@ -260,15 +275,17 @@ class Mesh:
     """The session's lab; ``reset`` takes away what one test put into it."""
 
     def __init__(self) -> None:
+        self.capture = CAPTURE
         self._pods: list[Pod] = []
         self._objects: list[str] = []
         self._log_starts: dict[int, int] = {}
 
     # -- life -----------------------------------------------------------------
 
-    def up(self, *more: str, nodes: int = 2) -> None:
+    def up(self, *more: str, nodes: int = 2, capture: str = CAPTURE) -> None:
         """Make the lab anew; ``more`` are further arguments of ``scripts/lab up``."""
-        self.lab("up", "--nodes", str(nodes), "--workers", WORKERS, "--capture", CAPTURE, *more)
+        self.capture = capture
+        self.lab("up", "--nodes", str(nodes), "--workers", WORKERS, "--capture", capture, *more)
 
     def down(self) -> None:
         self.reset()
@@ -336,7 +353,7 @@ class Mesh:
         """A node's own namespace, outside of every pod network; 0 is the CA's.  The caller closes it."""
         addresses = {"ipv4": f"10.247.0.{number + 10}", "ipv6": f"fd52:4647::{number + 10}"}
         made = Pod(self, {"name": f"node-{number}", "namespace": "", "node": number, "identity": None, **addresses})
-        made.netns = self.node_netns(number)
+        made.netns, made.cgroup = self.node_netns(number), None
         return made
 
     def delete_pod(self, pod: Pod) -> None:

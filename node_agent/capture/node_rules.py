@@ -9,6 +9,7 @@ ECONNREFUSED: rules stay when the agent ends.
 * The agent's own sockets carry a mark and pass.
 * The answers of the application come back to the agent, which connects with the
   client's address: as inside pods (rules.py), for connections to these addresses.
+  What the agent itself sends keeps its mark: the client may be of this node too.
 """
 
 from collections.abc import Iterable
@@ -66,6 +67,7 @@ def rules(workloads: Iterable[Workload]) -> str:
     }}
     chain output_mark {{
         type route hook output priority mangle; policy accept;
+        {_OURS} return
         {_lines(back)}
     }}
 }}
