@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -68,19 +69,21 @@ class Collection:
         if not self._down:
             yield from self._answers()
             yield from pods.networks(self._rows("/workloads"), config)
-        yield _part(
-            "bpf.json", lambda: host.run((sys.executable, "-m", "node_agent.cli.main", "bpf", "status", "--json"))
-        )
+        bpf = (sys.executable, "-m", "node_agent.cli.main", "bpf", "status", "--json")
+        yield _part("bpf.json", lambda: host.run(bpf, accept=(0, 1)))  # 1: nothing is loaded
         for pid in self._processes():
-            yield _part(f"processes/{pid}.txt", lambda pid=pid: host.process(pid))  # type: ignore[misc]
+            yield _part(f"processes/{pid}.txt", partial(host.process, pid))
         yield from self._logs()
 
     def _answers(self) -> Iterator[Part]:
         for question in _QUESTIONS:
-            yield _part(f"agent/{question}.json", lambda question=question: _json(self._ask(f"/{question}")))  # type: ignore[misc]
+            yield _part(f"agent/{question}.json", partial(self._answer, f"/{question}"))
         yield _part("agent/metrics.txt", lambda: fetch(self._agent, "/metrics", timeout_s=_ANSWER_S).decode())
         if self._with_profile:
             yield _part("agent/debug/profile.collapsed", self._profile)
+
+    def _answer(self, path: str) -> str:
+        return _json(self._ask(path))
 
     def _ask(self, path: str) -> Any:
         return ask(self._agent, path, timeout_s=_ANSWER_S)
