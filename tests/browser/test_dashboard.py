@@ -38,7 +38,7 @@ def test_the_mesh_is_shown_as_a_graph_with_live_rates(stage: Stage) -> None:
         expect(page.locator("#banner")).to_be_hidden()
         totals = page.locator("#totals").inner_text()
         assert re.search(r"services\s+7\s+connections\s+2\d", totals), totals
-        labels = page.locator(".label:not([data-quiet]) .what").all_inner_texts()
+        labels = page.locator(".label:not([data-quiet]) .what").all_text_contents()
         assert any(each.startswith("denied 2") for each in labels), labels
         assert any("fail" in each for each in labels), labels
         down = node(page, "service/shop/catalog")

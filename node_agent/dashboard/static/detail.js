@@ -48,6 +48,7 @@ export function edgeDetail(edge, go, act) {
     html("p", { class: "chips" }, stateChip(state), securityChip(edge, state)),
     html("p", { class: "actions" },
       link(`From ${shownName(edge.source)}`, () => go("node", edge.source)), link(`To ${shownName(edge.target)}`, () => go("node", edge.target))),
+    whyNot(edge, state),
     section("Now", facts([
       ["new connections", perSecond(edge.rate?.opened)], ["open", count(edge.open)],
       ["there", bytesPerSecond(edge.rate?.received_bytes)], ["back", bytesPerSecond(edge.rate?.sent_bytes)],
@@ -89,6 +90,13 @@ export function agentDetail(agent, act) {
     agent.warnings.length ? section("Warnings", html("ul", { class: "cards" }, agent.warnings.map((each) => html("li", { "data-bad": "some" }, shown(each))))) : null,
     section("Certificates it holds", certificates(clock.map((row) => ({ ...row, agent: agent.node })))),
   ];
+}
+
+/** The last connection that went wrong: who opens a red edge wants to know why before anything else. */
+function whyNot(edge, state) {
+  const wanted = { denied: (row) => row.response_flags === "DENY", failed: (row) => !["-", "DENY", "CUT"].includes(row.response_flags) }[state];
+  const last = wanted && edge.recent.find(wanted);
+  return last ? section(state === "denied" ? "Denied last" : "Failed last", records([last], { withEnds: false })) : null;
 }
 
 const heading = (kind, title, namespace, act) => html("header", {},

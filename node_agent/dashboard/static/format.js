@@ -10,7 +10,8 @@ export function count(value, gap = "") {
     scaled /= 1000;
     step += 1;
   }
-  const digits = step === 0 ? (Number.isInteger(scaled) || scaled >= 99.5 ? 0 : scaled >= 9.95 ? 1 : 2) : scaled >= 99.5 ? 0 : 1;
+  const size = Math.abs(scaled);
+  const digits = (step === 0 && Number.isInteger(scaled)) || size >= 99.5 ? 0 : size >= 0.995 || step > 0 ? 1 : 2;
   return `${trim(scaled.toFixed(digits))}${gap}${PREFIXES[step]}`;
 }
 

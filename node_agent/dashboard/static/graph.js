@@ -164,7 +164,7 @@ export class Graph {
     const flow = svg("path", { class: "flow" });
     const hit = svg("path", { class: "hit" });
     const arrow = svg("path", { class: "arrow", d: "M0 0l-9 -4.5v9z" });
-    const root = svg("g", { class: "edge", "aria-hidden": "true" }, line, flow, arrow, hit);
+    const root = svg("g", { class: "edge", "aria-hidden": "true", "data-id": edge.id }, line, flow, arrow, hit);
     const mark = svg("path", { class: "mark" });
     const text = svg("text", { class: "what", y: 4 });
     const pill = svg("rect", { class: "pill", y: -11, height: 22, rx: 11 });
@@ -194,7 +194,7 @@ export class Graph {
     setAttribute(parts.arrow, "transform", `translate(${route.end.x} ${route.end.y}) rotate(${route.end.angle})`);
     const what = labelOf(edge);
     setText(parts.text, what);
-    const wide = what.length ? 32 + what.length * 6.6 : 24;
+    const wide = what.length ? 36 + what.length * 6.9 : 24;
     setAttribute(parts.pill, "x", -wide / 2);
     setAttribute(parts.pill, "width", wide);
     setAttribute(parts.mark, "d", MARKS[edge.state] ?? MARKS[edge.security === "mutual_tls" ? "mtls" : "none"] ?? "");
