@@ -15,6 +15,7 @@ _TITLES: Final = {
     "fairness": "A ping-pong while four bulk connections run",
     "memory": "Memory",
     "registry": "Registry at scale",
+    "policies": "5,000 authorization policies",
     "issuing": "Issuing certificates",
     "storm": "A thousand agents come back at once",
     "start": "Start of an agent with 200 identities",

@@ -89,6 +89,22 @@ TARGETS: Final = (
         limit=250,
     ),
     Target(
+        name="policies: a decision among 5,000 <= 10 us",
+        measure="policies",
+        figure="decision_us",
+        must=1.0,
+        stretch=0.5,
+        limit=10,
+    ),
+    Target(
+        name="policies: one change in force <= 50 ms",
+        measure="policies",
+        figure="change_slowest_ms",
+        must=1.0,
+        stretch=0.5,
+        limit=50,
+    ),
+    Target(
         name="issuing: SVIDs/s on one core >= 1,000",
         measure="issuing",
         figure="slowest_svids_per_s",
