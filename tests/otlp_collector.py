@@ -5,6 +5,7 @@ exporter under test does not share with us: a collector reads the same bytes.
 """
 
 import socket
+import ssl
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ class Answer:
 class OtlpCollector:
     """Serves ``listener``, which it owns, in threads until ``close``."""
 
-    def __init__(self, listener: socket.socket | None = None) -> None:
+    def __init__(self, listener: socket.socket | None = None, *, tls: ssl.SSLContext | None = None) -> None:
         made = listener or socket.create_server(("127.0.0.1", 0))
         self.spans: list[Span] = []
         self.logs: list[Log] = []
@@ -91,7 +92,7 @@ class OtlpCollector:
         self._server.daemon_threads = True
         self._server.block_on_close = False
         self._server.socket.close()
-        self._server.socket = made
+        self._server.socket = made if tls is None else tls.wrap_socket(made, server_side=True)
         self._server.server_name, self._server.server_port = self.address
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()

@@ -3,6 +3,8 @@
 import json
 import logging
 import random
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from ca.spiffe import SpiffeId
 from node_agent.errors import CloseReason, ConfigError, ConnectionFailure
@@ -363,6 +366,34 @@ def test_a_ca_file_without_certificates_is_refused(tmp_path: Path) -> None:
     for there in (path, tmp_path / "missing"):
         with pytest.raises(ConfigError, match="ca_file .*: expected certificates in PEM"):
             SpanSender(Collector(url="https://c:1/v1/traces", timeout_s=1, headers_file=None, ca_file=there), SOURCE)
+
+
+def test_over_https_the_collector_has_to_prove_its_name(tmp_path: Path) -> None:
+    authority, other = trustme.CA(), trustme.CA()
+    roots = {}
+    for name, each in (("right", authority), ("wrong", other)):
+        roots[name] = tmp_path / f"{name}.pem"
+        each.cert_pem.write_to_path(roots[name])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    bench = Bench()
+    bench.outbound()
+
+    def send(url: str, ca_file: Path | None) -> str | None:
+        where = Collector(url=url + TRACES, timeout_s=0.5, headers_file=None, ca_file=ca_file)
+        return SpanSender(where, SOURCE).send(bench.spans)
+
+    with OtlpCollector(socket.create_server(("0.0.0.0", 0)), tls=context) as collector:
+        url = f"https://127.0.0.1:{collector.address[1]}"
+        assert send(url, roots["right"]) is None
+        for ca_file in (roots["wrong"], None):
+            problem = send(url, ca_file)
+            assert problem is not None
+            assert "CERTIFICATE_VERIFY_FAILED" in problem
+        problem = send(url.replace("127.0.0.1", "127.0.0.2"), roots["right"])
+        assert problem is not None
+        assert "IP address mismatch" in problem
+    assert len(collector.spans) == 1
 
 
 # -- the queue --------------------------------------------------------------------------
