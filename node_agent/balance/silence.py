@@ -12,24 +12,25 @@ fixed time.  An endpoint is silent if
   got it;
 * longer than is usual for the service: several times its mean and spread, as
   TCP's retransmission timer is made (RFC 6298);
-* chance does not explain it: the service has answered eight connections for
-  each of its endpoints since then, or so many wait that eight of them would have
-  been answered by the service's habit.  Chance does that once in three thousand
-  times (e^-8).  The latter counts where one endpoint has had everything, because
-  it was the nearest.
+* chance does not explain it, but once in three thousand times (e^-8): the
+  service has answered eight connections for each of its endpoints since then, or
+  more of them wait than ever go without an answer.  Of a service that answers all
+  but one in a hundred, two are enough; of one that answers one in ten, 76.
 
 Where all are silent for long there are no answers, and so no difference.  An
 answer ends it at once.  A connection that its client gave up leaves the time it
 waited behind, which is forgotten like the latency of a connect that timed out.
 One that is wrongly called silent (all that it has are connections whose clients
 do not ask for anything) gets another one when the service has had so many
-meanwhile that its clients hardly feel it if that one waits, too.
+meanwhile that its clients hardly feel it if that one waits, too; of several
+silent ones one at a time.
 
 A connection is looked at when its endpoint is about to be chosen, and when it
 ends: one that moves bytes pays nothing for it.
 """
 
 from collections import OrderedDict
+from math import log
 from typing import Final, Protocol
 
 from node_agent.balance.latency import PeakEwma
@@ -55,7 +56,7 @@ class Answer(Protocol):
 class Habit:
     """How long the first byte of a service usually takes, and how many connections get one."""
 
-    __slots__ = ("_mean_s", "_recent", "_recently_answered", "_spread_s", "answers", "connections")
+    __slots__ = ("_mean_s", "_recent", "_recently_answered", "_spread_s", "answers", "connections", "tried_at")
 
     def __init__(self) -> None:
         self._mean_s: float | None = None
@@ -64,6 +65,7 @@ class Habit:
         self._recently_answered = 0
         self.answers = 0
         self.connections = 0
+        self.tried_at = 0  # at which of the connections a silent endpoint was tried last
 
     def began(self) -> None:
         """A connection is up."""
@@ -73,10 +75,11 @@ class Habit:
             self._recent //= 2
             self._recently_answered //= 2
 
-    def would_have_answered(self, waiting: int) -> bool:
-        """Whether so many connections that wait are too many, going by the others."""
-        others = max(self._recent - waiting, self._recently_answered) + 1
-        return self._recently_answered > 0 and waiting * self._recently_answered >= _ENOUGH * others
+    def are_too_many(self, waiting: int) -> bool:
+        """Whether chance does not explain that so many wait, going by the others."""
+        others = max(self._recent - waiting, self._recently_answered)
+        unanswered = (others - self._recently_answered + 1) / (others + 2)  # Laplace's rule of succession
+        return self._recently_answered > 0 and -log(unanswered) * waiting >= _ENOUGH
 
     def answered(self, waited_s: float) -> None:
         """A connection got its first byte; it was seen to wait for so long."""
@@ -127,6 +130,7 @@ class Silence:
         "_earlier",
         "_endpoints",
         "_habit",
+        "_is_silent",
         "_left_behind",
         "_since",
         "_waiting",
@@ -140,6 +144,7 @@ class Silence:
         self._habit = habit
         self._endpoints = 1
         self._before = 0
+        self._is_silent = False
         self._left_behind: PeakEwma | None = None
 
     def begin(self, waiting: Waiting, *, endpoints: int, now: float) -> None:
@@ -177,23 +182,27 @@ class Silence:
         for _ in range(min(_LOOKS, len(self._earlier))):
             self._look_at_earlier(next(iter(self._earlier)))
         left_behind_s = 0.0 if self._left_behind is None else self._left_behind.at(now)
-        return max(left_behind_s, self._by_waiting_s(now))
+        silent_s = max(left_behind_s, self._by_waiting_s(now))
+        self._is_silent = silent_s > 0.0
+        return silent_s
 
     @property
     def is_to_be_tried(self) -> bool:
         """Whether the next connection is to find out if it still is."""
-        return self._habit.connections - self._before >= _TRY_AGAIN_AFTER
+        return self._habit.connections - max(self._before, self._habit.tried_at) >= _TRY_AGAIN_AFTER
 
     def picked(self) -> None:
         """A connection is sent there."""
         self._before = self._habit.connections
+        if self._is_silent:
+            self._habit.tried_at = self._before
 
     def _by_waiting_s(self, now: float) -> float:
         waited_s = now - self._since
         if not self._waiting or waited_s <= self._habit.patience_s:
             return 0.0
         others_are_answered = self._habit.answers - self._answers_before >= _ENOUGH * self._endpoints
-        return waited_s if others_are_answered or self._habit.would_have_answered(len(self._waiting)) else 0.0
+        return waited_s if others_are_answered or self._habit.are_too_many(len(self._waiting)) else 0.0
 
     def _answered(self, waiting: Waiting) -> None:
         """The endpoint speaks."""
