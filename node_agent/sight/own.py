@@ -17,7 +17,7 @@ from typing import Final
 
 from node_agent.registry import Registry
 from node_agent.report import Report
-from node_agent.sight.series import edges_of
+from node_agent.sight.series import EdgeCount
 from node_agent.telemetry.admin import Row
 from node_agent.telemetry.metrics import FamilyReading
 from node_agent.telemetry.traffic import owner_name
@@ -54,13 +54,16 @@ class OwnSight:
         self._utc_now = utc_now
 
     def document(self) -> Iterator[bytes]:
-        """This agent's sight, in chunks."""
+        """This agent's sight, in chunks; some are empty: moments in which connections may have their turn."""
+        count = EdgeCount()
+        for _ in count.take(self._families()):
+            yield b""
         head = {"node": self._node, "at": self._utc_now().timestamp(), "status": self._report.status()}
         yield json.dumps(head, default=str).encode()[:-1]
         parts: tuple[tuple[str, Iterable[Row], int], ...] = (
             ("workloads", (row for row in self._report.workloads() if row["local"]), _MAX_ROWS),
             ("certs", self._certs(), _MAX_ROWS),
-            ("edges", self._edges(), _MAX_ROWS),
+            ("edges", ({**key._asdict(), **asdict(edge)} for key, edge in count.edges.items()), _MAX_ROWS),
             ("connections", self._connections(), _MAX_CONNECTIONS),
             ("recent", self._recent(), _MAX_RECENT),
             ("unhealthy", self._unhealthy(), _MAX_ROWS),
@@ -88,10 +91,6 @@ class OwnSight:
         for row in self._report.workloads():
             name = str(row["name"])
             yield {**row, "owner": owners.get(f"{row['namespace']}/{name}", name)}
-
-    def _edges(self) -> Iterator[Row]:
-        for key, edge in edges_of(self._families()).items():
-            yield {**key._asdict(), **asdict(edge)}
 
     def _unhealthy(self) -> Iterator[Row]:
         return (row for row in self._endpoints() if row["health"] != "healthy")

@@ -19,9 +19,10 @@ def mesh_routes(*, node: str, own: OwnSight, collector: Collector) -> Routes:
     def document() -> Iterator[bytes]:
         yield f'{{"node":{json.dumps(node)},'.encode()
         yield from own.directory()
-        yield f',"agents":[{{"node":{json.dumps(node)},"error":null,"sight":'.encode()
-        text = b"".join(own.document()).decode()
-        yield json.dumps(text).encode() + b"}"
+        yield f',"agents":[{{"node":{json.dumps(node)},"error":null,"sight":"'.encode()
+        for chunk in own.document():
+            yield json.dumps(chunk.decode()).encode()[1:-1]
+        yield b'"}'
         for row in collector.rows():
             yield b",\n" + row.removeprefix(b",\n")
         yield b"]}\n"

@@ -96,6 +96,10 @@ def test_details_of_a_service_have_endpoints_identities_certificates_and_connect
         expect(panel.locator("h2")).to_have_text("batch/intruder \u2192 shop/payments")
         panel.get_by_role("button", name="Close details").click()
         expect(panel).to_be_hidden()
+        page.locator("#totals button").click()
+        expect(panel).to_contain_text("1 denial")
+        panel.get_by_role("button", name="batch/intruder \u2192 shop/payments").click()
+        expect(panel.locator(".chips")).to_contain_text("denied")
         page.get_by_role("button", name="node-2, agent ready").click()
         expect(panel).to_contain_text("ringfence/node/node-2")
 

@@ -3,6 +3,7 @@
 With RINGFENCE_SCREENSHOTS=1 in the environment the pictures of the documentation are taken anew.
 """
 
+import os
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.stage import drawn, node
 from tests.chromium import IMAGES, SCREENSHOTS, Chromium
-from tests.mesh_builder import STATE_DIR, Mesh, wait_for
+from tests.mesh_builder import LAB_NAME, ROOT, Mesh, wait_for
 
 pytestmark = pytest.mark.mesh
 
@@ -103,8 +104,9 @@ def build_shop(mesh: Mesh) -> None:
 @contextmanager
 def dashboard() -> Iterator[str]:
     """The command, asked of agent 1; yields the address that it says."""
-    command = [sys.executable, "-m", "node_agent.cli.main", "dashboard", "--agent", f"{STATE_DIR}/agent-1/agent.sock"]
-    with subprocess.Popen([*command, "--address", "127.0.0.1:15089"], stdout=subprocess.PIPE, text=True) as process:
+    command = [str(ROOT / "scripts/lab"), "ringfence", "1", "dashboard", "--address", "127.0.0.1:15089"]
+    environment = {**os.environ, "RINGFENCE_LAB": LAB_NAME}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         guard = threading.Timer(120, process.kill)
         guard.start()
         try:

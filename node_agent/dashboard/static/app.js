@@ -1,10 +1,11 @@
 // The page: asks, keeps what people chose, and hands both to those who draw.
 
 import { byId, html, setAttribute, setText, shown } from "/static/dom.js";
-import { agentDetail, edgeDetail, groupDetail, nodeDetail } from "/static/detail.js";
+import { agentDetail, denialsDetail, edgeDetail, groupDetail, nodeDetail } from "/static/detail.js";
 import { bytesPerSecond, count, duration, perSecond, plural } from "/static/format.js";
 import { Graph } from "/static/graph.js";
 import { GROUP_FROM, totalsOf, viewOf } from "/static/model.js";
+import { link } from "/static/parts.js";
 import { Tables } from "/static/table.js";
 import { startTheme } from "/static/theme.js";
 
@@ -141,8 +142,10 @@ function showTotals() {
     ["denied", perSecond(rate?.denied)],
   ];
   const place = byId("totals");
-  if (!place.childElementCount) place.append(...pairs.map(([term]) => html("div", {}, html("dt", {}, term), html("dd"))));
-  pairs.forEach(([, value], each) => setText(place.children[each].lastElementChild, value));
+  if (!place.childElementCount) {
+    place.append(...pairs.map(([term]) => html("div", {}, html("dt", {}, term), html("dd", {}, term === "denied" ? link("", () => select("denials", "all")) : null))));
+  }
+  pairs.forEach(([, value], each) => setText(place.children[each].lastElementChild.firstElementChild ?? place.children[each].lastElementChild, value));
   setAttribute(place.lastElementChild, "data-alarm", rate?.denied > 0 ? "yes" : null);
 }
 
@@ -211,6 +214,8 @@ async function refreshDetail({ focus = false } = {}) {
   if (wanted.kind === "agent") {
     const agent = mesh.agents.find((each) => each.node === wanted.id);
     content = agent ? agentDetail(agent, act) : null;
+  } else if (wanted.kind === "denials") {
+    content = denialsDetail(mesh.denials, select, act);
   } else if (wanted.id.startsWith("namespace/")) {
     const view = viewOf(mesh, { ...choice, group: true });
     const group = view.nodes.find((node) => node.id === wanted.id);

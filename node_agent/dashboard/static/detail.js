@@ -78,6 +78,17 @@ export function groupDetail(group, members, go, act) {
   ];
 }
 
+/** The denials that the agents remember, of the whole mesh, newest first. */
+export function denialsDetail(rows, go, act) {
+  const edges = new Set(rows.map((row) => (row.source && row.target ? `${row.source}>${row.target}` : null)).filter(Boolean));
+  return [
+    heading("The whole mesh", "Denied last", "", act),
+    edges.size ? section("Between whom", html("ul", { class: "rows" }, [...edges].map((id) => html("li", {},
+      link(id.split(">").map(shownName).join(" \u2192 "), () => go("edge", id)))))) : null,
+    section(plural(rows.length, "denial"), records(rows, { withEnds: true })),
+  ];
+}
+
 export function agentDetail(agent, act) {
   const clock = agent.certificates ?? [];
   return [

@@ -1,6 +1,6 @@
 """Counters of Prometheus become edges of the picture."""
 
-from node_agent.sight.series import EdgeKey, edges_of
+from node_agent.sight.series import EdgeCount, EdgeKey, edges_of
 from node_agent.telemetry.metrics import FamilyReading, Sample
 from node_agent.telemetry.traffic import LABELS
 
@@ -27,6 +27,14 @@ def _family(name: str, *samples: tuple[float, dict[str, str]]) -> FamilyReading:
         merge="sum",
         samples=[Sample(tuple((_VALUES | changes)[label] for label in LABELS), value) for value, changes in samples],
     )
+
+
+def test_thousands_of_label_sets_are_counted_in_steps() -> None:
+    samples = [(1.0, {"source_workload": f"cart-{number}"}) for number in range(1000)]
+    count = EdgeCount()
+
+    assert len(list(count.take([_family("istio_tcp_connections_opened_total", *samples)]))) == 1000 // 128
+    assert len(count.edges) == 1000
 
 
 def test_label_sets_that_differ_in_how_it_ended_are_one_edge() -> None:
