@@ -1,4 +1,4 @@
-"""``ringfence bpf load|unload|status``: the kernel side, without an agent.
+"""``ringfence bpf load|unload|status|wait``: the kernel side.
 
 ``load`` is the short-lived loader: it compiles with bcc, pins, and ends.  So it
 runs before the agent, which only opens what is pinned.
@@ -7,13 +7,16 @@ runs before the agent, which only opens what is pinned.
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any, Final
 
+from node_agent.cli.agent_socket import AgentUnavailable, ask
 from node_agent.cli.question import add_agent_options, add_command
 from node_agent.cli.table import table
 from node_agent.cli.terminal import Paint, printable
 
+_LOOK_S: Final = 0.05
 _DEFAULT_PINS: Final = Path("/sys/fs/bpf/ringfence")  # bpf.pins, which costs an import of ctypes
 
 
@@ -24,14 +27,18 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "bpf",
         text="load, unload and show the BPF programs",
         description="load: compile, verify and pin the BPF programs, in place of an older version (needs bcc). "
-        "unload: remove all of it. status: what is loaded, and which features are off, and why.",
+        "unload: remove all of it. status: what is loaded, and which features are off, and why. "
+        "wait: until the agent captures the cgroup that this command runs in, as that of a Workload.",
         examples=[
             "ringfence bpf load            # before the agent, where [capture] mode needs it",
             "ringfence bpf status --json",
             "ringfence bpf unload          # the node is as it was before",
+            "ExecStartPre=+ringfence bpf wait shop/web    # in a systemd unit: not before it is captured",
         ],
     )
-    parser.add_argument("action", nargs="?", choices=("load", "unload", "status"), default="status", metavar="ACTION")
+    parser.add_argument("action", nargs="?", choices=tuple(_ACTIONS), default="status", metavar="ACTION")
+    parser.add_argument("workload", nargs="?", metavar="NAMESPACE/NAME", help="wait: for which Workload")
+    parser.add_argument("--timeout", metavar="S", type=float, default=30.0, help="wait: at most so long (30)")
     parser.add_argument("--pins", metavar="DIR", type=Path, default=_DEFAULT_PINS, help=f"default {_DEFAULT_PINS}")
     parser.add_argument("--force", action="store_true", help="unload: also while an agent uses them")
     parser.add_argument("--verbose", action="store_true", help="load, unload: say each step")
@@ -43,7 +50,7 @@ def _run(args: argparse.Namespace) -> int:
     from bpf.errors import BpfError, VerifierRefusal  # noqa: PLC0415
 
     try:
-        return {"load": _load, "unload": _unload, "status": _status}[args.action](args)
+        return _ACTIONS[args.action](args)
     except VerifierRefusal as error:
         print(error.log, file=sys.stderr)
         print(f"ringfence: {printable(str(error))}", file=sys.stderr)
@@ -87,6 +94,50 @@ def _status(args: argparse.Namespace) -> int:
     return 0 if found["loaded"] and not found["problem"] else 1
 
 
+def _wait(args: argparse.Namespace) -> int:
+    """Until every hook is at a cgroup around us, and the agent serves the workload."""
+    from bpf.status import attached  # noqa: PLC0415
+
+    namespace, slash, name = (args.workload or "").partition("/")
+    if not slash:
+        print("ringfence: which Workload? write NAMESPACE/NAME, for example shop/web", file=sys.stderr)
+        return 2
+    limit = time.monotonic() + args.timeout
+    while True:
+        error = f"the cgroup of this process is not captured as that of {args.workload}"
+        if attached(args.pins, namespace, name) in _own_cgroups():
+            error = _not_served(args, namespace, name)
+            if not error:
+                return 0
+        if time.monotonic() > limit:
+            print(f"ringfence: after {args.timeout:g} s {printable(error)}", file=sys.stderr)
+            return 1
+        time.sleep(_LOOK_S)
+
+
+def _own_cgroups() -> set[int]:
+    """The numbers of the cgroup that this process is in, and of all around it."""
+    from bpf.preconditions import cgroup_root  # noqa: PLC0415
+
+    lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    path = next(line.removeprefix("0::") for line in lines if line.startswith("0::"))
+    here = cgroup_root() / path.lstrip("/")
+    return {each.stat().st_ino for each in (here, *here.parents) if each.is_relative_to(cgroup_root())}
+
+
+def _not_served(args: argparse.Namespace, namespace: str, name: str) -> str:
+    try:
+        rows: list[dict[str, Any]] = ask(args.agent, "/workloads")
+    except AgentUnavailable as error:
+        return str(error)
+    for row in rows:
+        if (row.get("namespace"), row.get("name")) == (namespace, name) and row.get("local"):
+            return (
+                "" if row.get("state") == "serving" else f"{namespace}/{name} is {row.get('state')}: {row.get('error')}"
+            )
+    return f"the agent knows no Workload {namespace}/{name} of this node"
+
+
 def _say(step: str) -> None:
     print(f"ringfence: {step}", file=sys.stderr, flush=True)
 
@@ -124,3 +175,6 @@ def view(found: dict[str, Any], paint: Paint) -> str:
 
 def _used(entries: int | None) -> str:
     return "-" if entries is None else str(entries)
+
+
+_ACTIONS: Final = {"load": _load, "unload": _unload, "status": _status, "wait": _wait}

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Final
 
 from ca.http_server import JSON, Response, Routes
-from node_agent.sight.series import edges_of
+from node_agent.sight.series import EdgeCount
 from node_agent.telemetry.admin import Row, json_rows
 from node_agent.telemetry.failures import NAME as FAILURES
 from node_agent.telemetry.metrics import BUCKET, LE, FamilyReading
@@ -38,14 +38,18 @@ def traffic_routes(
     """
 
     def document() -> Iterator[bytes]:
-        readings = [family for family in families() if family.name.startswith("istio_tcp_") or family.name in _OURS]
-        held = {family.name: list(_labelled(family)) for family in readings if not family.name.startswith("istio_tcp_")}
-        edges = edges_of(readings)
+        count = EdgeCount()
+        held: dict[str, list[dict[str, object]]] = {}
+        for family in families():
+            if family.name in _OURS:
+                held[family.name] = list(_labelled(family))
+            for _ in count.take((family,)):
+                yield b""  # a moment in which connections may have their turn
         yield json.dumps({"node": node, "at_s": now()}).encode()[:-1]
-        yield from _array("edges", ({**key._asdict(), **asdict(edge)} for key, edge in edges.items()))
-        yield from _array("failures", held.get(FAILURES, ()))
+        yield from _array("edges", ({**key._asdict(), **asdict(edge)} for key, edge in count.edges.items()))
+        yield from _array("failures", map(_without_suffix, held.get(FAILURES, ())))
         yield from _array("connect", _buckets(held.get(CONNECT_SECONDS, ())))
-        names = dict.fromkeys(key.service for key in edges if key.service is not None)
+        names = dict.fromkeys(key.service for key in count.edges if key.service is not None)
         yield from _array("services", (row for name in names for row in _service(name, endpoints)))
         yield b"}\n"
 
@@ -65,7 +69,11 @@ def _buckets(rows: Iterable[dict[str, object]]) -> Iterator[dict[str, object]]:
     """The buckets of a histogram: how many observations took at most ``le`` seconds."""
     for row in rows:
         if row["suffix"] == BUCKET and LE in row:
-            yield {key: value for key, value in row.items() if key != "suffix"}
+            yield _without_suffix(row)
+
+
+def _without_suffix(row: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in row.items() if key != "suffix"}
 
 
 def _service(name: str, endpoints: Callable[[str], Iterable[Row]]) -> Iterator[Row]:
