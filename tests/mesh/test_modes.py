@@ -314,18 +314,24 @@ def test_a_change_of_mode_takes_effect_for_the_next_connection(lab: Mesh, cast: 
                 assert cast.old_client.ask_whoami(cast.server.pod.ipv4, _PORT)[0] == "store"
 
 
-def test_new_connections_are_refused_while_old_ones_go_on(lab: Mesh, cast: Cast) -> None:
-    """A mode is a rule for connections to come; cutting the running ones would be an outage by manifest."""
+def test_a_mode_that_becomes_strict_ends_plaintext_that_is_running_and_spares_tunnels(lab: Mesh, cast: Cast) -> None:
+    """What may not begin may not go on: whoever asks for STRICT wants no plaintext, also none of yesterday."""
     cast.server.pod.serve_echo(7000)
-    with cast.old_client.connect(cast.server.pod.ipv4, 7000) as running:
-        running.sendall(b"a")
-        assert running.recv(1) == b"a"
+    with (
+        cast.old_client.connect(cast.server.pod.ipv4, 7000) as plain,
+        cast.client.connect(cast.server.pod.ipv4, 7000) as tunnelled,
+    ):
+        for running in (plain, tunnelled):
+            running.sendall(b"a")
+            assert running.recv(1) == b"a"
         with lab.applied(_STRICT_SCOPES["namespace"]):
+            with pytest.raises(ConnectionResetError):
+                plain.recv(1)
             _assert_reset(cast.old_client, cast.server.pod.ipv4, 7000)
-            running.sendall(b"b")
-            assert running.recv(1) == b"b"
-        running.shutdown(socket.SHUT_WR)
-        assert read_all(running) == b""
+            tunnelled.sendall(b"b")
+            assert tunnelled.recv(1) == b"b"
+        tunnelled.shutdown(socket.SHUT_WR)
+        assert read_all(tunnelled) == b""
 
 
 # -- enrolment changes ---------------------------------------------------------------
