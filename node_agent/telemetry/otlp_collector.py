@@ -1,8 +1,8 @@
 """How a collector is reached: OpenTelemetry's exporters over HTTP, and the session that they use.
 
 Imported only when one is configured: OpenTelemetry, protobuf and requests cost
-18 MB and 0.15 s.  What it is told stands in agent.toml alone: proxies, ``.netrc``
-and certificates of the environment are not looked at.
+18 MB and 0.15 s.  What it is told stands in agent.toml: proxies and ``.netrc`` of the
+environment are not looked at; OpenTelemetry's own variables are, by itself.
 """
 
 import logging
