@@ -54,6 +54,7 @@ from node_agent.registry import Registry, Update
 from node_agent.registry.changes import RegistryObject
 from node_agent.registry.dns_source import DnsSource
 from node_agent.registry.file_source import FileSource
+from node_agent.registry.good_copies import GoodCopies
 from node_agent.report import Report
 from node_agent.sight.service import Sight
 from node_agent.sight.shown_config import config_routes
@@ -138,7 +139,9 @@ class _Agent:
         self._drain = Drain()
         self._registry = Registry(config.agent.trust_domain)
         self._policies = PolicyEngine()
-        self._source = FileSource(config.registry.manifests_dir)
+        self._source = FileSource(
+            config.registry.manifests_dir, copies=GoodCopies(config.agent.state_dir / "manifests")
+        )
         self._dns = DnsSource(servers=config.dns.servers, draw=rng.random, on_update=self._take_names)
         parts = _identities(config, rng)
         self._identities, self._trust, self._trust_watch = parts.identities, parts.trust, parts.watch

@@ -157,6 +157,12 @@ def read_directory(
     return _advance(before, after)
 
 
+def with_objects(state: DirectoryState, objects: Mapping[str, tuple[ManifestObject, ...]]) -> DirectoryState:
+    """Return the state with other objects in force for some of its files, whose problems stay."""
+    healed = _advance(state, {name: replace(state.files[name], objects=held) for name, held in objects.items()})
+    return replace(healed, touched=state.touched | healed.touched)
+
+
 def _changed(known: ManifestFile | None, signature: FileSignature | None) -> bool:
     return known is None or signature is None or known.signature != signature
 

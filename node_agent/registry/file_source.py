@@ -30,6 +30,7 @@ import trio
 from ca.manifests import DirectoryState, ManifestObject, ObjectKey, read_directory
 from ca.manifests.directory import FileSignature, is_manifest_name, scan_directory
 from node_agent.registry.changes import Update
+from node_agent.registry.good_copies import GoodCopies
 from node_agent.registry.inotify import DirectoryWatch
 
 OnUpdate = Callable[[Update, DirectoryState], None]
@@ -45,10 +46,14 @@ class FileSource:
         directory: of manifests; subdirectories are not read.
         poll_interval_s: how often stat signatures are compared without inotify, and how often the
             directory itself is looked at with it.
+        copies: where the last good versions of policies outlive the process.
     """
 
-    def __init__(self, directory: Path | str, *, poll_interval_s: float = 0.2) -> None:
+    def __init__(
+        self, directory: Path | str, *, poll_interval_s: float = 0.2, copies: GoodCopies | None = None
+    ) -> None:
         self._directory = Path(directory)
+        self._copies = copies
         self._poll_interval_s = poll_interval_s
         self._state = DirectoryState()
         self._watch: DirectoryWatch | None = None
@@ -103,7 +108,7 @@ class FileSource:
     async def _step(self, on_update: OnUpdate, names: frozenset[str] | None, *, first: bool = False) -> None:
         before = self._state
         began = trio.current_time()
-        after = await trio.to_thread.run_sync(partial(self._read, names, settle=not first))
+        after = await trio.to_thread.run_sync(partial(self._read_and_keep, names, first=first))
         if names is None:
             took_s = trio.current_time() - began
             interval_s = self._poll_interval_s * _POLLS_PER_SCAN
@@ -113,6 +118,15 @@ class FileSource:
         seen_anything = after.files is not before.files or after.directory_problem != before.directory_problem
         if first or seen_anything:
             on_update(update, after)
+
+    def _read_and_keep(self, names: frozenset[str] | None, *, first: bool) -> DirectoryState:
+        """Runs in a worker thread."""
+        after = self._read(names, settle=not first)
+        if self._copies is not None:
+            self._copies.keep(self._directory, self._state.files, after.files)
+            if first:
+                after = self._copies.heal(after)
+        return after
 
     def _read(self, names: frozenset[str] | None, *, settle: bool) -> DirectoryState:
         """Runs in a worker thread."""
