@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Final, NoReturn
 
 from node_agent import __version__
@@ -51,6 +52,9 @@ Exit codes: 0 done, 1 could not be done (one line on stderr says why), 2 wrong a
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 must not end a command
     so_far = _completion_asked_for()
     command = _command(arguments if so_far is None else so_far)
     parser = build_parser(command)

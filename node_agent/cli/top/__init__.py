@@ -10,6 +10,7 @@ rich is imported by ``screen`` and ``terminal`` only, when the view is live.
 """
 
 import argparse
+import os
 import sys
 
 from node_agent.cli.names import completes, service_names
@@ -70,6 +71,9 @@ def _run(args: argparse.Namespace) -> int:
         return run_once(args.agent, state, as_json=args.json, once=args.once)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         print("ringfence: top needs a terminal; in a script use --once or --json", file=sys.stderr)
+        return 1
+    if os.environ.get("TERM", "dumb") in {"dumb", "unknown", ""}:
+        print("ringfence: top needs a terminal that can be written to anywhere (TERM); use --once", file=sys.stderr)
         return 1
     from node_agent.cli.top.terminal import run_live  # noqa: PLC0415  (loads rich)
 

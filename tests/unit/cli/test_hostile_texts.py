@@ -1,6 +1,8 @@
 """Whatever names, labels and errors say, a terminal is never told what to do: every view, every field."""
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,6 +148,19 @@ def test_a_watched_view_on_a_terminal_shows_them_escaped_too(agent: FakeAgent) -
         assert b"owned\x07" not in screen.written
         screen.press("\x03")
         assert screen.wait() == 0
+
+
+def test_a_terminal_that_is_not_utf_8_gets_what_it_can_show(agent: FakeAgent) -> None:
+    agent.answers["/workloads"] = [{"name": "caf\u00e9-\u6f22", "namespace": "shop"}]
+    program = "import sys; from node_agent.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "workloads", "--agent", str(agent.server_address)],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        timeout=30,
+        check=True,
+    )
+    assert b"caf\xe9-\\u6f22" in done.stdout
 
 
 def test_this_table_knows_every_command_that_shows_what_the_agent_says() -> None:

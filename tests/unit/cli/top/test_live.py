@@ -156,6 +156,12 @@ def test_a_script_gets_one_table_or_json(agent: FakeAgent, capsys: pytest.Captur
     ]
 
 
+def test_on_a_terminal_that_only_prints_it_says_so(agent: FakeAgent) -> None:
+    with top(agent, environ={"TERM": "dumb"}) as screen:
+        assert screen.wait() == 1
+        assert b"use --once" in screen.written
+
+
 def test_without_a_terminal_it_says_what_to_do(agent: FakeAgent, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["top", "--agent", str(agent.server_address)]) == 1
     assert capsys.readouterr().err == "ringfence: top needs a terminal; in a script use --once or --json\n"

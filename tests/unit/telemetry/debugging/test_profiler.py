@@ -1,5 +1,6 @@
 """A process looks at its own threads: what is busy is seen, what waits is not, and it ends by itself."""
 
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -86,7 +87,14 @@ def test_the_memory_of_a_profile_is_bounded(threads: None, monkeypatch: pytest.M
 
 
 def test_nothing_is_imported_before_somebody_asks() -> None:
-    assert ProcessDebugging().profile()["running"] is False
+    program = (
+        "import sys, node_agent.cli.main as m; m.build_parser('agent'); import node_agent.agent;"
+        "from node_agent.telemetry.debugging.process import ProcessDebugging as P; assert not P().profile()['running'];"
+        "print(*(name for name in sys.modules if name in {'rich', 'argcomplete', 'http.client', 'tarfile'}"
+        " or name.startswith('node_agent.telemetry.debugging.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert set(done.stdout.split()) == {f"node_agent.telemetry.debugging.{name}" for name in ("process", "routes")}
 
 
 def test_memory_is_told_in_bytes() -> None:
