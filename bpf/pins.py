@@ -27,6 +27,7 @@ DEFAULT_PINS: Final = Path("/sys/fs/bpf/ringfence")
 STATE_MAP_NAME: Final = "rf_state"  # of the map itself: how we know what is ours
 FEATURES_MAP: Final = "features"
 _FIRST: Final = (0).to_bytes(4, "little")
+CGROUP_LINKS: Final = "cgroup-"
 _KNOWN: Final = frozenset({"state", "hooks", "slot0", "slot1", "links"})
 
 
@@ -94,6 +95,11 @@ class Pins:
 
     def program(self, slot: int, function: str) -> Path:
         return self.slot(slot) / "programs" / function
+
+
+def cgroup_links(namespace: str, name: str) -> str:
+    """The directory, below ``links``, of a workload that is a cgroup.  Without dots, which bpffs keeps for itself."""
+    return f"{CGROUP_LINKS}{namespace}_{name}".replace(".", "%2e")
 
 
 def open_state(pins: Pins) -> Map | None:

@@ -9,7 +9,7 @@ from bpf import pins as pinned
 from bpf import preconditions, syscalls
 from bpf.abi import abi
 from bpf.errors import BpfError
-from bpf.pins import Pins, State
+from bpf.pins import Pins, State, cgroup_links
 from bpf.plan import HOOKS
 from bpf.syscalls import AttachType, Map, MapType
 
@@ -56,6 +56,16 @@ def collect(root: Path) -> dict[str, Any]:
         "maps": list(_maps(pins, slot)),
         "links": list(_links(pins)),
     }
+
+
+def attached(root: Path, namespace: str, name: str) -> int | None:
+    """The number of the cgroup at which every hook of a Workload is; None if they are not, or not all at one."""
+    directory = Pins(root).links / cgroup_links(namespace, name)
+    try:
+        numbers = {each["cgroup_id"] for each in _links(Pins(root)) if each["workload"] == directory.name}
+    except OSError:
+        return None  # it is being attached
+    return numbers.pop() if len(numbers) == 1 else None
 
 
 def _features(pins: Pins, slot: int) -> Iterator[dict[str, Any]]:

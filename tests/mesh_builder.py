@@ -118,6 +118,8 @@ class Pod:
             made = socket.socket(family, socket.SOCK_STREAM)
             try:
                 made.settimeout(timeout_s)
+                if self.cgroup is not None and not source_port:
+                    made.bind((self.ipv6 if family == socket.AF_INET6 else self.ipv4, 0))  # of the node's many
                 if source_port:
                     made.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", source_port))
                 made.connect((ip, port))

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from bpf import syscalls
-from bpf.pins import Pins, remove_tree, replace_pin
+from bpf.pins import CGROUP_LINKS, Pins, cgroup_links, remove_tree, replace_pin
 from bpf.plan import hook
 from node_agent.model import ObjectName
 
-_PREFIX: Final = "cgroup-"
 # What only looks on first, what captures last: a connect must find everything else in place.
 _HOOKS: Final = ("sock_release", "getpeername4", "getpeername6", "sock_ops", "ingress", "connect4", "connect6")
 
@@ -58,12 +57,12 @@ class CgroupLinks:
 
     def names(self) -> Iterator[str]:
         """Every workload that has links, as ``text`` says it."""
-        for each in self._pins.links.glob(f"{_PREFIX}*"):
-            yield each.name.removeprefix(_PREFIX)
+        for each in self._pins.links.glob(f"{CGROUP_LINKS}*"):
+            yield each.name.removeprefix(CGROUP_LINKS)
 
     def numbers(self) -> set[int]:
         """Of every cgroup that something is at."""
-        return {self._target(each / _HOOKS[-1]) for each in self._pins.links.glob(f"{_PREFIX}*")}
+        return {self._target(each / _HOOKS[-1]) for each in self._pins.links.glob(f"{CGROUP_LINKS}*")}
 
     def detach_named(self, text: str) -> None:
         """The same by what ``names`` says."""
@@ -72,11 +71,11 @@ class CgroupLinks:
 
     @staticmethod
     def text(name: ObjectName) -> str:
-        """A name without dots, which bpffs keeps for itself."""
-        return f"{name.namespace}_{name.name}".replace(".", "%2e")
+        """What ``names`` says of a workload."""
+        return cgroup_links(*name).removeprefix(CGROUP_LINKS)
 
     def _directory(self, name: ObjectName) -> Path:
-        return self._pins.links / f"{_PREFIX}{self.text(name)}"
+        return self._pins.links / cgroup_links(*name)
 
     @staticmethod
     def _target(path: Path) -> int:

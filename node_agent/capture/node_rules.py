@@ -6,6 +6,8 @@ ECONNREFUSED: rules stay when the agent ends.
 
 * Plaintext to a workload's ports goes to the agent's listener on the very same
   address, also from programs of this node.
+* The agent's listeners are for the workload and for tunnels: who dials another
+  one from outside is answered, and recorded, by the one for plaintext.
 * The agent's own sockets carry a mark and pass.
 * The answers of the application come back to the agent, which connects with the
   client's address: as inside pods (rules.py), for connections to these addresses.
@@ -22,15 +24,17 @@ from node_agent.capture.rules import (
     RETURN_MARK,
     TABLE,
 )
-from node_agent.config import CAPTURE_PORTS, INBOUND_PLAINTEXT_PORT
+from node_agent.config import CAPTURE_PORTS, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT
 from node_agent.model import Workload
 
 _OURS = f"meta mark & {MARK_MASK:#x} == {AGENT_MARK:#x}"
+_DIALLED = f"{{ {OUTBOUND_PORT}, {INBOUND_PLAINTEXT_PORT} }}"
 _LISTENERS = f"{{ {', '.join(map(str, sorted(CAPTURE_PORTS)))} }}"
 
 
 def rules(workloads: Iterable[Workload]) -> str:
     """The whole table for these workloads, all of which have a cgroup; without any, its removal."""
+    direct: list[str] = []
     steer: list[str] = []
     marks: list[str] = []
     back: list[str] = []
@@ -39,6 +43,10 @@ def rules(workloads: Iterable[Workload]) -> str:
         for address in workload.addresses:
             ip, timeout, listener = (
                 ("ip6", "half_closed_ip6", f"[{address}]") if ":" in address else ("ip", "half_closed_ip", address)
+            )
+            direct.append(
+                f'iifname != "lo" {ip} daddr {address} tcp dport {_DIALLED} '
+                f"dnat {ip} to {listener}:{INBOUND_PLAINTEXT_PORT}"
             )
             ports = _ports(workload.cgroup.ports)
             if ports:
@@ -54,7 +62,7 @@ def rules(workloads: Iterable[Workload]) -> str:
     chain prerouting_nat {{
         type nat hook prerouting priority dstnat; policy accept;
         {_OURS} return
-        {_lines(steer)}
+        {_lines(direct + steer)}
     }}
     chain output_nat {{
         type nat hook output priority -100; policy accept;

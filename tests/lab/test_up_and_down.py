@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bpf import preconditions
 from tests.lab.conftest import LabUnderTest
 
 pytestmark = pytest.mark.mesh
@@ -157,7 +158,7 @@ def test_another_lab_is_left_alone(lab: LabUnderTest) -> None:
         (["status"], "scripts/lab up"),
         (["pod", "web", "--node", "1"], "scripts/lab up"),
         (["up", "--nodes", "0"], "--nodes 0"),
-        (["up", "--capture", "cgroup"], "not available yet"),
+        (["up", "--capture", "sidecar"], "invalid choice: 'sidecar'"),
     ],
 )
 def test_errors_say_what_to_do(lab: LabUnderTest, arguments: list[str], said: str) -> None:
@@ -166,8 +167,30 @@ def test_errors_say_what_to_do(lab: LabUnderTest, arguments: list[str], said: st
 
 def test_a_failed_up_with_wrong_arguments_leaves_the_lab_that_runs(network: LabUnderTest) -> None:
     network.pod("web")
-    network.fails("up", "--capture", "cgroup")
+    network.fails("up", "--capture", "sidecar")
     assert "web" in network("pods")
+
+
+def test_pods_that_are_cgroups_share_their_nodes_network_and_leave_nothing(lab: LabUnderTest) -> None:
+    lab("up", "--no-agents", "--capture", "cgroup")
+    before = set(lab.namespaces())
+    one, other = lab.pod("one"), lab.pod("other")
+    assert set(lab.namespaces()) == before, "no namespace of its own"
+    shown = lab("exec", "one", "--", "ip", "-o", "addr", "show", "dev", "lo")
+    assert one["ipv4"] in shown
+    assert other["ipv6"] in shown
+    where = lab("exec", "one", "--", "cat", "/proc/self/cgroup").splitlines()[-1]
+    assert where.startswith("0::/rf_")
+    assert where.endswith("/node-1/default_one")
+    assert lab("exec", "one", "--", "hostname").strip() == "one"
+
+    sleeper = lab.begin("exec", "one", "--", "sleep", "1000")
+    lab("delete", "pod/default/one")
+    assert sleeper.wait(20) != 0
+    assert one["ipv4"] not in lab("exec", "other", "--", "ip", "-o", "addr", "show", "dev", "lo")
+    lab("down")
+    root = preconditions.cgroup_root()
+    assert not (root / where.split("/")[1]).exists()
 
 
 def test_only_root_may(lab: LabUnderTest) -> None:
