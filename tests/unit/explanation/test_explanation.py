@@ -5,21 +5,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pytest
 
+from ca.http_server import Request
 from ca.manifests import DirectoryState, ManifestFile, parse_manifests
 from ca.spiffe import SpiffeId
 from ca.trust import Revocation, RevocationKind
 from node_agent.cli import explain as explain_command
 from node_agent.cli import policies as policies_command
+from node_agent.cli.main import main
 from node_agent.cli.terminal import Paint
 from node_agent.errors import PolicyDenied
 from node_agent.explanation.explainer import Explainer
 from node_agent.explanation.past import PastConnections
 from node_agent.explanation.places import UnknownPlace
 from node_agent.explanation.policies import Policies
+from node_agent.explanation.routes import explanation_routes
 from node_agent.identity.trust import TrustStore
 from node_agent.model import ObjectName
 from node_agent.policy import PolicyEngine
@@ -28,6 +31,7 @@ from node_agent.registry import Registry, Update
 from node_agent.telemetry.archive import RecordArchive
 from node_agent.telemetry.metrics import Metrics
 from tests.certificates import make_root
+from tests.fake_agent import fake_agent
 
 MANIFESTS: Final = """\
 apiVersion: v1
@@ -439,3 +443,49 @@ def test_nothing_that_a_terminal_would_obey_is_shown(stage: Stage) -> None:
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert "\\x1b[2J" in text
+
+
+def _get(stage: Stage, path: str, **query: str) -> tuple[int, Any]:
+    routes = explanation_routes(lambda: cast("Any", stage))
+    response = routes[path]["GET"](Request(method="GET", path=path, query=query, body=b""))
+    assert isinstance(response.body, bytes)
+    return response.status, json.loads(response.body)
+
+
+def test_the_admin_socket_answers_and_says_what_is_missing_or_unknown(stage: Stage) -> None:
+    status, answer = _get(stage, "/explain", source="shop/cart", destination="shop/web:80")
+    assert (status, answer["verdict"]) == (200, "allowed")
+    assert _get(stage, "/explain", source="shop/cart") == (400, {"error": "the query must have destination"})
+    assert _get(stage, "/explain/record")[0] == 400
+    assert _get(stage, "/explain/record", id="x")[0] == 404
+    assert _get(stage, "/explain", source="nobody", destination="web")[0] == 404
+    assert [row["name"] for row in _get(stage, "/policies", namespace="shop")[1]] == ["callers"]
+    assert _get(stage, "/policies", namespace="nowhere")[0] == 404
+
+
+def test_the_commands_ask_as_the_operator_means_it(
+    stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage.archive.add(_record(), keep=True)
+    answers = {
+        "/explain": stage.explain("shop/cart", "shop/web:80"),
+        "/explain/record": stage.past.explain("node-1-abc-7"),
+        "/policies": list(stage.policies.rows()),
+    }
+    with fake_agent(tmp_path) as agent:
+        agent.answers = answers
+        address = ("--agent", str(agent.server_address))
+        assert main(["explain", "shop/cart", "shop/web:80", *address]) == 0
+        assert main(["explain", "node-1-abc-7", *address]) == 0
+        assert main(["policies", "-n", "shop", "--json", *address]) == 0
+        assert [path for _, path, _ in agent.requests] == [
+            "/explain?source=shop%2Fcart&destination=shop%2Fweb%3A80",
+            "/explain/record?id=node-1-abc-7",
+            "/policies",
+        ]
+        printed = capsys.readouterr().out
+        assert "ALLOWED  shop/cart may connect" in printed
+        assert "policy_denied by policy shop/gone" in printed
+        assert json.loads(printed[printed.index("[\n") :])[0]["name"] == "callers"
+        assert main(["explain", "nope", "nope:80", *address]) == 1
+        assert capsys.readouterr().err.startswith("ringfence: no ")
