@@ -186,8 +186,8 @@ class FakeMesh:
 
     def _edge(self, talk: Talk) -> Json:
         passed = self.clock() - self.began + 10
-        opened = int(talk.opened * passed)
-        denied, failed = int(talk.denied * passed), int(talk.failed * passed)
+        # Fractions of a connection, so that rates are exact however often somebody looks.
+        opened, denied, failed = talk.opened * passed, talk.denied * passed, talk.failed * passed
         plain = talk.security == "none"
         return {
             "reporter": "destination" if plain else "source",
@@ -199,7 +199,7 @@ class FakeMesh:
             "security": talk.security,
             "opened": opened,
             "closed": opened,
-            "sent_bytes": int(talk.bytes_each * max(0, opened - denied - failed)),
+            "sent_bytes": talk.bytes_each * max(0, opened - denied - failed),
             "received_bytes": 120 * opened,
             "flags": {"-": opened - denied - failed, "DENY": denied, "CONNECT": failed},
         }

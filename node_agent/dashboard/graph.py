@@ -46,7 +46,7 @@ class Edge:
     open_now: int = 0
     secured: bool = False
     plaintext: bool = False
-    flags: dict[str, int] = field(default_factory=dict)
+    flags: dict[str, float] = field(default_factory=dict)
     identities: set[tuple[str | None, str | None]] = field(default_factory=set)
 
     @property
@@ -205,10 +205,10 @@ def _pair(row: Row) -> tuple[object, ...]:
     return (row.get("source"), row.get("destination"), row.get("security"))
 
 
-def _flags(row: Row) -> Iterator[tuple[str, int]]:
+def _flags(row: Row) -> Iterator[tuple[str, float]]:
     flags = row.get("flags")
     for flag, count in flags.items() if isinstance(flags, Mapping) else ():
-        yield flag, int(number(count))
+        yield flag, number(count)
 
 
 def _carried(row: Row) -> bool:
