@@ -53,6 +53,7 @@ TO_WORKER = st.one_of(
         run=TEXT,
         config=st.just(CONFIG),
         log_level=TEXT,
+        log_modules=st.dictionaries(TEXT, TEXT, max_size=3),
         trust=st.binary(max_size=50),
     ),
     st.builds(say.RegistryPart, upserts=st.lists(OBJECTS, max_size=5).map(tuple), is_last=st.booleans()),
@@ -70,12 +71,14 @@ TO_WORKER = st.one_of(
     st.builds(say.EndPod, uid=TEXT, reason=REASONS, detail=TEXT),
     st.builds(say.IdentityAnswered, number=NUMBERS, reason=st.none() | REASONS, detail=TEXT),
     st.builds(say.Question, number=NUMBERS, topic=st.sampled_from(say.Topic)),
-    st.builds(say.LogLevel, level=TEXT),
+    st.builds(say.LogLevel, level=TEXT, modules=st.dictionaries(TEXT, TEXT, max_size=3)),
+    st.builds(say.StartProfile, seconds=st.floats(0.1, 60.0)),
     st.builds(say.Drain),
     st.builds(say.CutAll, reason=REASONS, detail=TEXT),
 )
 ROWS = st.one_of(
     st.builds(say.Count, name=TEXT, value=VALUES),
+    st.builds(say.DebugRow, text=TEXT),
     st.builds(say.LiveRow, cells=st.dictionaries(TEXT, st.none() | TEXT | VALUES, max_size=4)),
     st.builds(
         say.LoadRow,

@@ -69,10 +69,10 @@ def _summary(found: Rates, chosen: list[Service]) -> Text:
     errors = sum(service.errors for service in chosen)
     text = _line(
         f"{printable(found.node)}  {len(chosen)} services  {rate(sum(s.connections for s in chosen))} conn/s  "
-        f"{sum(s.open for s in chosen)} open  connect p50 {milliseconds(found.connect_p50_s)} "
-        f"p99 {milliseconds(found.connect_p99_s)}  "
+        f"{sum(s.open for s in chosen)} open  "
     )
     text.append(f"{rate(errors)} errors/s", style="red" if errors else "")
+    text.append(f"  connect p50 {milliseconds(found.connect_p50_s)} p99 {milliseconds(found.connect_p99_s)}")
     return text
 
 

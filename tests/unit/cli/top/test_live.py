@@ -67,7 +67,7 @@ def test_the_view_sorts_filters_scrolls_pauses_resizes_and_leaves_the_terminal_a
         before = termios.tcgetattr(screen.slave)
         screen.until(lambda s: "200 services" in s.lines[0] and "1-20 of 200" in s.lines[-1])
         assert screen.lines[0].startswith(
-            r"node\x1b[31m1  200 services  20100 conn/s  200 open  connect p50 0.5 ms p99 1.0 ms"
+            r"node\x1b[31m1  200 services  20100 conn/s  200 open  1.00 errors/s  connect p50 0.5 ms p99 1.0 ms"
         )
         assert screen.lines[2].split() == [
             *("SERVICE", "DIR", "CONN/S\u25bc", "OPEN", "TO/S", "BACK/S", "ERR/S", "WHY", "CONNECT", "UP")
