@@ -15,6 +15,7 @@ from node_agent.errors import ConfigError
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 _ROOT: Final = "ringfence"
+_ELSEWHERE: Final = ("ringfence.worker",)  # a worker's own: the agent's main process does not load it
 _ACCESS: Final = "ringfence.access"  # records, not messages: always written
 
 
@@ -53,8 +54,8 @@ def check(level: str) -> None:
 
 
 def known_modules() -> list[str]:
-    """The names that log in this process."""
-    names = (*logging.root.manager.loggerDict, _ROOT)
+    """The names that log in this process, or in one that is told what this one is."""
+    names = (*logging.root.manager.loggerDict, _ROOT, *_ELSEWHERE)
     return sorted({name for name in names if name == _ROOT or name.startswith(f"{_ROOT}.")} - {_ACCESS})
 
 

@@ -1,5 +1,6 @@
 """Real worker processes, and the parent's side of them: start, state, crash, drain, end."""
 
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Iterable
@@ -18,6 +19,7 @@ from node_agent.config import CaSection, Config, HostPort, NodeSection
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.identity import Credentials, Identities
 from node_agent.registry import Update
+from node_agent.telemetry.log_levels import LogLevels
 from node_agent.telemetry.logs import make_stream_locks
 from node_agent.workers import messages as say
 from node_agent.workers.figures import OPEN, RESIDENT_BYTES
@@ -112,6 +114,42 @@ async def test_workers_are_ready_with_their_state_answer_and_end_when_they_have_
             await parent.workers.pods.wait_until_none()
         assert all(map(is_gone, pids))
         assert parent.workers.crashes == 0
+
+
+async def test_a_worker_logs_as_it_is_told_also_one_that_is_started_later(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    async with running() as parent:
+        await parent.until_ready()
+        parent.workers.set_log_levels(LogLevels(level="error", modules={"ringfence.worker": "debug"}))
+        os.kill(parent.pids()[0] or 0, signal.SIGKILL)
+        said = ""
+        with trio.fail_after(20):
+            while "the first state is complete" not in said:
+                await trio.sleep(0.01)
+                said += capfd.readouterr().err
+    (line,) = [line for line in said.splitlines() if "the first state is complete" in line]
+    told = json.loads(line)
+    assert (told["logger"], told["level"], told["worker"]) == ("ringfence.worker", "debug", 1)
+
+
+async def test_every_worker_is_profiled_and_looked_into() -> None:
+    async with running() as parent:
+        await parent.until_ready()
+        parent.workers.start_profile(0.2)
+        with trio.fail_after(20):
+            while True:
+                await parent.workers.refresh(say.Topic.PROFILE)
+                profiles = parent.workers.figures.debugging(say.Topic.PROFILE)
+                if len(profiles) == 2 and not any(each["running"] for each in profiles):
+                    break
+                await trio.sleep(0.01)
+        assert [each["process"] for each in profiles] == ["worker 1", "worker 2"]
+        assert [each["pid"] for each in profiles] == parent.pids()
+        assert all(each["seconds"] == 0.2 for each in profiles)
+        await parent.workers.refresh(say.Topic.STACKS)
+        for each in parent.workers.figures.debugging(say.Topic.STACKS):
+            assert "Worker.run" in str(each["tasks"])
 
 
 async def test_a_worker_that_is_killed_is_replaced_and_gets_the_state_of_that_moment() -> None:
