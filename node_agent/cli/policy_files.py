@@ -27,6 +27,7 @@ from node_agent.cli.agent_socket import ask
 from node_agent.policy.check import Cluster, KnownWorkload
 
 STDIN: Final = "-"
+_MAX_READ_AGAIN: Final = 100_000_000  # characters: some ten seconds
 
 
 class Unreadable(Exception):
@@ -62,14 +63,17 @@ class Read:
     objects: list[Placed] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    _read_again: int = field(default=0, init=False)
 
     @property
     def policies(self) -> list[Placed]:
         return [each for each in self.objects if isinstance(each.object, AuthorizationPolicy)]
 
     def line(self, placed: Placed, path: DocumentPath) -> int:
-        """The line of a place inside of an object."""
-        return line_of(self.texts[placed.file], placed.document, (*placed.path, *path))
+        """The line of a place inside of an object, 0 where finding out would take long: the text is read for each."""
+        text = self.texts[placed.file]
+        self._read_again += len(text)
+        return 0 if self._read_again > _MAX_READ_AGAIN else line_of(text, placed.document, (*placed.path, *path))
 
 
 def read(names: Sequence[str]) -> Read:

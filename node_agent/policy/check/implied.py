@@ -7,10 +7,10 @@ compared with namespaces and accounts, which are parts of it.
 
 import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 
 from ca.manifests import AuthorizationPolicy
 from ca.manifests.authorization import IDENTITY_ATTRIBUTES, Action, Attribute, Clause, Criterion, Rule
-from node_agent.policy.compiled import Patterns
 
 _ADDRESSES = (Attribute.SOURCE_IP, Attribute.DESTINATION_IP)
 
@@ -27,21 +27,31 @@ def never_matches(rule: Rule, action: Action) -> bool:
     return action is Action.ALLOW and bool(rule.unjudged)
 
 
-def covers(wide: Rule, narrow: Rule) -> bool:
-    """Whether a rule matches whatever another one does; neither may be one that ``never_matches``."""
-    conditions = [each for clause in narrow.conditions for each in clause.criteria]
-    sources = [[*clause.criteria, *conditions] for clause in narrow.sources] or [conditions]
-    operations = [[*clause.criteria, *conditions] for clause in narrow.operations] or [conditions]
-    return (
-        _one_of(wide.sources, sources)
-        and _one_of(wide.operations, operations)
-        and all(
-            _follows(condition.criteria, [*source, *operation])
-            for condition in wide.conditions
-            for source in sources
-            for operation in operations
+class Cases:
+    """A rule as what it asks for in each case: of each source, and of each operation, with all conditions."""
+
+    def __init__(self, rule: Rule) -> None:
+        conditions = [each for clause in rule.conditions for each in clause.criteria]
+        self.sources = [[*clause.criteria, *conditions] for clause in rule.sources] or [conditions]
+        self.operations = [[*clause.criteria, *conditions] for clause in rule.operations] or [conditions]
+
+    def are_covered_by(self, wide: Rule) -> bool:
+        """Whether another rule matches whatever this one does; neither may be one that ``never_matches``."""
+        return (
+            _one_of(wide.sources, self.sources)
+            and _one_of(wide.operations, self.operations)
+            and all(
+                _follows(condition.criteria, [*source, *operation])
+                for condition in wide.conditions
+                for source in self.sources
+                for operation in self.operations
+            )
         )
-    )
+
+
+def covers(wide: Rule, narrow: Rule) -> bool:
+    """Whether a rule matches whatever another one does."""
+    return Cases(narrow).are_covered_by(wide)
 
 
 def _one_of(alternatives: Sequence[Clause], known: Iterable[Sequence[Criterion]]) -> bool:
@@ -121,7 +131,7 @@ def _parts(attribute: Attribute, value: str) -> tuple[str, str | None] | None:
 
 def _same_attribute_within(attribute: Attribute, value: str, other: str) -> bool:
     if attribute in _ADDRESSES:
-        inner, outer = ipaddress.ip_network(value), ipaddress.ip_network(other)
+        inner, outer = _network(value), _network(other)
         return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]
     if attribute in (Attribute.PRINCIPAL, Attribute.NAMESPACE):
         return _pattern_within(value, other)
@@ -137,19 +147,31 @@ def _pattern_within(value: str, other: str) -> bool:
         return other.startswith("*") and value[1:].endswith(other[1:])
     if value.endswith("*"):
         return other.endswith("*") and not other.startswith("*") and value[:-1].startswith(other[:-1])
-    return Patterns((other,)).fit(value)
+    return _fits(other, value)
+
+
+def _fits(pattern: str, text: str) -> bool:
+    """Whether a text without wildcards fits a pattern."""
+    if pattern.startswith("*"):
+        return text.endswith(pattern[1:])
+    return text.startswith(pattern[:-1]) if pattern.endswith("*") else text == pattern
+
+
+@lru_cache(maxsize=65536)
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    return ipaddress.ip_network(text)
 
 
 def _apart(attribute: Attribute, value: str, other: str) -> bool:
     """Whether nothing fits both."""
     if attribute in _ADDRESSES:
-        return not ipaddress.ip_network(value).overlaps(ipaddress.ip_network(other))
+        return not _network(value).overlaps(_network(other))
     if attribute not in (Attribute.PRINCIPAL, Attribute.NAMESPACE):
         return value != other
     if "*" not in value:
-        return not Patterns((other,)).fit(value)
+        return not _fits(other, value)
     if "*" not in other:
-        return not Patterns((value,)).fit(other)
+        return not _fits(value, other)
     if value.endswith("*") and other.endswith("*") and not value.startswith("*") and not other.startswith("*"):
         return not value[:-1].startswith(other[:-1]) and not other[:-1].startswith(value[:-1])
     return False

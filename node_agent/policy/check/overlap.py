@@ -7,7 +7,7 @@ from ca.manifests import AuthorizationPolicy
 from ca.manifests.authorization import Action, Rule
 from node_agent.model import ObjectName
 from node_agent.policy.check.findings import Code, Finding, Severity
-from node_agent.policy.check.implied import covers, is_about_all_of, never_matches
+from node_agent.policy.check.implied import Cases, covers, is_about_all_of, never_matches
 from node_agent.policy.decision import PolicyRule
 
 
@@ -17,15 +17,19 @@ class _Placed(NamedTuple):
     rule: Rule
 
 
+_Label = tuple[str, str]
+
+
 class Overlaps:
-    """Every rule that is in force, found by the namespace that it is about."""
+    """Every rule that is in force, found by the namespace and by a label that it is about."""
 
     def __init__(self, policies: Iterable[AuthorizationPolicy], *, root_namespace: str) -> None:
         self._root_namespace = root_namespace
-        self._by_namespace: dict[str, list[_Placed]] = {}
-        for policy in sorted(policies, key=lambda each: (each.namespace, each.name)):
+        self._filed: dict[tuple[str, _Label | None], list[_Placed]] = {}
+        for policy in policies:
             if not policy.dry_run:
-                self._by_namespace.setdefault(policy.namespace, []).extend(_rules(policy))
+                label = min(policy.selector.items(), default=None)
+                self._filed.setdefault((policy.namespace, label), []).extend(_rules(policy))
 
     def findings(self, policy: AuthorizationPolicy) -> Iterator[Finding]:
         """What others, or its own other rules, make superfluous of a policy."""
@@ -50,35 +54,39 @@ class Overlaps:
             )
 
     def _deciding(self, placed: _Placed) -> _Placed | None:
-        """A rule that decides on whatever this one matches; a denial first."""
-        found = None
-        for namespace in dict.fromkeys((self._root_namespace, placed.policy.namespace)):
-            for other in self._by_namespace.get(namespace, ()):
-                if self._decides(other, placed):
-                    if other.policy.action is not placed.policy.action:
-                        return other
-                    found = found or other
-        return found
+        """A rule that decides on whatever this one matches, the first by name; a denial before others."""
+        cases = Cases(placed.rule)
+        found = [
+            other
+            for other in self._candidates(placed.policy)
+            if _may_decide(other, placed) and self._decides(other, placed, cases)
+        ]
+        return min(found, key=lambda other: (other.policy.action is placed.policy.action, other.ref), default=None)
 
-    def _decides(self, other: _Placed, placed: _Placed) -> bool:
-        denies = other.policy.action in (Action.DENY, Action.CUSTOM)
-        if other.policy.action is not placed.policy.action and not (denies and placed.policy.action is Action.ALLOW):
+    def _candidates(self, policy: AuthorizationPolicy) -> Iterator[_Placed]:
+        """Rules of policies that may be about all that this one is about."""
+        for namespace in dict.fromkeys((self._root_namespace, policy.namespace)):
+            for label in (None, *policy.selector.items()):
+                yield from self._filed.get((namespace, label), ())
+
+    def _decides(self, other: _Placed, placed: _Placed, cases: Cases) -> bool:
+        if not is_about_all_of(other.policy, placed.policy, root_namespace=self._root_namespace):
             return False
-        if other.ref == placed.ref or not is_about_all_of(
-            other.policy, placed.policy, root_namespace=self._root_namespace
-        ):
-            return False
-        if not covers(other.rule, placed.rule):
+        if not cases.are_covered_by(other.rule):
             return False
         # Of two that say the same the later one is superfluous.
         return (
-            other.policy.action is not placed.policy.action or other.ref < placed.ref or not self._same(other, placed)
+            other.policy.action is not placed.policy.action
+            or other.ref < placed.ref
+            or not covers(placed.rule, other.rule)
+            or not is_about_all_of(placed.policy, other.policy, root_namespace=self._root_namespace)
         )
 
-    def _same(self, other: _Placed, placed: _Placed) -> bool:
-        return covers(placed.rule, other.rule) and is_about_all_of(
-            placed.policy, other.policy, root_namespace=self._root_namespace
-        )
+
+def _may_decide(other: _Placed, placed: _Placed) -> bool:
+    """Whether two rules do the same, or the one denies what the other allows."""
+    denies = other.policy.action in (Action.DENY, Action.CUSTOM) and placed.policy.action is Action.ALLOW
+    return other.ref != placed.ref and (denies or other.policy.action is placed.policy.action)
 
 
 def _rules(policy: AuthorizationPolicy) -> Iterator[_Placed]:
