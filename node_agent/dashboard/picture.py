@@ -15,6 +15,7 @@ Json = dict[str, Any]
 Wanted = Callable[[str | None, str | None], bool]
 
 _MAX_CONNECTIONS: Final = 100  # of one node or edge, live and ended each
+_MAX_IDENTITIES: Final = 8  # of one node, for those who search; nearly all have one
 _LATEST_DENIALS: Final = 20
 
 
@@ -52,9 +53,7 @@ class Picture:
         found = self._places.nodes.get(name)
         if found is None:
             return None
-        identities = {
-            identity for row in (*found.endpoints, *found.workloads) if (identity := text(row.get("identity")))
-        }
+        identities = _identities(found)
         workloads = [
             {**each, "agent": self._workload_errors.get(_pod(each), {"state": None, "error": None})}
             for each in found.workloads
@@ -102,6 +101,7 @@ class Picture:
             "workloads": len(node.workloads),
             "mesh": "all" if enrolled and all(enrolled) else "some" if any(enrolled) else "none",
             "health": self._health(node, ready),
+            "identities": sorted(_identities(node))[:_MAX_IDENTITIES],
         }
 
     def _health(self, node: Node, ready: int) -> str:
@@ -248,6 +248,10 @@ def _unhealthy_of(agents: Iterable[Agent]) -> dict[tuple[str | None, str | None]
             said = f"{agent.node}: {text(row.get('health')) or 'unhealthy'}"
             found.setdefault(key, []).append(f"{said} ({why})" if why else said)
     return found
+
+
+def _identities(node: Node) -> set[str]:
+    return {identity for row in (*node.endpoints, *node.workloads) if (identity := text(row.get("identity")))}
 
 
 def _pod(row: Row) -> str:

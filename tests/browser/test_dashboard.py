@@ -177,6 +177,9 @@ def test_filters_leave_what_was_asked_for(stage: Stage) -> None:
         page.locator("#namespace").select_option("")
         page.locator("#hide-idle").check()
         expect(page.locator(".node")).to_have_count(8)
+        page.locator("#hide-idle").uncheck()
+        page.locator("#search").fill("sa/catalog")  # in its identity
+        expect(page.locator(".node")).to_have_count(1)
         page.locator("#search").fill("no such thing")
         expect(page.locator("#empty")).to_have_text("Nothing fits the filters.")
         page.locator("#search").fill("")

@@ -1,15 +1,15 @@
 // The page: asks, keeps what people chose, and hands both to those who draw.
 
+import { conditionOf } from "/static/condition.js";
 import { byId, html, setAttribute, setText, shown } from "/static/dom.js";
 import { agentDetail, denialsDetail, edgeDetail, groupDetail, nodeDetail } from "/static/detail.js";
-import { bytesPerSecond, count, duration, perSecond, plural } from "/static/format.js";
+import { bytesPerSecond, count, perSecond, plural } from "/static/format.js";
 import { Graph } from "/static/graph.js";
 import { GROUP_FROM, totalsOf, viewOf } from "/static/model.js";
 import { link } from "/static/parts.js";
 import { Tables } from "/static/table.js";
 import { startTheme } from "/static/theme.js";
 
-const SILENT_S = 4; // without an answer for so many intervals the picture is old
 const choice = { search: "", namespace: "", hideIdle: false, problems: false, focus: null, group: null, opened: new Set() };
 let mesh = null;
 let selection = null;
@@ -102,28 +102,7 @@ function changed({ relayout = true } = {}) {
 }
 
 function showCondition() {
-  const old = lastAnswer?.mesh ? lastAnswer.age_s + (performance.now() - lastAnswer.at) / 1000 : null;
-  const missing = mesh ? mesh.agents.filter((agent) => agent.error) : [];
-  let state = "live";
-  let text = "live";
-  let why = "";
-  if (lastAnswer?.lost) {
-    state = "lost";
-    text = old === null ? "not connected" : `stopped, ${duration(old)} old`;
-    why = `The dashboard's own server: ${lastAnswer.lost}. What you see is what was last known.`;
-  } else if (!mesh) {
-    state = lastAnswer?.error ? "lost" : "waiting";
-    text = lastAnswer?.error ? "no answer" : "connecting";
-    why = lastAnswer?.error ?? "";
-  } else if (lastAnswer.error || old > SILENT_S * lastAnswer.interval_s) {
-    state = "stale";
-    text = `stale, ${duration(old)} old`;
-    why = lastAnswer.error ?? "The agent is slow to answer.";
-  } else if (missing.length) {
-    state = "partial";
-    text = `live, without ${plural(missing.length, "agent")}`;
-    why = missing.slice(0, 3).map((agent) => `${shown(agent.node)}: ${shown(agent.error)}`).join(" \u00b7 ") + (missing.length > 3 ? ` \u00b7 and ${missing.length - 3} more` : "");
-  }
+  const { state, text, why } = conditionOf(lastAnswer, mesh, performance.now());
   setAttribute(byId("live"), "data-state", state);
   setText(byId("live-text"), text);
   setText(byId("banner"), why);
