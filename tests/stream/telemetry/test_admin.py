@@ -125,7 +125,16 @@ async def test_the_log_level_is_changed_only_to_a_known_one(tmp_path: Path) -> N
         changed = (200, b'{"level": "debug", "modules": {}}\n')
         assert await ask(path, "PUT", "/log-level", b'{"level": "debug"}') == changed
         assert await ask(path, "GET", "/log-level") == changed
-        for body in (b"", b"[]", b'{"level": 1}', b'{"level": "info", "module": 1}', b'{"module": "ringfence"}', b"\xff", b"[" * 60_000, b'{"level": "loud"}'):
+        for body in (
+            b"",
+            b"[]",
+            b'{"level": 1}',
+            b'{"level": "info", "module": 1}',
+            b'{"module": "ringfence"}',
+            b"\xff",
+            b"[" * 60_000,
+            b'{"level": "loud"}',
+        ):
             status, answer = await ask(path, "PUT", "/log-level", body)
             assert status == 400
             assert "level" in json.loads(answer)["error"]
