@@ -42,7 +42,7 @@ _TIMES_USUAL: Final = 3.0
 _MEAN_NEWS: Final = 1 / 8  # RFC 6298 section 2: alpha, beta, K
 _SPREAD_NEWS: Final = 1 / 4
 _SPREADS: Final = 4.0
-_LOOKS: Final = 4  # at one endpoint's connections, each time
+_LOOKS: Final = 2  # at one endpoint's connections, each time
 _TRY_AGAIN_AFTER: Final = 256  # connections to the service: one in so many may be lost to finding out
 
 
