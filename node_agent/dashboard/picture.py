@@ -42,7 +42,7 @@ class Picture:
         """The whole graph, without what is shown only when somebody asks."""
         return {
             "node": self._mesh.node,
-            "agents": [_agent(each) for each in self._mesh.agents],
+            "agents": [{**_agent(each), "needed": self._is_needed(each)} for each in self._mesh.agents],
             "nodes": [self._node(each) for each in sorted(self._places.nodes.values(), key=lambda each: each.id)],
             "edges": [self._edge(each) for each in sorted(self._edges.values(), key=lambda each: each.id)],
             "denials": list(self._denials()),
@@ -103,6 +103,12 @@ class Picture:
             "health": self._health(node, ready),
             "identities": sorted(_identities(node))[:_MAX_IDENTITIES],
         }
+
+    def _is_needed(self, agent: Agent) -> bool:
+        """A node without an agent, and without anybody who would need one, is no gap in the picture."""
+        return agent.sight is not None or any(
+            row.get("node") == agent.node and row.get("enrolled") is True for row in self._mesh.workloads
+        )
 
     def _health(self, node: Node, ready: int) -> str:
         """``unknown``: there is nothing that could be well or ill."""

@@ -64,7 +64,7 @@ class Collector:
         async with self._turn:
             if trio.current_time() - self._asked_at < _FRESH_S:
                 return
-            others = sorted((each for each in self._nodes() if each.name != self._node), key=lambda each: each.name)
+            others = sorted((each for each in self._nodes() if self._is_of_ours(each)), key=lambda each: each.name)
             seen: dict[str, Seen] = {}
             at_a_time = trio.CapacityLimiter(_AT_A_TIME)
             async with trio.open_nursery() as nursery:
@@ -98,11 +98,13 @@ class Collector:
                     error = f"left out: all answers together are longer than {_MAX_ALL_BYTES} bytes"
             seen[other.name] = Seen(node=other.name, error=error)
 
+    def _is_of_ours(self, node: Node) -> bool:
+        """Nodes of other trust domains have meshes, and dashboards, of their own."""
+        return node.name != self._node and node.trust_domain in ("", self._trust_domain)
+
     def _why_not(self, other: Node) -> str | None:
         if self._port is None:
             return "agents are not asked: [listen] sight is off at this agent"
-        if other.trust_domain not in ("", self._trust_domain):
-            return f"it is of trust domain {other.trust_domain}"
         if not other.addresses:
             return "its Node manifest has no InternalIP in status.addresses"
         return None

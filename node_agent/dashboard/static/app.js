@@ -139,12 +139,12 @@ function showNamespaces() {
 
 function showAgents() {
   const place = byId("agents");
-  const wanted = mesh.agents.map((agent) => [agent, agent.error ? "down" : agent.ready ? "ok" : "degraded"]);
+  const wanted = mesh.agents.map((agent) => [agent, agent.error ? (agent.needed ? "down" : "none") : agent.ready ? "ok" : "degraded"]);
   const key = JSON.stringify(wanted.map(([agent, health]) => [agent.node, health]));
   if (place.dataset.key === key) return;
   place.dataset.key = key;
-  const few = wanted.length <= 8 ? wanted : wanted.filter(([, health]) => health !== "ok").slice(0, 8);
-  const words = { ok: "agent ready", degraded: "agent not ready", down: "agent not reached" };
+  const few = wanted.length <= 8 ? wanted : wanted.filter(([, health]) => health !== "ok" && health !== "none").slice(0, 8);
+  const words = { ok: "agent ready", degraded: "agent not ready", down: "agent not reached", none: "no agent, and no pod of the mesh" };
   place.replaceChildren(...few.map(([agent, health]) => html("button", { type: "button", class: "agent", "data-health": health, "aria-label": `${shown(agent.node)}, ${words[health]}`, title: words[health], onclick: () => select("agent", agent.node) },
     html("span", { class: "dot", "aria-hidden": "true" }), shown(agent.node))));
   if (wanted.length > 8) place.append(html("span", { class: "more" }, `${wanted.length} agents`));
@@ -153,7 +153,7 @@ function showAgents() {
 /** Tell, once, what somebody who does not see the picture would want to hear. */
 function announce() {
   const denied = new Set(mesh.edges.filter((edge) => edge.denied_lately).map((edge) => edge.id));
-  const missing = new Set(mesh.agents.filter((agent) => agent.error).map((agent) => agent.node));
+  const missing = new Set(mesh.agents.filter((agent) => agent.error && agent.needed).map((agent) => agent.node));
   const news = [];
   const fresh = [...denied].filter((id) => !known.denied.has(id));
   if (fresh.length) news.push(`${plural(fresh.length, "new denial")}: ${fresh.slice(0, 3).map((id) => id.replace(">", " to ")).join("; ")}`);

@@ -19,7 +19,7 @@ export function conditionOf(answer, mesh, now) {
   if (answer.error || old > SILENT * answer.interval_s) {
     return { state: "stale", text: `stale, ${duration(old)} old`, why: answer.error ?? "The agent is slow to answer." };
   }
-  const missing = mesh.agents.filter((agent) => agent.error);
+  const missing = mesh.agents.filter((agent) => agent.error && agent.needed);
   if (missing.length) {
     const named = missing.slice(0, NAMED).map((agent) => `${shown(agent.node)}: ${shown(agent.error)}`);
     if (missing.length > NAMED) named.push(`and ${missing.length - NAMED} more`);

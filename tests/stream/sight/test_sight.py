@@ -190,7 +190,7 @@ async def test_each_agent_that_can_not_be_asked_says_why_and_the_others_are_show
     assert errors["node-2"] is None
     assert errors["node-3"] == f"127.0.0.9:{port}: can not connect: Connection refused"
     assert errors["node-4"] == "its Node manifest has no InternalIP in status.addresses"
-    assert errors["node-5"] == "it is of trust domain other.example"
+    assert "node-5" not in errors  # of another mesh
     assert (await client.ask(manifest("node-2"), port=None))[0]["error"] == (
         "agents are not asked: [listen] sight is off at this agent"
     )

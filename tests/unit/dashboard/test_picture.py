@@ -148,6 +148,17 @@ def test_an_agent_that_is_away_keeps_its_edges_without_a_rate(looking: Looking) 
     assert picture.overview()["agents"][1]["error"] == "no answer within 3 s"
 
 
+def test_a_node_that_nobody_needs_an_agent_on_is_no_gap(looking: Looking) -> None:
+    looking.mesh.missing["node-2"] = "10.0.0.2:15022: can not connect: Connection refused"
+
+    def another(document: dict[str, Any]) -> None:
+        document["agents"].append({"node": "control-plane", "error": "no answer within 3 s", "sight": None})
+
+    looking.change = another
+    needed = {each["node"]: each["needed"] for each in looking.look().overview()["agents"]}
+    assert needed == {"node-1": True, "node-2": True, "control-plane": False}
+
+
 def test_who_is_not_known_is_a_node_of_its_own(looking: Looking) -> None:
     looking.mesh.talks("shop/cart", "shop/web", security="none")
 
