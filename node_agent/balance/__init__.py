@@ -7,13 +7,15 @@ endpoints   what is known of each endpoint
 health      when active checks are due, and what their results mean; health_shares: by one worker for all
 outlier     ejecting those that fail, and letting them back in
 loads       what operators are shown of an endpoint
+silence     those that accept connections and do not answer
 latency     peak-EWMA: how long an endpoint takes to connect to
 limits      who is let in at all, and how fast; bucket: tokens that come every second
 faults      which connections are disturbed on purpose
 """
 
-from node_agent.balance.balancer import Balancer, Client, NoEndpoints, Pick
+from node_agent.balance.balancer import Balancer, Client, Pick
 from node_agent.balance.loads import EndpointLoad
+from node_agent.balance.no_endpoints import NoEndpoints
 from node_agent.balance.tiers import Near
 
 __all__ = ["Balancer", "Client", "EndpointLoad", "Near", "NoEndpoints", "Pick"]

@@ -30,10 +30,10 @@ from node_agent.balance.choosers import Chooser, HashTable, chooser, table_for
 from node_agent.balance.endpoints import EndpointState, EndpointStates
 from node_agent.balance.latency import PeakEwma
 from node_agent.balance.loads import EndpointLoad, shown
+from node_agent.balance.no_endpoints import NoEndpoints, why_none
 from node_agent.balance.outlier import Why, may_eject_another
 from node_agent.balance.silence import Answer, Habit, Silence, Waiting
 from node_agent.balance.tiers import Member, Near, Tiers, build, weight_of
-from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.model import Endpoint, EndpointAddress, EndpointKey, ServicePort
 
 if TYPE_CHECKING:
@@ -46,13 +46,6 @@ _FORGET_AFTER_S: Final = 60.0
 _LATENCY_PEERS: Final = 3  # fewer have no median to be far off from
 _LATENCY_FLOOR_S: Final = 0.005  # below it "many times the median" is noise
 _LOOK_AT_LATENCY_S: Final = 1.0
-
-
-class NoEndpoints(ConnectionFailure):
-    """Nobody serves this service port now."""
-
-    def __init__(self, detail: str) -> None:
-        super().__init__(CloseReason.NO_SERVICE_ENDPOINTS, detail)
 
 
 class Client(NamedTuple):
@@ -224,7 +217,7 @@ class Balancer:
         pool = self._pool(service, candidates, traffic or default_for(service.load_balancing), client.near, now)
         member = self._choose(pool, client, exclude, now)
         if member is None:
-            raise NoEndpoints(_why_none(service, candidates, pool))
+            raise NoEndpoints(why_none(service, candidates, pool.members, pool.tiers))
         self._states.used(member.endpoint, member.state, now)
         if not exclude:
             self._budget(service, pool.traffic, now).connect(pool.traffic.retry, now)
@@ -401,16 +394,3 @@ class Balancer:
             del self._pools[key]
             if not any((key[0], family) in self._pools for family in (4, 6)):
                 self._budgets.pop(key[0], None)
-
-
-def _why_none(service: ServicePort, candidates: Sequence[Endpoint], pool: _Pool) -> str:
-    if not candidates:
-        return f"{service} has no endpoints"
-    ready = sum(each.ready for each in candidates)
-    if not ready:
-        return f"none of the {len(candidates)} endpoints of {service} is ready"
-    if not pool.members:
-        return f"none of the {ready} ready endpoints of {service} is in the subset of its TrafficPolicy"
-    if not pool.tiers.tiers:
-        return f"none of the {ready} ready endpoints of {service} is healthy, or near enough for its TrafficPolicy"
-    return f"each of the {ready} ready endpoints of {service} was tried"
