@@ -119,7 +119,8 @@ class Pod:
             try:
                 made.settimeout(timeout_s)
                 if self.cgroup is not None and not source_port:
-                    made.bind((self.ipv6 if family == socket.AF_INET6 else self.ipv4, 0))  # of the node's many
+                    own = f"::ffff:{self.ipv4}" if ip.startswith("::ffff:") else self.ipv6 if ":" in ip else self.ipv4
+                    made.bind((own, 0))  # of the node's many
                 if source_port:
                     made.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", source_port))
                 made.connect((ip, port))

@@ -71,6 +71,7 @@ class CgroupCapture:
         self._attached: dict[ObjectName, tuple[Path, int]] = {}  # and the number of the cgroup
         self._rules: str | None = None
         self._rules_from = 0.0
+        self._one_at_a_time = trio.Lock()
 
     def close(self) -> None:
         """Close our descriptors; what is attached stays in force."""
@@ -184,12 +185,12 @@ class CgroupCapture:
         _log.info("the cgroup of %s was made again and is captured", name)
 
     async def _refresh_rules(self) -> PlumbingError | None:
-        """Bring the node's rules up to date with what is wanted."""
-        text = node_rules.rules(self._wanted.values())
-        if text == self._rules:
-            return None
-        has_some = text != rules.REMOVE
-        (error,) = await plumb([PlumbingJob(fd=self._home, install=has_some, rules=text)])
-        if error is None:
-            self._rules = text
-        return error
+        """Bring the node's rules up to date with what is wanted; one at a time, or an older text might come last."""
+        async with self._one_at_a_time:
+            text = node_rules.rules(self._wanted.values())
+            if text == self._rules:
+                return None
+            has_some = text != rules.REMOVE
+            (error,) = await plumb([PlumbingJob(fd=self._home, install=has_some, rules=text)])
+            self._rules = text if error is None else None
+            return error
