@@ -16,12 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from bpf.errors import BpfError
 from bpf.syscalls import MapInfo, map_info
 
 SOURCE_DIR: Final = Path(__file__).parent
+NO_DEFINES: Final[Mapping[str, int]] = MappingProxyType({})
 _HEADERS: Final = SOURCE_DIR / "headers"
 _WARNINGS: Final = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wsign-compare", "-Wimplicit-fallthrough")
 _NOT_WARNINGS: Final = ("-Wsign-conversion", "-Wunused-parameter")
@@ -51,8 +53,14 @@ def require_bcc() -> None:
         ) from error
 
 
-def compile_sources(sources: Sequence[str], functions: Sequence[str], *, directory: Path = SOURCE_DIR) -> Compiled:
-    """Compile files of ``directory`` as one unit; every warning is an error.
+def compile_sources(
+    sources: Sequence[str],
+    functions: Sequence[str],
+    *,
+    directory: Path = SOURCE_DIR,
+    defines: Mapping[str, int] = NO_DEFINES,
+) -> Compiled:
+    """Compile files of ``directory`` as one unit; every warning is an error.  ``defines`` are macros of it.
 
     Raises:
         BpfError: with what the compiler said.
@@ -60,7 +68,7 @@ def compile_sources(sources: Sequence[str], functions: Sequence[str], *, directo
     require_bcc()
     import bcc  # noqa: PLC0415
 
-    unit = _unit(sources, directory)
+    unit = _unit(sources, directory, defines)
     os.environ["BCC_KERNEL_SOURCE"] = str(_HEADERS)
     with _captured_stderr() as said:
         try:
@@ -95,13 +103,14 @@ def relocate(instructions: bytes, descriptors: Mapping[int, str], maps: Mapping[
     return bytes(code)
 
 
-def _unit(sources: Sequence[str], directory: Path) -> str:
+def _unit(sources: Sequence[str], directory: Path, defines: Mapping[str, int]) -> str:
     """One text, because bcc looks only into the file that it is given.
 
     The warnings are set by pragma: as flags they would be about bcc's own headers too.
     """
     parts = [f'#pragma clang diagnostic error "{each}"' for each in _WARNINGS]
     parts += [f'#pragma clang diagnostic ignored "{each}"' for each in _NOT_WARNINGS]
+    parts += [f"#define {name} {value}" for name, value in defines.items()]
     for name in dict.fromkeys(("maps.h", *sources)):
         text = (directory / name).read_text(encoding="ascii")
         parts.append(f'#line 1 "{name}"\n{_ONCE.sub("", text)}')

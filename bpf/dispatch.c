@@ -36,3 +36,13 @@ int dispatch_or_pass(struct bpf_sock_addr *ctx) {
         slots.call(ctx, loader->active_slot);
     return 1;
 }
+
+/* Of the hooks for packets: without a program it is the next one's business. */
+int dispatch_or_next(struct __sk_buff *ctx) {
+    int first = 0;
+    struct loader_state *loader = state.lookup(&first);
+
+    if (loader)
+        slots.call(ctx, loader->active_slot);
+    return -1; /* TCX_NEXT */
+}

@@ -63,8 +63,8 @@ int capture_flows(struct bpf_sock_ops *ctx) {
 
     cookie = bpf_get_socket_cookie(ctx);
     original = originals.lookup(&cookie);
-    if (!original)
-        return PASS; /* it was not captured */
+    if (!original || original->is_lane)
+        return PASS; /* it was not captured, or does not go to the agent (lane_connect.c) */
     copy = *original;
     /* If the map is full the agent finds nothing, and resets the connection. */
     flows.update(&key, &copy);

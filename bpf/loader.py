@@ -21,10 +21,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from bpf import btf, preconditions, syscalls
 from bpf import pins as pinned
-from bpf import preconditions, syscalls
 from bpf.abi import abi
 from bpf.compiler import SOURCE_DIR, Compiled, compile_sources, relocate
+from bpf.errors import UnsupportedError
 from bpf.pins import Pins, State
 from bpf.plan import FEATURES, HOOKS, Feature, Hook
 from bpf.syscalls import Map, MapType
@@ -60,13 +61,20 @@ def load(
     preconditions.require_all(root)
     pins = Pins(root)
     progress("compile")
-    dispatchers = compile_sources(("dispatch.c",), ("dispatch_or_refuse", "dispatch_or_pass"))
+    dispatchers = compile_sources(("dispatch.c",), sorted({each.dispatcher for each in HOOKS}))
     kernel = kernel or preconditions.kernel_version()
-    compiled = {
-        each.name: compile_sources(each.sources, [row.function for row in each.programs], directory=directory)
-        for each in features
-        if kernel >= each.min_kernel
-    }
+    compiled: dict[str, Compiled] = {}
+    lacking: dict[str, str] = {}
+    for each in features:
+        if kernel < each.min_kernel:
+            continue
+        try:
+            numbers = btf.numbers(each.numbers)
+        except UnsupportedError as error:
+            lacking[each.name] = str(error)
+            continue
+        functions = [row.function for row in each.programs]
+        compiled[each.name] = compile_sources(each.sources, functions, directory=directory, defines=numbers)
     with pinned.locked(pins), ExitStack() as stack:
         progress("look at what is loaded")
         state = pinned.open_state(pins)
@@ -77,7 +85,7 @@ def load(
         before = None if state is None else State.read(state)
         kept = {} if before is None else _kept_maps(pins, before, stack)
         progress("verify")
-        new = verify(features, compiled, kept=kept, kernel=kernel, stack=stack)
+        new = verify(features, compiled, lacking=lacking, kept=kept, kernel=kernel, stack=stack)
         loading = _Loading(new=new, dispatchers=dispatchers, progress=progress, stack=stack)
         if state is None or before is None:
             generation = loading.first(pins)
@@ -217,12 +225,11 @@ class _Loading:
     def _keep_dispatcher(self, pins: Pins, at: Hook, slots: Map, state: Map) -> None:
         """Make the hook's dispatcher, or replace it where it is not ours of today (the links with it, one by one:
         the old one and the new one do the same)."""
-        function = "dispatch_or_refuse" if at.refuses else "dispatch_or_pass"
         fd = syscalls.load_program(
             type=at.program_type,
             attach_type=at.attach_type,
             instructions=relocate(
-                self._dispatchers.functions[function],
+                self._dispatchers.functions[at.dispatcher],
                 self._dispatchers.descriptors,
                 {"state": state.fd, "slots": slots.fd},
             ),

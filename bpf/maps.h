@@ -29,6 +29,19 @@
 #define MAX_CAPTURED     131072 /* sockets that are captured at one time; the next is refused */
 #define MAX_UNACCEPTED   65536  /* connections that the agent has not accepted yet */
 
+#define MAX_LANES            8192  /* pairs of a pod and a destination that may take the lane now */
+#define MAX_LANE_ENDPOINTS   8     /* of a destination; one with more does not take the lane */
+#define MAX_LANE_CONNECTIONS 16384 /* that are open; the next goes through the agent */
+#define MAX_LANE_SPILL       32768 /* ends that the ring had no room for: of all that are open, and as many waiting */
+#define MAX_LANE_REFUSALS    4096  /* connections that are being refused; the oldest go first */
+#define MAX_POD_ADDRESSES    4096  /* a node */
+
+#define LANE_SYN_SENT    1 /* flags of a lane_connection, and of a lane_end */
+#define LANE_ESTABLISHED 2
+#define LANE_FIN_ACKED   4  /* the server has acknowledged the client's FIN */
+#define LANE_FIN_CAME    8  /* the server's FIN has arrived */
+#define LANE_REFUSED     16 /* what had been allowed was so no longer when the SYN was to be sent */
+
 /* state[0]: which of the two slots is in force.  Written by the loader, read by
  * the dispatchers (active_slot only) and by the agent. */
 struct loader_state {
@@ -64,7 +77,7 @@ struct listener_key {
 struct original_destination {
     __u32 ip_be[4];
     __u32 port_be;
-    __u32 reserved;
+    __u32 is_lane;   /* 1: it goes to the application itself; nobody will accept it for the agent */
     __u64 cgroup_id; /* of the workload that opened it */
 };
 
@@ -89,4 +102,81 @@ struct pass_key {
     __u32 server_ip_be[4];
     __u32 client_port;
     __u32 server_port;
+};
+
+/* lane_control[0]: written by the agent.  A lane of another generation is none. */
+struct lane_control {
+    __u64 generation;     /* 0: no lanes */
+    __u64 valid_until_ns; /* CLOCK_MONOTONIC */
+    __u64 collected;      /* of the spilled ends: how many the agent has taken */
+};
+
+/* lane_counters[0]: written by the programs. */
+struct lane_counters {
+    __u64 taken;   /* connections */
+    __u64 full;    /* that went through the agent, because a map was full */
+    __u64 refused; /* see LANE_REFUSED */
+    __u64 spilled; /* ends that the ring had no room for */
+    __u64 lost;    /* ends that nothing had room for */
+};
+
+/* Key of lanes: a pod, and where its programs connect to. */
+struct lane_key {
+    __u64 netns_cookie;
+    __u32 ip_be[4];
+    __u32 port_be;
+    __u32 reserved;
+};
+
+/* lanes[lane_key]: whom the agent lets the pod connect to there, without it.  Never changed, only made and deleted. */
+struct lane {
+    __u64 generation;
+    __u64 grants[8]; /* by endpoint: the agent's number for who may talk to whom */
+    __u32 ip_be[32]; /* by endpoint, four words each */
+    __u32 port_be[8];
+    __u32 weights[8]; /* each with all before it; the last one is the sum */
+    __u32 count;
+    __u32 reserved;
+};
+
+/* lane_connections[socket cookie of the client]: one that took the lane. */
+struct lane_connection {
+    __u64 generation;
+    __u64 grant;
+    __u64 netns_cookie; /* of the client */
+    __u64 began_ns;     /* CLOCK_MONOTONIC */
+    __u64 established_ns;
+    __u32 original_ip_be[4];
+    __u32 original_port_be;
+    __u32 flags;
+    __u32 client_ip_be[4]; /* zeros before the SYN */
+    __u32 server_ip_be[4];
+    __u32 client_port;
+    __u32 server_port;
+};
+
+/* In the ring, or in lane_spill[socket cookie]: the end of one.  Numbers are the client's TCP's own. */
+struct lane_end {
+    __u64 cookie;
+    __u64 grant;
+    __u64 netns_cookie;
+    __u64 began_ns;
+    __u64 established_ns;
+    __u64 ended_ns;
+    __u64 acked_bytes;    /* with SYN and FIN */
+    __u64 received_bytes; /* with FIN */
+    __u32 original_ip_be[4];
+    __u32 original_port_be;
+    __u32 flags;
+    __u32 client_ip_be[4];
+    __u32 server_ip_be[4];
+    __u32 client_port;
+    __u32 server_port;
+    __u32 error; /* errno of the socket; 0: the client ended it */
+    __u32 reserved;
+};
+
+/* Key of pod_addresses, whose values are the interface on the node that the address is behind. */
+struct pod_address {
+    __u32 ip_be[4];
 };

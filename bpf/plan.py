@@ -23,6 +23,13 @@ class Hook:
     attach_type: AttachType
     refuses: bool
 
+    @property
+    def dispatcher(self) -> str:
+        """The function of dispatch.c that is linked."""
+        if self.attach_type is AttachType.TCX_INGRESS:
+            return "dispatch_or_next"
+        return "dispatch_or_refuse" if self.refuses else "dispatch_or_pass"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
@@ -49,6 +56,16 @@ class MapRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KernelNumber:
+    """What the sources can not know before they meet the running kernel: the macro ``define`` gets an offset in bytes
+    (``kind`` a structure, ``member`` of it) or a value (``kind`` an enumeration)."""
+
+    define: str
+    kind: str
+    member: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Feature:
     """What is loaded, or left out, as a whole.  ``min_kernel`` is where the last thing that it needs came in."""
 
@@ -58,6 +75,7 @@ class Feature:
     sources: tuple[str, ...]
     maps: tuple[MapRow, ...]
     programs: tuple[Program, ...]
+    numbers: tuple[KernelNumber, ...] = ()
 
 
 HOOKS: Final = (
@@ -127,10 +145,41 @@ HOOKS: Final = (
         attach_type=AttachType.SK_LOOKUP,
         refuses=True,
     ),
+    Hook(
+        name="lane_connect4",
+        program_type=ProgramType.CGROUP_SOCK_ADDR,
+        attach_type=AttachType.CGROUP_INET4_CONNECT,
+        refuses=False,
+    ),
+    Hook(
+        name="lane_connect6",
+        program_type=ProgramType.CGROUP_SOCK_ADDR,
+        attach_type=AttachType.CGROUP_INET6_CONNECT,
+        refuses=False,
+    ),
+    Hook(
+        name="lane_sock_ops",
+        program_type=ProgramType.SOCK_OPS,
+        attach_type=AttachType.CGROUP_SOCK_OPS,
+        refuses=False,
+    ),
+    Hook(
+        name="lane_sock_release",
+        program_type=ProgramType.CGROUP_SOCK,
+        attach_type=AttachType.CGROUP_INET_SOCK_RELEASE,
+        refuses=False,
+    ),
+    Hook(
+        name="pod_source",
+        program_type=ProgramType.SCHED_CLS,
+        attach_type=AttachType.TCX_INGRESS,
+        refuses=False,
+    ),
 )
 
 CAPTURE: Final = "capture"
 INPOD: Final = "inpod"
+LANE: Final = "lane"
 
 FEATURES: Final = (
     Feature(
@@ -166,12 +215,55 @@ FEATURES: Final = (
             MapRow(name="flows", key="flow_key", value="original_destination"),
             MapRow(name="pods", value="pod"),
             MapRow(name="passes", key="pass_key"),
+            MapRow(name="refusals", key="pass_key"),
         ),
         programs=(
             Program(function="pod_connect4", hook="pod_connect4"),
             Program(function="pod_connect6", hook="pod_connect6"),
             Program(function="pod_passes", hook="pod_sock_ops"),
             Program(function="pod_steer", hook="pod_sk_lookup"),
+        ),
+    ),
+    Feature(
+        name=LANE,
+        min_kernel=(6, 6),
+        needs="TCX links, against forged addresses",
+        sources=(
+            "capture.h",
+            "inpod.h",
+            "lane.h",
+            "lane_connect.c",
+            "lane_flows.c",
+            "lane_release.c",
+            "pod_source.c",
+        ),
+        maps=(
+            MapRow(name="workloads", value="workload"),
+            MapRow(name="listeners", key="listener_key", type=MapType.SOCKHASH, value_bytes=8),
+            MapRow(name="originals", value="original_destination"),
+            MapRow(name="flows", key="flow_key", value="original_destination"),
+            MapRow(name="pods", value="pod"),
+            MapRow(name="passes", key="pass_key"),
+            MapRow(name="refusals", key="pass_key"),
+            MapRow(name="lane_control", value="lane_control"),
+            MapRow(name="lane_counters", value="lane_counters"),
+            MapRow(name="lanes", key="lane_key", value="lane"),
+            MapRow(name="lane_connections", value="lane_connection"),
+            MapRow(name="lane_ends"),
+            MapRow(name="lane_spill", value="lane_end"),
+            MapRow(name="pod_addresses", key="pod_address"),
+        ),
+        programs=(
+            Program(function="lane_connect4", hook="lane_connect4"),
+            Program(function="lane_connect6", hook="lane_connect6"),
+            Program(function="lane_flows", hook="lane_sock_ops"),
+            Program(function="lane_release", hook="lane_sock_release"),
+            Program(function="pod_source", hook="pod_source"),
+        ),
+        numbers=(
+            KernelNumber(define="SOCK_FLAGS_OFFSET", kind="sock_common", member="skc_flags"),
+            KernelNumber(define="SOCK_ERROR_OFFSET", kind="sock", member="sk_err"),
+            KernelNumber(define="SOCK_DONE_BIT", kind="sock_flags", member="SOCK_DONE"),
         ),
     ),
 )

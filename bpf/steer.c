@@ -3,8 +3,9 @@
  * When:    the kernel looks for the listener of an arriving SYN in a pod's network
  *          namespace (sk_lookup), before any socket of the pod is considered; with
  *          SYN cookies once more for the ACK.
- * Reads:   passes (pod_passes.c), listeners (written by the agent; the kernel takes
- *          a socket out when it is closed, also when the agent is killed).
+ * Reads:   passes (pod_passes.c, lane_flows.c), refusals (lane_flows.c), listeners
+ *          (written by the agent; the kernel takes a socket out when it is closed,
+ *          also when the agent is killed).
  * Writes:  nothing.
  *
  * SK_DROP is answered with RST: without an agent a pod is closed.  The agent's
@@ -54,7 +55,9 @@ int pod_steer(struct bpf_sk_lookup *ctx) {
     key.client_port = __builtin_bswap16((__u16)remote_port);
     key.server_port = local_port;
     if (passes.lookup(&key))
-        return SK_PASS; /* from inside: the agent's to the application, or the pod's to itself */
+        return SK_PASS; /* from inside: the agent's to the application, or the pod's to itself; or on the lane */
+    if (refusals.lookup(&key))
+        return SK_DROP; /* it would have been on the lane */
 
     listener.ip_be[0] = local0;
     listener.ip_be[1] = local1;

@@ -21,6 +21,7 @@ _LOG_BYTES: Final = 1 << 22
 _NAME_BYTES: Final = 15
 _LOOKUP_AND_DELETE: Final = 21
 _LINK_TYPE_NETNS: Final = 5
+_LINK_TYPE_TCX: Final = 11
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -37,6 +38,7 @@ class MapType(IntEnum):
 
 
 class ProgramType(IntEnum):
+    SCHED_CLS = 3
     CGROUP_SKB = 8
     CGROUP_SOCK = 9
     SOCK_OPS = 13
@@ -56,6 +58,7 @@ class AttachType(IntEnum):
     CGROUP_INET6_GETPEERNAME = 30
     CGROUP_INET_SOCK_RELEASE = 34
     SK_LOOKUP = 36
+    TCX_INGRESS = 46
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,13 +86,15 @@ class ProgramInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkInfo:
-    """``cgroup_id`` and ``netns_inode`` are 0 for a link of the other kind, or when what it was linked to is gone."""
+    """``cgroup_id``, ``netns_inode`` and ``interface`` are 0 for a link of another kind, or when what it was linked to
+    is gone."""
 
     id: int
     program_id: int
     cgroup_id: int
     netns_inode: int
     attach_type: int
+    interface: int = 0
 
 
 def _bpf(command: int, attributes: bytes | ctypes.Array[ctypes.c_char]) -> int:
@@ -255,7 +260,10 @@ def open_pin(path: os.PathLike[str]) -> int:
 
 
 def create_link(*, program: int, target: int, attach_type: int) -> int:
-    """BPF_LINK_CREATE: call ``program`` at ``target``, beside others' programs, as long as the link is there."""
+    """BPF_LINK_CREATE: call ``program`` at ``target``, beside others' programs, as long as the link is there.
+
+    ``target`` is a descriptor, or the index of an interface of our own network namespace (TCX).
+    """
     return _bpf(28, struct.pack("IIIIIIII", program, target, attach_type, 0, 0, 0, 0, 0))
 
 
@@ -292,15 +300,24 @@ def program_info(fd: int) -> ProgramInfo:
 
 
 def link_info(fd: int) -> LinkInfo:
-    """BPF_OBJ_GET_INFO_BY_FD of a cgroup's or a network namespace's link."""
+    """BPF_OBJ_GET_INFO_BY_FD of a cgroup's, a network namespace's or an interface's link."""
     raw = _info(fd, 32)
     kind, number, program, _ = struct.unpack_from("IIII", raw)
-    cgroup = inode = 0
+    cgroup = inode = interface = 0
     if kind == _LINK_TYPE_NETNS:
         inode, attach = struct.unpack_from("II", raw, 16)
+    elif kind == _LINK_TYPE_TCX:
+        interface, attach = struct.unpack_from("II", raw, 16)
     else:
         cgroup, attach = struct.unpack_from("QI", raw, 16)
-    return LinkInfo(id=number, program_id=program, cgroup_id=cgroup, netns_inode=inode, attach_type=attach)
+    return LinkInfo(
+        id=number,
+        program_id=program,
+        cgroup_id=cgroup,
+        netns_inode=inode,
+        attach_type=attach,
+        interface=interface,
+    )
 
 
 def program_by_id(number: int) -> int:

@@ -27,13 +27,15 @@ def verify(
     features: Sequence[Feature],
     compiled: Mapping[str, Compiled],
     *,
+    lacking: Mapping[str, str],
     kept: Mapping[str, int],
     kernel: tuple[int, int],
     stack: ExitStack,
 ) -> Verified:
     """Make the maps that are not ``kept``, and load every program; ``stack`` closes what is made.
 
-    A feature that is not ``compiled``, or that the kernel does not know, is off.
+    A feature that is not ``compiled``, or that the kernel does not know, is off; ``lacking`` says why, if it is
+    not the kernel's version.
 
     Raises:
         VerifierRefusal: with the log.
@@ -44,6 +46,9 @@ def verify(
     on: list[Feature] = []
     off: dict[str, str] = {}
     for feature in features:
+        if feature.name in lacking:
+            off[feature.name] = lacking[feature.name]
+            continue
         if feature.name not in compiled:
             has, needs = (".".join(map(str, version)) for version in (kernel, feature.min_kernel))
             off[feature.name] = f"needs Linux {needs} ({feature.needs}), this is {has}"

@@ -215,10 +215,13 @@ def test_the_command_loads_what_the_agent_needs_and_unload_leaves_nothing(root: 
         assert f"generation {generation}: capture" in done.stdout
     shown = status.collect(root)
     assert shown["problem"] is None
-    assert shown["features"] == [{"name": name, "on": True, "reason": None} for name in ("capture", "inpod")]
+    assert shown["features"] == [{"name": name, "on": True, "reason": None} for name in ("capture", "inpod", "lane")]
+    counted = ("workloads", "listeners", "originals", "flows", "pods", "passes", "pod_addresses")
+    lane = ("lanes", "lane_connections", "lane_spill")
+    uncounted = ("refusals", "lane_control", "lane_counters", "lane_ends")
     assert {each["name"]: each["entries"] for each in shown["maps"]} == dict.fromkeys(
-        ("workloads", "listeners", "originals", "flows", "pods", "passes"), 0
-    )
+        counted + lane, 0
+    ) | dict.fromkeys(uncounted)
     ours = _ids(root)
     assert len(ours) > 20
     using = pins.use(Pins(root))
