@@ -5,12 +5,11 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from ca.manifests import DirectoryState, Traffic
+from ca.manifests import AuthorizationPolicy, DirectoryState, Traffic
 from ca.manifests.traffic import Limits, RateLimit
 from node_agent.explanation.places import Places, Share, Source, Target
 from node_agent.explanation.ways import Row, Way, Ways, describe
 from node_agent.identity.trust import TrustStore
-from node_agent.model import ObjectName
 from node_agent.policy import PolicyEngine
 from node_agent.registry import Registry
 
@@ -119,8 +118,8 @@ class Explainer:
         files: dict[str, str] = {}
         for name, file in self._directory().files.items():
             for each in file.objects:
-                if each.key.kind == "AuthorizationPolicy":
-                    files.setdefault(str(ObjectName(each.key.namespace, each.key.name)), name)
+                if isinstance(each, AuthorizationPolicy):
+                    files.setdefault(str(each), name)
         return files.get
 
 

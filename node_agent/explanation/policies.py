@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+from ca.manifests import AuthorizationPolicy
 from node_agent.explanation.places import UnknownPlace
 from node_agent.explanation.ways import Row
 from node_agent.model import ObjectName
@@ -16,6 +17,7 @@ _COUNTERS: Final = (DENIALS, DRY_RUN_DENIALS, AUDITS)
 _MESH: Final = "mesh"
 _NAMESPACE: Final = "namespace"
 _WORKLOADS: Final = "workloads"
+_A_STEP: Final = 100  # workloads or policies: well under a millisecond
 
 
 class Policies:
@@ -36,20 +38,37 @@ class Policies:
         self._families = families
         self._file_of = file_of
 
-    def rows(self, namespace: str | None = None) -> Iterator[Row]:
-        """One row a policy, by name; raises UnknownPlace for a namespace that has none, nor workloads."""
+    def rows(self, namespace: str | None = None) -> Iterator[Row | None]:
+        """One row a policy, by name, and None now and then: others may have a turn.
+
+        Raises UnknownPlace, before the first row, for a namespace that has no policies, nor workloads.
+        """
         policies = sorted(
             (each for each in self._engine.policies() if namespace in (None, each.namespace)),
             key=lambda each: (each.namespace, each.name),
         )
         if namespace is not None and not policies and not self._is_namespace(namespace):
             raise UnknownPlace(f"no namespace {namespace!r}: it has neither policies nor workloads")
-        local = self._selected(local=True)
-        everywhere = self._selected(local=False)
+        return self._rows(policies)
+
+    def _rows(self, policies: list[AuthorizationPolicy]) -> Iterator[Row | None]:
+        local: dict[str, int] = {}
+        everywhere: dict[str, int] = {}
+        for number, workload in enumerate(list(self._registry.workloads()) if policies else (), 1):
+            if not number % _A_STEP:
+                yield None
+            if workload.enrolled:  # nobody judges connections to others
+                for each in self._engine.policies_for(workload):
+                    name = str(each.policy)
+                    everywhere[name] = everywhere.get(name, 0) + 1
+                    if workload.node == self._node:
+                        local[name] = local.get(name, 0) + 1
         counts = self._counts()
         file_of = self._file_of()
-        faults = list(self._registry.faults())
-        for policy in policies:
+        problems = self._problems()
+        for number, policy in enumerate(policies, 1):
+            if not number % _A_STEP:
+                yield None
             name = str(policy)
             yield {
                 "name": policy.name,
@@ -65,7 +84,7 @@ class Policies:
                 "denials": counts[DENIALS].get(name, 0),
                 "dry_run_denials": counts[DRY_RUN_DENIALS].get(name, 0),
                 "audits": counts[AUDITS].get(name, 0),
-                "problems": [line for line in faults if line.startswith(f"AuthorizationPolicy {name}:")],
+                "problems": problems.get(name, []),
             }
 
     def _scope(self, namespace: str, is_narrow: bool) -> str:
@@ -73,14 +92,13 @@ class Policies:
             return _WORKLOADS
         return _MESH if namespace == DEFAULT_ROOT_NAMESPACE else _NAMESPACE
 
-    def _selected(self, *, local: bool) -> dict[str, int]:
-        """How many enrolled workloads each policy is about: nobody judges connections to others."""
-        found: dict[str, int] = {}
-        workloads = self._registry.workloads_on(self._node) if local else self._registry.workloads()
-        for workload in workloads:
-            if workload.enrolled:
-                for each in self._engine.policies_for(workload):
-                    found[str(each.policy)] = found.get(str(each.policy), 0) + 1
+    def _problems(self) -> dict[str, list[str]]:
+        """What is wrong with policies, by name."""
+        found: dict[str, list[str]] = {}
+        for line in self._registry.faults():
+            kind, _, rest = line.partition(" ")
+            if kind == "AuthorizationPolicy":
+                found.setdefault(rest.partition(":")[0], []).append(line)
         return found
 
     def _counts(self) -> dict[str, dict[str, float]]:
