@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from ca.manifests import AuthorizationPolicy, DirectoryState, Traffic
@@ -44,14 +44,23 @@ class Explainer:
         self.places = Places(registry, registry_only=registry_only)
         self.ways = Ways(registry=registry, engine=engine, trust=trust)
 
-    def explain(self, source_text: str, destination_text: str) -> Row:
-        """The answer as JSON-able data (docs/cli.md); raises UnknownPlace."""
+    def explain(self, source_text: str, destination_text: str) -> Iterator[Row | None]:
+        """The answer as JSON-able data (docs/cli.md), and before it None for each endpoint: others may have a turn.
+
+        Raises UnknownPlace before that.
+        """
         source = self.places.source(source_text)
-        target = self.places.target(destination_text, source)
+        return self._explain(source, self.places.target(destination_text, source))
+
+    def _explain(self, source: Source, target: Target) -> Iterator[Row | None]:
         versions = {":" in each for each in source.addresses}
         # A program that has no IPv6 address does not try: what would come of it is not asked either.
         reachable = [each for each in target.endpoints if (":" in each.address.ip) in versions] or target.endpoints
-        return self.answer(source, target, [self.ways.to(source, each) for each in reachable])
+        ways: list[Way] = []
+        for each in reachable:
+            ways.append(self.ways.to(source, each))
+            yield None
+        yield self.answer(source, target, ways)
 
     def answer(self, source: Source, target: Target, ways: list[Way]) -> Row:
         """Put together what is known of a connection that may go these ways."""

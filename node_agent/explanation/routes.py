@@ -14,7 +14,7 @@ from node_agent.explanation.places import UnknownPlace
 if TYPE_CHECKING:
     from node_agent.explanation.service import Explanations
 
-_Ask = Callable[["Explanations", Mapping[str, str]], Any]
+_Ask = Callable[["Explanations", Mapping[str, str]], Iterator[bytes]]
 
 
 def explanation_routes(build: Callable[[], "Explanations"]) -> Routes:
@@ -27,30 +27,30 @@ def explanation_routes(build: Callable[[], "Explanations"]) -> Routes:
             if missing:
                 return json_response(400, {"error": f"the query must have {' and '.join(missing)}"})
             try:
-                return json_response(200, ask(built(), request.query))
+                return Response(200, JSON, ask(built(), request.query))
             except UnknownPlace as unknown:
                 return json_response(404, {"error": str(unknown)})
 
         return {"GET": handle}
 
-    def policies(request: Request) -> Response:
-        try:
-            return Response(200, JSON, _in_steps(built().policies.rows(request.query.get("namespace"))))
-        except UnknownPlace as unknown:
-            return json_response(404, {"error": str(unknown)})
-
     return {
         "/explain": get(
             ("source", "destination"),
-            lambda parts, query: parts.explainer.explain(query["source"], query["destination"]),
+            lambda parts, query: _one(parts.explainer.explain(query["source"], query["destination"])),
         ),
-        "/explain/record": get(("id",), lambda parts, query: parts.past.explain(query["id"])),
-        "/policies": {"GET": policies},
+        "/explain/record": get(("id",), lambda parts, query: _one(iter((parts.past.explain(query["id"]),)))),
+        "/policies": get((), lambda parts, query: _array(parts.policies.rows(query.get("namespace")))),
     }
 
 
-def _in_steps(rows: Iterator[Mapping[str, Any] | None]) -> Iterator[bytes]:
-    """A JSON array; white space where others may have a turn."""
+def _one(steps: Iterator[Mapping[str, Any] | None]) -> Iterator[bytes]:
+    """A JSON object; white space where others may have a turn."""
+    for row in steps:
+        yield b"\n" if row is None else json.dumps(row).encode() + b"\n"
+
+
+def _array(rows: Iterator[Mapping[str, Any] | None]) -> Iterator[bytes]:
+    """A JSON array in the same way."""
     before = b"["
     for row in rows:
         if row is None:

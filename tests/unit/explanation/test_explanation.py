@@ -155,8 +155,10 @@ class Stage:
 
     def explain(self, source: str, destination: str) -> dict[str, Any]:
         """The answer, as it comes out of the admin socket."""
-        answer: dict[str, Any] = json.loads(json.dumps(self.explainer.explain(source, destination)))
-        return answer
+        *turns, answer = self.explainer.explain(source, destination)
+        assert not any(turns)
+        found: dict[str, Any] = json.loads(json.dumps(answer))
+        return found
 
 
 @pytest.fixture
