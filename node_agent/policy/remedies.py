@@ -53,8 +53,15 @@ def _except_from(denying: Considered, number: int, request: Request) -> Iterator
     where = f"rule {number} of {denying.policy.action} policy {denying.policy}"
     yield f"remove {where}, or let it match less"
     rule = denying.policy.rules[number]
-    who = _value(Attribute.PRINCIPAL, request)
-    field, value = ("notPrincipals", f"principal {who}") if who else ("notIpBlocks", f"address {request.source_ip}")
+    account = _value(Attribute.SERVICE_ACCOUNT, request)
+    if account and any(
+        each.attribute is Attribute.SERVICE_ACCOUNT for clause in rule.sources for each in clause.criteria
+    ):
+        field, value = "notServiceAccounts", f"service account {account}"  # principals may not be beside them
+    elif who := _value(Attribute.PRINCIPAL, request):
+        field, value = "notPrincipals", f"principal {who}"
+    else:
+        field, value = "notIpBlocks", f"address {request.source_ip}"
     part = "each of its sources" if rule.sources else "a source of its own (from)"
     yield f"{where}: add {value} to {field} in {part}"
 

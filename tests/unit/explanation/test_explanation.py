@@ -242,6 +242,23 @@ def test_a_deny_policy_is_named_and_how_to_be_excepted_from_it(stage: Stage) -> 
 
 
 @pytest.mark.parametrize(
+    ("source", "rule", "exception"),
+    [
+        (
+            "shop/cart",
+            "{from: [{source: {serviceAccounts: [cart]}}]}",
+            "service account shop/cart to notServiceAccounts in each of its sources",
+        ),
+        ("shop/old", "{}", "address 10.0.0.4 to notIpBlocks in a source of its own (from)"),
+    ],
+)
+def test_an_exception_is_written_as_the_rule_is(stage: Stage, source: str, rule: str, exception: str) -> None:
+    stage.policy("no", f"{{action: DENY, rules: [{rule}]}}")
+    (decision,) = stage.explain(source, "shop/web:80")["decisions"]
+    assert decision["remedies"][1] == f"rule 0 of DENY policy shop/no: add {exception}"
+
+
+@pytest.mark.parametrize(
     ("rule", "remedy"),
     [
         ("{from: [{source: {ipBlocks: [192.0.2.0/24]}}]}", "add address 10.0.0.3 to ipBlocks in from[0]"),
