@@ -13,7 +13,6 @@ from tests.mesh.faithful_tcp.test_ends_and_resets import (
     test_server_that_shuts_its_side_still_hears_the_client,
     test_server_that_speaks_first_is_heard_without_delay,
 )
-from tests.mesh.test_fail_closed import test_without_its_agent_a_pod_connects_to_nobody_and_nobody_to_it
 from tests.mesh.test_modes import (
     cast,
     company,
@@ -65,6 +64,5 @@ __all__ = [
     "test_strict_on_one_port_leaves_the_others_open",
     "test_strict_refuses_the_nodes_too",
     "test_the_listeners_of_an_agent_are_no_destination",
-    "test_without_its_agent_a_pod_connects_to_nobody_and_nobody_to_it",
     "web",
 ]

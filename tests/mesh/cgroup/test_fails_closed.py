@@ -1,0 +1,13 @@
+"""Whatever is down, as for pods: an enrolled workload's connections are encrypted and identified, or they fail."""
+
+from tests.mesh.test_fail_closed import (
+    pytestmark,
+    test_a_transfer_that_loses_an_agent_is_reset_never_ended,
+    test_without_its_agent_a_pod_connects_to_nobody_and_nobody_to_it,
+)
+
+__all__ = [
+    "pytestmark",
+    "test_a_transfer_that_loses_an_agent_is_reset_never_ended",
+    "test_without_its_agent_a_pod_connects_to_nobody_and_nobody_to_it",
+]
