@@ -1,9 +1,11 @@
 """Point 1 of the BPF work: load, replace, unload; killed at any step it is the old version or the new one."""
 
+import ctypes
 import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from bpf import compiler, loader, pins, preconditions, status, syscalls
 from bpf.errors import BpfError, VerifierRefusal
 from bpf.loader import load
 from bpf.pins import Pins
-from bpf.plan import Feature, MapRow, Program, hook
+from bpf.plan import CAPTURE, FEATURES, Feature, MapRow, Program, hook
 from bpf.unloader import unload
 from tests.mesh_builder import LAB_NAME, ROOT, wait_for
 
@@ -102,7 +104,10 @@ def _compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def compiled(sources: tuple[str, ...], functions: tuple[str, ...], where: Path) -> compiler.Compiled:
         return compiler.compile_sources(sources, functions, directory=where)
 
-    def compile_sources(sources: Any, functions: Any, *, directory: Path = compiler.SOURCE_DIR) -> compiler.Compiled:
+    def compile_sources(
+        sources: Any, functions: Any, *, directory: Path = compiler.SOURCE_DIR, defines: Any = compiler.NO_DEFINES
+    ) -> compiler.Compiled:
+        assert not defines
         return compiled(tuple(sources), tuple(functions), directory)
 
     monkeypatch.setattr(loader, "compile_sources", compile_sources)
@@ -240,6 +245,35 @@ def test_the_command_loads_what_the_agent_needs_and_unload_leaves_nothing(root: 
     )
     assert gone.returncode == 1
     assert "nothing is loaded; run `ringfence bpf load`" in gone.stdout
+
+
+def _run(program: int, packet: bytes) -> int:
+    """BPF_PROG_RUN: what a program answers to a packet."""
+    data = ctypes.create_string_buffer(packet, len(packet))
+    attributes = ctypes.create_string_buffer(
+        struct.pack("IIIIQQIIIIQQ", program, 0, len(packet), 0, ctypes.addressof(data), 0, 1, 0, 0, 0, 0, 0), 80
+    )
+    syscalls._bpf(10, attributes)
+    (answer,) = struct.unpack_from("I", attributes.raw, 4)
+    return int(answer)
+
+
+def test_a_hook_without_a_program_lets_nothing_through(root: Path) -> None:
+    capture = tuple(each for each in FEATURES if each.name == CAPTURE)
+    load(root, features=capture)
+    packet = bytes(12) + b"\x08\x00" + b"\x45" + bytes(59)  # Ethernet, IPv4
+    dispatcher = syscalls.open_pin(Pins(root).dispatcher("ingress"))
+    slots = syscalls.Map(syscalls.open_pin(Pins(root).slots("ingress")))
+
+    assert _run(dispatcher, packet) == 1, "the guard passes what is for no listening socket"
+    assert slots.delete(bytes(4))
+    assert _run(dispatcher, packet) == 0
+    slots.close()
+    os.close(dispatcher)
+    load(root, features=capture)
+    dispatcher = syscalls.open_pin(Pins(root).dispatcher("ingress"))
+    assert _run(dispatcher, packet) == 1
+    os.close(dispatcher)
 
 
 def test_a_first_load_that_is_killed_has_loaded_nothing_or_everything(root: Path, directory: Path) -> None:
