@@ -268,7 +268,12 @@ class _Agent:
 
         def workload_of(process: "PeerProcess") -> Workload | None:
             inode = process.network_namespace()
-            return None if inode is None else self._pods.workload_in(inode)
+            if inode is None:
+                return None
+            found = self._pods.workload_in(inode)
+            if found is None and (cgroup := process.cgroup()) is not None:
+                found = self._pods.workload_holding(cgroup)
+            return found
 
         api = WorkloadApi(
             path=self._config.workload_api_socket,

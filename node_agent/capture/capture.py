@@ -12,7 +12,7 @@ from typing import Protocol
 from node_agent.capture.network import Listeners, WorkloadNetwork
 from node_agent.capture.plumbing import PlumbingError, PlumbingJob, plumb
 from node_agent.capture.pod_network import PodNetwork
-from node_agent.model import Workload
+from node_agent.model import ObjectName, Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,9 @@ class Capture(Protocol):
 
     def open(self, workload: Workload) -> WorkloadNetwork:
         """Open the network of a workload; the caller closes it.  Raises OSError, whose strerror is for people."""
+
+    def holder(self, said: str) -> ObjectName | None:
+        """The workload whose process has this /proc/PID/cgroup; None where workloads are no cgroups."""
 
     async def apply(self, jobs: Sequence[CaptureJob]) -> list[PlumbingError | None]:
         """Do all ``jobs``; returns one error or None for each, in order."""
@@ -62,6 +65,9 @@ class InPodCapture:
             return PodNetwork.open(path)
         except OSError as error:
             raise OSError(error.errno, f"cannot open its network namespace {path}: {error.strerror}") from error
+
+    def holder(self, _said: str) -> None:
+        """Pods are known by their namespaces."""
 
     async def apply(self, jobs: Sequence[CaptureJob]) -> list[PlumbingError | None]:
         """Put the rules in, or take them out."""

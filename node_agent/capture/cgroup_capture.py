@@ -107,6 +107,18 @@ class CgroupCapture:
         namespace = NetworkNamespace(os.dup(self._home), home=self._home)
         return NodeNetwork(namespace, addresses=workload.addresses, origins=self._origins)
 
+    def holder(self, said: str) -> ObjectName | None:
+        """Whose process it is, by its /proc/PID/cgroup; None if it is nobody's."""
+        held = {number: name for name, (_, number) in self._attached.items()}
+        for directory in cgroups.around(self._cgroup_root, said):
+            try:
+                name = held.get(cgroups.identifier(directory))
+            except OSError:
+                return None  # it is gone: whatever is there in its place is another
+            if name is not None:
+                return name
+        return None
+
     async def apply(self, jobs: Sequence[CaptureJob]) -> list[PlumbingError | None]:
         """Serve first, then close the ways around us, then capture."""
         error = await self._refresh_rules()

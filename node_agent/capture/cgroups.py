@@ -41,6 +41,18 @@ def _units(directory: Path, unit: str, depth: int) -> list[Path]:
     return found
 
 
+def around(root: Path, said: str) -> list[Path]:
+    """The directories of a process's cgroup and of all around it, nearest first.
+
+    ``said`` is its /proc/PID/cgroup; a process in another cgroup namespace or hierarchy is in none.
+    """
+    path = next((line.removeprefix("0::") for line in said.splitlines() if line.startswith("0::/")), "/")
+    names = [each for each in path.split("/") if each]
+    if ".." in names:
+        return []
+    return [root.joinpath(*names[:depth]) for depth in range(len(names), 0, -1)]
+
+
 def identifier(path: Path) -> int:
     """The number by which BPF knows the cgroup; a directory made again has another; raises OSError."""
     return path.stat().st_ino

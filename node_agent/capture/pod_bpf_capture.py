@@ -58,6 +58,9 @@ class PodBpfCapture:
         except OSError as error:
             raise OSError(error.errno, f"cannot open its network namespace {path}: {error.strerror}") from error
 
+    def holder(self, _said: str) -> None:
+        """Pods are known by their namespaces."""
+
     async def apply(self, jobs: Sequence[CaptureJob]) -> list[PlumbingError | None]:
         """The way back for the answers, then the programs; a pod that is set free loses the programs last."""
         results = await plumb(

@@ -82,7 +82,16 @@ class Pods:
         A namespace that we serve is open, so nobody else's can have its inode.
         """
         for uid, (pod, _) in self._serving.items():
-            if pod.network.namespace.inode == netns_inode:
+            if pod.workload.cgroup is None and pod.network.namespace.inode == netns_inode:
+                wanted = self._wanted.get(uid)
+                return wanted if wanted is not None and _is_same(wanted, pod.workload) else None
+        return None
+
+    def workload_holding(self, cgroup: str) -> Workload | None:
+        """The workload that is served and whose process has this /proc/PID/cgroup; None if there is none."""
+        name = self._capture.holder(cgroup)
+        for uid, (pod, _) in self._serving.items():
+            if name is not None and pod.workload.cgroup is not None and pod.workload.name == name:
                 wanted = self._wanted.get(uid)
                 return wanted if wanted is not None and _is_same(wanted, pod.workload) else None
         return None

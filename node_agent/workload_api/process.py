@@ -17,6 +17,7 @@ import os
 import select
 import socket
 import struct
+from pathlib import Path
 from typing import Final, Self
 
 import trio
@@ -79,6 +80,14 @@ class PeerProcess:
             return None
         # Read first, then look: while the process lives nobody else has its pid.
         return inode if self.is_alive() else None
+
+    def cgroup(self) -> str | None:
+        """Its /proc/PID/cgroup now; None if it can not be told, so trust nothing."""
+        try:
+            said = Path(f"/proc/{self.pid}/cgroup").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+        return said if self.is_alive() else None
 
 
 def _pidfd(sock: socket.socket | trio.socket.SocketType, pid: int) -> int:
