@@ -6,6 +6,7 @@ runs before the agent, which only opens what is pinned.
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -78,12 +79,31 @@ def _load(args: argparse.Namespace) -> int:
 def _unload(args: argparse.Namespace) -> int:
     from bpf.unloader import unload  # noqa: PLC0415
 
-    existed = unload(args.pins, force=args.force, progress=_say if args.verbose else lambda _step: None)
+    say = _say if args.verbose else lambda _step: None
+    existed = unload(args.pins, force=args.force, progress=say)
+    if existed:
+        say("remove the rules of this network namespace")
+        _remove_rules()
     if args.json:
         print(json.dumps({"unloaded": existed}))
     else:
         print(f"unloaded {args.pins}" if existed else f"nothing was loaded in {args.pins}")
     return 0
+
+
+def _remove_rules() -> None:
+    """What an agent in mode ``cgroup`` has left in its own network namespace; raises OSError."""
+    import trio  # noqa: PLC0415
+
+    from node_agent.capture import PlumbingJob, open_home, plumb  # noqa: PLC0415
+
+    home = open_home()
+    try:
+        (error,) = trio.run(plumb, [PlumbingJob(fd=home, install=False)])
+    finally:
+        os.close(home)
+    if error is not None:
+        raise OSError(f"the nftables rules could not be removed: {error}")
 
 
 def _status(args: argparse.Namespace) -> int:

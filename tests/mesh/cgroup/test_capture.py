@@ -341,6 +341,34 @@ def test_a_new_version_takes_over_while_connections_go_on(mesh: Mesh, client: Po
     assert "an agent uses" in refused.stderr
 
 
+def test_unload_leaves_the_node_as_it_was(mesh: Mesh, client: Pod) -> None:
+    assert client.cgroup is not None
+    where = client.cgroup
+    mesh.lab("stop", "agent-1")
+    try:
+        assert b"inet ringfence" in _tables(client.netns)
+        mesh.lab("ringfence", "1", "bpf", "unload")
+        assert not _pins(1).exists()
+        assert b"inet ringfence" not in _tables(client.netns)
+        assert b"0x111" not in _rules(client.netns)
+        assert where.is_dir(), "the cgroup is not ours"
+        outside = mesh.node(2)
+        outside.serve_whoami(_PORT)
+        try:
+            assert client.ask_whoami(outside.ipv4, _PORT)[0] == "node-2"
+        finally:
+            outside.close()
+        mesh.lab("ringfence", "1", "bpf", "load")
+    finally:
+        mesh.lab("start", "agent-1")
+
+
+def _rules(netns: Path) -> bytes:
+    list_rules: Callable[[], Any] = lambda: subprocess.run(["ip", "rule"], capture_output=True, check=True)  # noqa: E731
+    output: bytes = in_namespace(netns, list_rules).stdout
+    return output
+
+
 def test_a_process_of_no_workload_does_not_get_out_by_a_workloads_socket(client: Pod, server: Pod) -> None:
     made = client.inside(socket.socket)
     with made:
