@@ -158,7 +158,7 @@ def test_another_lab_is_left_alone(lab: LabUnderTest) -> None:
         (["status"], "scripts/lab up"),
         (["pod", "web", "--node", "1"], "scripts/lab up"),
         (["up", "--nodes", "0"], "--nodes 0"),
-        (["up", "--capture", "sidecar"], "invalid choice: 'sidecar'"),
+        (["up", "--workers", "0"], "--workers 0"),
     ],
 )
 def test_errors_say_what_to_do(lab: LabUnderTest, arguments: list[str], said: str) -> None:
@@ -167,7 +167,7 @@ def test_errors_say_what_to_do(lab: LabUnderTest, arguments: list[str], said: st
 
 def test_a_failed_up_with_wrong_arguments_leaves_the_lab_that_runs(network: LabUnderTest) -> None:
     network.pod("web")
-    network.fails("up", "--capture", "sidecar")
+    network.fails("up", "--nodes", "0")
     assert "web" in network("pods")
 
 

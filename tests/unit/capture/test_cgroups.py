@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from node_agent.capture.cgroups import find, identifier
+from node_agent.capture.cgroups import around, find, identifier
 from node_agent.model import Cgroup
 
 
@@ -49,3 +49,17 @@ def test_what_is_not_there_once_is_not_guessed(root: Path, cgroup: Cgroup, said:
 def test_what_a_user_names_is_never_a_systems_unit(root: Path) -> None:
     with pytest.raises(OSError, match="not there"):
         find(root, Cgroup(unit="app.slice"))
+
+
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        ("9:name=systemd:/x\n0::/system.slice/web.service/worker\n", ["worker", "web.service", "system.slice"]),
+        ("0::/\n", []),
+        ("0::/../../elsewhere\n", []),
+        ("1:cpu:/system.slice\n", []),
+    ],
+    ids=["nearest-first", "root", "outside-of-our-cgroup-namespace", "version-1-alone"],
+)
+def test_a_process_is_in_its_cgroup_and_in_all_around_it(root: Path, said: str, names: list[str]) -> None:
+    assert [each.name for each in around(root, said)] == names
