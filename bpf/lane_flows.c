@@ -100,7 +100,11 @@ int lane_flows(struct bpf_sock_ops *ctx) {
         watch_lane(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
         control = lane_control.lookup(&first);
         if (!control || FIELD64(control->generation) != connection->generation || passes.update(&key, &cookie)) {
+            struct lane_counters *counted = counters();
+
             connection->flags = LANE_SYN_SENT | LANE_REFUSED;
+            if (counted)
+                count_one(&counted->refused);
             refusals.update(&key, &cookie);
         }
         return PASS;

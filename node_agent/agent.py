@@ -28,9 +28,9 @@ from ca.manifests import DirectoryState
 from ca.tls import KeyAndChain
 from node_agent import __version__, process
 from node_agent import config as configuration
-from node_agent.capture import choose
+from node_agent.capture import Chosen, choose
 from node_agent.carrier import Carrier, InProcess
-from node_agent.config import Config, HostPort
+from node_agent.config import Config, HostPort, SameNode
 from node_agent.data_path import build_data_path
 from node_agent.drain import Drain
 from node_agent.errors import AgentError, CloseReason
@@ -72,6 +72,7 @@ from node_agent.telemetry.unix_socket import UnixListener
 
 if TYPE_CHECKING:
     from node_agent.explanation.service import Explanations
+    from node_agent.proxy.lanes import Lanes
     from node_agent.workload_api.endpoint import WorkloadApi
     from node_agent.workload_api.process import PeerProcess
 
@@ -145,11 +146,14 @@ class _Agent:
         self._dns = DnsSource(servers=config.dns.servers, draw=rng.random, on_update=self._take_names)
         parts = _identities(config, rng)
         self._identities, self._trust, self._trust_watch = parts.identities, parts.trust, parts.watch
+        chosen = choose(config.capture.mode, pins=config.capture.pins, netns_path=self._netns_path, stack=stack)
+        self._lanes: Lanes | None = None
         self._carrier: Carrier = (
-            self._in_process(metrics, rng, stack) if stream_locks is None else self._in_workers(metrics, stream_locks)
+            self._in_process(metrics, rng, stack, chosen)
+            if stream_locks is None
+            else self._in_workers(metrics, stream_locks)
         )
         self._trust_watch.settled = self._carrier.settled
-        chosen = choose(config.capture.mode, pins=config.capture.pins, netns_path=self._netns_path, stack=stack)
         self._pods = Pods(capture=chosen.capture, server=self._carrier.server, drain=self._drain)
         log = LogControl(config.agent.log_level)
         log.on_changed.append(self._carrier.set_log_levels)
@@ -168,6 +172,7 @@ class _Agent:
             log=log,
             warnings=lambda: [
                 *([] if chosen.warning is None else [chosen.warning]),
+                *self._lane_problem(chosen.no_lane),
                 *self._identities.warnings(),
                 *self._trust_watch.warnings(),
                 *self._registry.faults(),
@@ -228,12 +233,26 @@ class _Agent:
             families=self._carrier.families,
         )
 
-    def _in_process(self, metrics: Metrics, rng: random.Random, stack: ExitStack) -> InProcess:
+    def _lane_problem(self, no_lane: str) -> Iterator[str]:
+        """Why there is no same-node lane, if there is to be one."""
+        if self._lanes is not None:
+            if self._lanes.problem is not None:
+                yield self._lanes.problem
+        elif self._config.capture.same_node is SameNode.LANE:
+            why = no_lane if self._config.agent.workers == 1 else "it needs [agent] workers = 1"
+            yield f'[capture] same_node = "lane" can not be had, "tunnel" is in effect: {why}'
+
+    def _in_process(self, metrics: Metrics, rng: random.Random, stack: ExitStack, chosen: Chosen) -> InProcess:
         def relay_crashed(error: BaseException) -> None:
             crash = AgentError(f"the relay ended by a bug: {error!r}")
             crash.__cause__ = error
             self._crashes(crash)
 
+        lane = None
+        if chosen.lane is not None:
+            from node_agent.proxy.lane_building import LaneParts  # noqa: PLC0415  # most have none
+
+            lane = LaneParts(kernel=chosen.lane, netns_path=self._netns_path)
         data_path = build_data_path(
             config=self._config,
             registry=self._registry,
@@ -246,7 +265,9 @@ class _Agent:
             on_relay_crash=relay_crashed,
             stack=stack,
             spans=self._exports.spans if self._exports is not None else None,
+            lane=lane,
         )
+        self._lanes = data_path.lanes
         return InProcess(data_path, metrics=metrics)
 
     def _in_workers(self, metrics: Metrics, stream_locks: tuple[int, int]) -> Carrier:

@@ -100,13 +100,21 @@ class RegistrySection:
     manifests_dir: Path = Path("/etc/ringfence/manifests")
 
 
+class SameNode(StrEnum):
+    """How pods of one node reach each other where neither Service nor Namespace says."""
+
+    TUNNEL = "tunnel"
+    LANE = "lane"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureSection:
-    """``[capture]``: how connections of workloads reach the agent."""
+    """``[capture]``: how connections of workloads reach the agent, and which need not."""
 
     mode: str = "inpod"
     netns_path: str = "/run/netns/{namespace}_{name}"
     pins: Path = Path("/sys/fs/bpf/ringfence")
+    same_node: SameNode = SameNode.TUNNEL
 
 
 class OutboundTrafficPolicy(StrEnum):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import trio
 
@@ -49,6 +49,10 @@ from node_agent.telemetry.tracing import FinishedSpan, Tracer
 from node_agent.telemetry.traffic import DIRECTIONS
 from node_agent.tunnel import PendingHandshakes, TunnelClient, TunnelServer
 
+if TYPE_CHECKING:
+    from node_agent.proxy.lane_building import LaneParts
+    from node_agent.proxy.lanes import Lanes
+
 
 class IdentitySource(Protocol):
     """What the stories ask of ``Identities``, or of a worker's copy."""
@@ -78,9 +82,12 @@ class DataPath:
     health: HealthChecker
     lag: LoopLag
     policies: PolicyGate
+    lanes: "Lanes | None" = None
 
     def follow(self, changes: Changes) -> None:
         """The registry, and then the policy engine, have taken a step: cut whom it ends."""
+        if self.lanes is not None:
+            self.lanes.follow(changes)
         self.live.cut_removed(changes.workloads_gone())
         self.policies.follow(changes)
 
@@ -92,6 +99,8 @@ class DataPath:
             nursery.start_soon(self.health.run)
             nursery.start_soon(self.lag.run)
             nursery.start_soon(self.policies.run)
+            if self.lanes is not None:
+                nursery.start_soon(self.lanes.run)
 
 
 def build_data_path(
@@ -110,12 +119,14 @@ def build_data_path(
     run: str | None = None,
     ledger: Ledger | None = None,
     spans: SpanQueue | None = None,
+    lane: "LaneParts | None" = None,
 ) -> DataPath:
     """Wire the data path of this process; ``stack`` closes what has to be closed.  Inside trio only.
 
     ``run`` is a part of the ids of access records, drawn if it is not given;
     ``ledger`` is where limits are counted, if that is not in this process alone;
-    ``spans`` takes those of traced connections.
+    ``spans`` takes those of traced connections; ``lane`` is there where connections
+    may go without us.
     """
 
     def verify(tls: ssl.SSLSocket, at: datetime) -> PeerCertificate:
@@ -184,6 +195,25 @@ def build_data_path(
         max_connect_attempts=config.proxy.max_connect_attempts,
     )
     times = Timekeeper(live)
+    lanes = None
+    if lane is not None:
+        from node_agent.proxy.lane_building import build_lanes  # noqa: PLC0415  # most have none
+
+        lanes = build_lanes(
+            lane,
+            config=config,
+            registry=registry,
+            balancer=balancer,
+            policies=policies,
+            identities=identities,
+            trust=trust,
+            gate=gate,
+            access_log=access_log,
+            live=live,
+            drain=drain,
+            metrics=metrics,
+            pods=lambda: server.pods(),  # noqa: PLW0108  # it is made below
+        )
     pending = PendingHandshakes(config.proxy.max_pending_handshakes)
     outbound = Outbound(
         access_log=access_log,
@@ -195,6 +225,7 @@ def build_data_path(
         relay=relay,
         gate=gate,
         times=times,
+        lanes=lanes,
     )
     inbound = Inbound(
         access_log=access_log,
@@ -240,6 +271,7 @@ def build_data_path(
         health=health,
         policies=policies,
         lag=LoopLag(metrics),
+        lanes=lanes,
     )
 
 

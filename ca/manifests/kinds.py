@@ -37,6 +37,8 @@ from ca.manifests.workload import parse_workload
 from ca.spiffe import SpiffeId, SpiffeIdError
 
 LOAD_BALANCING_ANNOTATION: Final = "ringfence.io/load-balancing"
+SAME_NODE_ANNOTATION: Final = "ringfence.io/same-node"
+SAME_NODE: Final = ("tunnel", "lane")
 PROXY_PROTOCOL_ANNOTATION: Final = "ringfence.io/proxy-protocol"
 TRUST_DOMAIN_ANNOTATION: Final = "ringfence.io/trust-domain"
 LOAD_BALANCING: Final = ("least-latency", "round-robin")
@@ -50,7 +52,10 @@ _SERVICE_TYPES: Final = ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName"
 def _namespace(top: Fields) -> Namespace:
     metadata = top.fields("metadata")
     return Namespace(
-        name=metadata.name("name", label=True), labels=_mesh_labels(metadata), egress_nodes=egress_nodes(metadata)
+        name=metadata.name("name", label=True),
+        labels=_mesh_labels(metadata),
+        egress_nodes=egress_nodes(metadata),
+        same_node=_same_node(metadata),
     )
 
 
@@ -194,7 +199,13 @@ def _service(top: Fields) -> Service | ExternalService | Skipped:
         selector=spec.labels("selector"),
         publish_not_ready=spec.flag("publishNotReadyAddresses", False),
         load_balancing=annotations.choice(LOAD_BALANCING_ANNOTATION, LOAD_BALANCING, LOAD_BALANCING[0]),
+        same_node=_same_node(metadata),
     )
+
+
+def _same_node(metadata: Fields) -> str:
+    annotations = metadata.fields("annotations")
+    return annotations.choice(SAME_NODE_ANNOTATION, SAME_NODE) if annotations.has(SAME_NODE_ANNOTATION) else ""
 
 
 def _target_port(port: Fields) -> int | str:

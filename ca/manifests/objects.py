@@ -18,11 +18,15 @@ from ca.manifests.traffic import TrafficPolicy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Namespace:
-    """``egress_nodes``: of the places outside that are declared in it and say nothing themselves (egress.py)."""
+    """``egress_nodes``: of the places outside that are declared in it and say nothing themselves (egress.py).
+
+    ``same_node`` is how its workloads are reached on their own node, empty where it does not say.
+    """
 
     name: str
     labels: Mapping[str, str] = field(default_factory=lambda: NO_LABELS, hash=False)
     egress_nodes: tuple[str, ...] | None = None
+    same_node: str = ""
 
     @property
     def key(self) -> ObjectKey:
@@ -107,7 +111,7 @@ class ServicePortSpec(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """``cluster_ips`` is empty for a headless service."""
+    """``cluster_ips`` is empty for a headless service; ``same_node`` is as its Namespace's."""
 
     namespace: str
     name: str
@@ -117,6 +121,7 @@ class Service:
     selector: Mapping[str, str] = field(default_factory=lambda: NO_LABELS, hash=False)
     publish_not_ready: bool = False
     load_balancing: str = "least-latency"
+    same_node: str = ""
 
     @property
     def key(self) -> ObjectKey:

@@ -20,7 +20,7 @@ A pick ends exactly once:
 
 import math
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -183,6 +183,9 @@ class Balancer:
 
     Args:
         rng: where the draws come from; a seeded one makes picks repeatable.
+
+    ``on_health_changed`` is called with each endpoint that may be chosen now, or
+    no longer.
     """
 
     def __init__(self, *, rng: "Random") -> None:
@@ -190,6 +193,7 @@ class Balancer:
         self._states = EndpointStates()
         self._pools: OrderedDict[tuple[ServicePort, int], _Pool] = OrderedDict()
         self._budgets: dict[ServicePort, RetryBudget] = {}
+        self.on_health_changed: list[Callable[[EndpointAddress], None]] = []
 
     def pick(
         self,
@@ -226,6 +230,24 @@ class Balancer:
             self.health_changed(member.endpoint.address)
         self._sweep(now)
         return pick
+
+    def shares(
+        self, service: ServicePort, candidates: Sequence[Endpoint], now: float, *, traffic: Traffic, near: Near
+    ) -> list[tuple[Endpoint, float]]:
+        """Who may be chosen now, and for which share of the connections; nobody when that is more than shares.
+
+        That is: health is not looked at (panic), or one that was ejected is being tried.
+        """
+        pool = self._pool(service, candidates, traffic, near, now)
+        if pool.tiers.is_panic:
+            return []
+        found: list[tuple[Endpoint, float]] = []
+        for tier in pool.tiers.tiers:
+            total = sum(each.weight for each in tier.members)
+            if any(each.state.outlier.ejected_until is not None for each in tier.members):
+                return []
+            found += [(each.endpoint, tier.share * each.weight / total) for each in tier.members]
+        return found
 
     def may_retry(self, service: ServicePort, traffic: Traffic, now: float) -> bool:
         """Whether a connection that failed to connect may try another endpoint; if so, its budget pays for it."""
@@ -265,6 +287,8 @@ class Balancer:
         for pool in self._pools.values():
             if address in pool.addresses:
                 pool.is_stale = True
+        for tell in self.on_health_changed:
+            tell(address)
 
     def eject(self, pool: _Pool, endpoint: Endpoint, state: EndpointState, why: Why | None, now: float) -> None:
         """Eject an endpoint if there is a reason and enough others are left."""

@@ -1,7 +1,7 @@
 """Receive a workload's connection and learn where it was going."""
 
 from node_agent.capture.capture import Capture, CaptureJob, InPodCapture
-from node_agent.capture.modes import Adopter, choose
+from node_agent.capture.modes import Adopter, Chosen, choose
 from node_agent.capture.netns import open_home
 from node_agent.capture.network import Listeners, WorkloadNetwork
 from node_agent.capture.original_destination import original_destination, peer_address
@@ -13,6 +13,7 @@ __all__ = [
     "Adopter",
     "Capture",
     "CaptureJob",
+    "Chosen",
     "InPodCapture",
     "Listeners",
     "PlumbingError",

@@ -17,6 +17,7 @@ from node_agent.errors import ConfigError
 from node_agent.model import Workload
 
 if TYPE_CHECKING:
+    from node_agent.capture.lane import KernelLane
     from node_agent.capture.pinned import Origins
 
 INPOD: Final = "inpod"
@@ -26,11 +27,16 @@ CGROUP: Final = "cgroup"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """``mode`` is the one in effect; ``warning`` says why it is not the one that was asked for."""
+    """``mode`` is the one in effect; ``warning`` says why it is not the one that was asked for.
+
+    ``lane``, or ``no_lane``: why there is none.
+    """
 
     capture: Capture
     mode: str
     warning: str | None = None
+    lane: "KernelLane | None" = None
+    no_lane: str = 'it needs [capture] mode = "inpod-bpf"'
 
 
 def choose(mode: str, *, pins: Path, netns_path: Callable[[Workload], Path], stack: ExitStack) -> Chosen:
@@ -62,7 +68,24 @@ def choose(mode: str, *, pins: Path, netns_path: Callable[[Workload], Path], sta
         )
     except BpfError as error:
         raise ConfigError(f"[capture] mode = {mode!r}: {error}") from error
-    return Chosen(capture=PodBpfCapture(netns_path, steering=steering, origins=origins), mode=mode)
+    capture = PodBpfCapture(netns_path, steering=steering, origins=origins)
+    try:
+        lane = _lane(pins, stack)
+    except BpfError as error:
+        return Chosen(capture=capture, mode=mode, no_lane=str(error))
+    return Chosen(capture=capture, mode=mode, lane=lane)
+
+
+def _lane(pins: Path, stack: ExitStack) -> "KernelLane":
+    from bpf.errors import BpfError  # noqa: PLC0415
+    from node_agent.capture.lane import KernelLane  # noqa: PLC0415
+
+    try:
+        lane = KernelLane(pins)
+    except OSError as error:
+        raise BpfError(f"{pins}: its maps can not be used: {error.strerror}") from error
+    stack.callback(lane.close)
+    return lane
 
 
 def _by_cgroup(pins: Path, stack: ExitStack) -> Capture:

@@ -19,13 +19,14 @@ from node_agent.model import OriginalDestination, PeerAddress, Workload
 class SteeredPodNetwork(PodNetwork):
     """A pod's network whose connections BPF sends to the agent."""
 
-    __slots__ = ("_origins",)
+    __slots__ = ("_origins", "netns_cookie")
     mode = "inpod-bpf"
 
     def __init__(self, namespace: NetworkNamespace, *, origins: Origins) -> None:
         """Take over the pod's namespace; ``origins`` stay the caller's."""
         super().__init__(namespace, application_mark=RETURN_MARK)
         self._origins = origins
+        self.netns_cookie = cookie_of(namespace)
 
     def outbound_destination(self, connection: socket.socket, peer: PeerAddress) -> OriginalDestination:
         """As the programs have filed it; raises ConnectionFailure."""

@@ -17,7 +17,6 @@ somebody looks: its link has no namespace any more.
 import os
 import socket
 from collections.abc import Iterable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Self
 
@@ -31,6 +30,7 @@ from bpf.syscalls import Map
 from node_agent.capture.netns import NetworkNamespace
 from node_agent.capture.network import Listeners
 from node_agent.capture.pinned import COOKIE, MAPPED, SOCKET, address_bytes, listener_key, netns_cookie, open_maps
+from node_agent.capture.pod_links import link_hook
 
 _ANYWHERE: Final = "pods"
 _NAMESPACE: Final = "netns-"
@@ -135,16 +135,4 @@ class PodSteering:
                 self.set_free(int(directory.name.removeprefix(_NAMESPACE)))
 
     def _link(self, where: str, name: str, target: Path) -> None:
-        """Link a hook's dispatcher to a cgroup or a namespace, and pin the link, unless it is there."""
-        path = self._pins.links / where / name
-        if path.exists():
-            return
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        with ExitStack() as stack:
-            program = syscalls.open_pin(self._pins.dispatcher(name))
-            stack.callback(os.close, program)
-            place = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
-            stack.callback(os.close, place)
-            link = syscalls.create_link(program=program, target=place, attach_type=hook(name).attach_type)
-            stack.callback(os.close, link)
-            syscalls.pin(link, path)
+        link_hook(self._pins, where, hook(name), target)

@@ -36,14 +36,22 @@ class LiveConnection:
     """The ``with`` block of one connection; leaving it takes the connection out of the table.
 
     ``carried`` is set by the story when the bytes begin to move, if there are times to be kept.
+    One that no story serves (lane_table.py) is ended by ``end``, and is no block.
     """
 
-    __slots__ = ("_record", "_scope", "_table", "carried", "workload_uid")
+    __slots__ = ("_end", "_record", "_scope", "_table", "carried", "workload_uid")
 
-    def __init__(self, table: "LiveConnections", record: ConnectionRecord, workload_uid: str) -> None:
+    def __init__(
+        self,
+        table: "LiveConnections",
+        record: ConnectionRecord,
+        workload_uid: str,
+        end: Callable[[], None] | None = None,
+    ) -> None:
         self._table = table
         self._record = record
         self._scope = trio.CancelScope()
+        self._end = self._scope.cancel if end is None else end
         self.carried: Carried | None = None
         self.workload_uid = workload_uid
 
@@ -64,12 +72,12 @@ class LiveConnection:
         failure = why(self._record)
         if failure is not None:
             self._record.failed(failure)
-            self._scope.cancel()
+            self._end()
 
     def cut(self, reason: CloseReason, detail: str) -> None:
         """End the connection: the reason first, then the cancellation."""
         self._record.close_because(reason, detail)
-        self._scope.cancel()
+        self._end()
 
     def __enter__(self) -> Self:
         self._table.connections.add(self)
@@ -84,15 +92,25 @@ class LiveConnection:
 
 
 class LiveConnections:
-    """All live connections of the agent; one trio thread, no locks."""
+    """All live connections of the agent; one trio thread, no locks.
+
+    ``on_the_lane`` are those that the kernel carries: what forbids them ends them
+    too, but nobody waits for them, and they outlive the agent.
+    """
 
     def __init__(self) -> None:
         self.connections: set[LiveConnection] = set()
+        self.on_the_lane: set[LiveConnection] = set()
         self._none = trio.Event()
 
     def track(self, record: ConnectionRecord, workload_uid: str) -> LiveConnection:
         """Return the block that a connection of the local workload ``workload_uid`` lives in."""
         return LiveConnection(self, record, workload_uid)
+
+    @property
+    def everyone(self) -> list[LiveConnection]:
+        """Every live connection, whoever carries it."""
+        return [*self.connections, *self.on_the_lane]
 
     def leave(self, connection: LiveConnection) -> None:
         """Called by the block's end."""
@@ -108,7 +126,7 @@ class LiveConnections:
 
     def cut_workload(self, workload_uid: str, reason: CloseReason, detail: str) -> None:
         """Cut every connection of one local workload."""
-        for connection in [live for live in self.connections if live.workload_uid == workload_uid]:
+        for connection in [live for live in self.everyone if live.workload_uid == workload_uid]:
             connection.cut(reason, detail)
 
     def cut_removed(self, workloads: Collection[Workload]) -> None:
@@ -117,14 +135,14 @@ class LiveConnections:
         Their own agent does it too, if it is still there and the link to it is.
         """
         uids = {workload.uid for workload in workloads}
-        for connection in list(self.connections) if uids else ():
+        for connection in self.everyone if uids else ():
             end = connection.end_among(uids)
             if end is not None:
                 connection.cut(CloseReason.WORKLOAD_REMOVED, f"{end.name} was removed")
 
     def cut_where(self, why: Callable[[ConnectionRecord], ConnectionFailure | None]) -> None:
         """Cut every connection for which ``why`` has a reason."""
-        for connection in list(self.connections):
+        for connection in self.everyone:
             connection.cut_if(why)
 
     def cut_all(self, reason: CloseReason, detail: str) -> None:

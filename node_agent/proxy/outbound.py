@@ -8,7 +8,7 @@ Read ``handle`` from top to bottom; each step is one call into one folder.
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -27,6 +27,9 @@ from node_agent.relay import Ending, Meter, Outcome, Pair, Relay
 from node_agent.telemetry.access_log import AccessLog
 from node_agent.telemetry.connection_record import ConnectionRecord
 from node_agent.tunnel import Tunnel, TunnelClient, TunnelKey
+
+if TYPE_CHECKING:
+    from node_agent.proxy.lanes import Lanes
 
 _CLOSE_REASONS: Final = {
     Ending.COMPLETE: CloseReason.OK,
@@ -53,6 +56,7 @@ class Outbound:
         relay: Relay,
         gate: TrustGate,
         times: Timekeeper,
+        lanes: "Lanes | None" = None,
     ) -> None:
         self._access_log = access_log
         self._live = live
@@ -63,6 +67,7 @@ class Outbound:
         self._relay = relay
         self._gate = gate
         self._times = times
+        self._lanes = lanes
 
     async def handle(self, pod: Pod, connection: socket.socket, peer: PeerAddress) -> None:
         """Serve one connection to its end; its failures end in the access record.  Takes ``connection`` over."""
@@ -86,6 +91,8 @@ class Outbound:
                 passage.connected()
                 try:
                     record.opened()
+                    if self._lanes is not None and upstream.tunnel is not None:
+                        self._lanes.learn(pod, peer.ip, destination, route, trio.current_time())
                     keep_times = partial(self._times.keep, live, route.traffic.timeouts)
                     outcome = await self._carry(
                         pod, accepted.take(), upstream, record, keep_times=keep_times, meter=passage.meter

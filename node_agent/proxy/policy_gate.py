@@ -75,6 +75,21 @@ class PolicyGate:
         """Raise PolicyDenied if the destination would refuse an outbound connection, as far as is known here."""
         self._require(record)
 
+    def allows(self, request: Request) -> bool:
+        """Whether a connection would be let in; nobody asks for one: nothing is noted or counted."""
+        if self._registry.mtls_mode(request.destination, request.port) is MtlsMode.STRICT and (
+            request.source_identity is None
+        ):
+            return False
+        try:
+            return self._decide(request).allowed
+        except PolicyDenied:
+            return False
+
+    def look_back(self, record: ConnectionRecord) -> ConnectionFailure | None:
+        """Note in the record of a connection that is over already what the policies say to it, and return that."""
+        return self._why_not(record)
+
     def admit_check(self, destination: Workload, tunnel: Tunnel, to: OriginalDestination, source_ip: str) -> None:
         """Raise PolicyDenied if a health check is not allowed to ask; it says no more than that.
 
@@ -106,10 +121,10 @@ class PolicyGate:
         """The registry, and the engine with it, has taken a step: judge again whom it may concern."""
         if changes.mtls_changed or self._engine.version != self._version:
             self._version = self._engine.version
-            self._judge_again(self._live.connections)
-        elif changes.workloads_changed and self._live.connections:
+            self._judge_again(self._live.everyone)
+        elif changes.workloads_changed and (everyone := self._live.everyone):
             uids = {workload.uid for workload in changes.workloads_changed}
-            self._judge_again([each for each in self._live.connections if each.destination_uid in uids])
+            self._judge_again([each for each in everyone if each.destination_uid in uids])
 
     async def run(self) -> None:
         """Judge what is pending, until cancelled."""
@@ -135,7 +150,7 @@ class PolicyGate:
             self._judge_live(connection)
 
     def _judge_live(self, connection: LiveConnection) -> None:
-        if connection in self._live.connections:
+        if connection in self._live.connections or connection in self._live.on_the_lane:
             connection.cut_if(self._why_cut)
 
     def _why_cut(self, record: ConnectionRecord) -> ConnectionFailure | None:

@@ -96,6 +96,10 @@ class LocalServer:
         for pod in self._serving:
             yield from pod.listeners.by_kind()
 
+    def pods(self) -> list[Pod]:
+        """Those that are served now."""
+        return list(self._serving)
+
     def pending(self, _pod: Pod) -> None:
         """Nothing: it accepts from the moment it serves."""
 

@@ -52,6 +52,7 @@ class Changes:
     ``mtls_changed``: a PeerAuthentication came, went or changed.  ``policies``:
     each AuthorizationPolicy that is new or another than before, None for gone; for
     the policy engine, which also has to hear of workloads (their labels).
+    ``same_node_changed``: a Namespace says something else of connections on one node.
     """
 
     revision: int
@@ -62,6 +63,7 @@ class Changes:
     services_removed: frozenset[ObjectName] = frozenset()
     mtls_changed: bool = False
     policies: Mapping[ObjectName, AuthorizationPolicy | None] = field(default_factory=dict)
+    same_node_changed: bool = False
 
     def workloads_gone(self) -> list[Workload]:
         """Those removed ones that did not merely enter or leave the mesh."""
@@ -77,4 +79,5 @@ class Changes:
             or self.services_removed
             or self.mtls_changed
             or self.policies
+            or self.same_node_changed
         )

@@ -73,6 +73,7 @@ class Registry:
         self._authorization_policies = AuthorizationPolicies()
         self._traffic_policies = TrafficPolicies()
         self._tcp_routes = TcpRoutes()
+        self._same_node: dict[str, str] = {}  # by namespace, of those that say something
         self._revision = 0
 
     @property
@@ -124,6 +125,7 @@ class Registry:
             services_changed,
             services_removed,
             mtls_changed=bool(peer_authentications),
+            same_node_changed=self._put_same_node(namespaces),
             policies=self._authorization_policies.apply(_of(AuthorizationPolicy, by_kind)),
         )
 
@@ -284,6 +286,21 @@ class Registry:
                 if whose:
                     yield f"address {ip} of {each.key} is {whose}, and without effect; give it another"
 
+    def same_node(self, namespace: str, service: ObjectName | None) -> str:
+        """``lane`` or ``tunnel``: what a service, or else the namespace, asks for; empty if neither does."""
+        found = None if service is None else self._services.named(service)
+        return (found.same_node if found is not None else "") or self._same_node.get(namespace, "")
+
+    def _put_same_node(self, namespaces: Mapping[str, Namespace | None]) -> bool:
+        if not namespaces:
+            return False
+        before = dict(self._same_node)
+        for name, namespace in namespaces.items():
+            self._same_node.pop(name, None)
+            if namespace is not None and namespace.same_node:
+                self._same_node[name] = namespace.same_node
+        return self._same_node != before
+
     def _put_nodes(self, nodes: Mapping[str, Node | None]) -> None:
         for name, node in nodes.items():
             if (before := self._nodes.pop(name, None)) is not None:
@@ -299,6 +316,7 @@ class Registry:
         removed: set[ObjectName],
         *,
         mtls_changed: bool,
+        same_node_changed: bool,
         policies: Mapping[ObjectName, AuthorizationPolicy | None],
     ) -> Changes:
         gone: list[Workload] = []
@@ -321,6 +339,7 @@ class Registry:
             services_changed=frozenset(changed),
             services_removed=frozenset(removed),
             mtls_changed=mtls_changed,
+            same_node_changed=same_node_changed,
             policies=policies,
         )
 

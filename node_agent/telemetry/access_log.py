@@ -129,6 +129,18 @@ class AccessLog:
         ``began_at`` is when the connection was accepted, if that is not now;
         ``trace_parent`` what the agent before this one said of its trace.
         """
+        record = self._record(direction, began_at=began_at)
+        if self._tracer is not None:
+            record.trace, record.trace_parent = self._tracer.begin(trace_parent)
+        return _Connection(self, record)
+
+    def unattended(self, direction: Direction, *, began_at: float) -> ConnectionRecord:
+        """A live record that no block holds: whoever asks calls ``end`` once, with its close reason set."""
+        record = self._record(direction, began_at=began_at)
+        self.begin(record)
+        return record
+
+    def _record(self, direction: Direction, *, began_at: float | None) -> ConnectionRecord:
         self._total += 1
         record = ConnectionRecord(
             traffic=self._traffic,
@@ -137,9 +149,7 @@ class AccessLog:
             now=self._now() if began_at is None else began_at,
         )
         record.on_opened = self._on_opened
-        if self._tracer is not None:
-            record.trace, record.trace_parent = self._tracer.begin(trace_parent)
-        return _Connection(self, record)
+        return record
 
     def live(self) -> Iterator[dict[str, object]]:
         """The live connections as the admin socket shows them (docs/cli.md)."""
@@ -159,13 +169,15 @@ class AccessLog:
         """Make ``record`` one of the live ones."""
         self._live[record.id] = record
 
-    def end(self, record: ConnectionRecord) -> None:
-        """Count ``record``, whose close reason is set, and write its line."""
+    def end(self, record: ConnectionRecord, *, ended_at: float | None = None) -> None:
+        """Count ``record``, whose close reason is set, and write its line; ``ended_at`` is when, if that is not now."""
         del self._live[record.id]
         reason = record.close_reason or CloseReason.OK
         closed = (record.direction, reason.value)
         self._closed[closed] = self._closed.get(closed, 0) + 1
         now, at_s = self._now(), self._wall()
+        if ended_at is not None:
+            now, at_s = ended_at, at_s - (now - ended_at)
         record.ended(RESPONSE_FLAGS[reason], now=now)
         if reason is not CloseReason.OK:
             self._failures.count(record, reason)
