@@ -49,6 +49,7 @@ _log = logging.getLogger("ringfence.pods")
 
 _LOOK_S: Final = 0.1
 _RULES_RETRY_S: Final = 2.0
+_VERSION_LOOK_S: Final = 1.0
 
 
 class CgroupCapture:
@@ -57,6 +58,7 @@ class CgroupCapture:
     def __init__(self, root: Path, *, origins: Origins) -> None:
         """Open what is pinned in ``root``; raises BpfError."""
         self._origins = origins
+        self._root = root
         self._cgroup_root = preconditions.cgroup_root()
         pins = Pins(root)
         maps = open_maps(pins, ("workloads", "listeners"), feature=CAPTURE)
@@ -71,6 +73,8 @@ class CgroupCapture:
         self._attached: dict[ObjectName, tuple[Path, int]] = {}  # and the number of the cgroup
         self._rules: str | None = None
         self._rules_from = 0.0
+        self._look_from = 0.0
+        self._is_replaced = False
         self._one_at_a_time = trio.Lock()
 
     def close(self) -> None:
@@ -168,12 +172,30 @@ class CgroupCapture:
     async def run(self) -> None:
         """Follow cgroups that are made again, and keep the rules those of the wanted workloads."""
         while True:
+            self._look_at_version()
             for name in list(self._attached):
                 self._follow(name)
             if trio.current_time() >= self._rules_from and (error := await self._refresh_rules()) is not None:
                 _log.warning("the node's rules: %s", error)
                 self._rules_from = trio.current_time() + _RULES_RETRY_S
             await trio.sleep(_LOOK_S)
+
+    def _look_at_version(self) -> None:
+        """Say it once when other maps are in force than ours, in which the programs find nothing, or none."""
+        if self._is_replaced or trio.current_time() < self._look_from:
+            return
+        self._look_from = trio.current_time() + _VERSION_LOOK_S
+        try:
+            maps = open_maps(Pins(self._root), ("workloads",), feature=CAPTURE)
+            self._is_replaced = maps["workloads"].info.id != self._workloads.info.id
+            maps["workloads"].close()
+            why = (
+                "they were replaced by a version that uses other maps; until then connections of workloads are refused"
+            )
+        except BpfError as error:
+            self._is_replaced, why = True, str(error)
+        if self._is_replaced:
+            _log.error("the BPF programs are not those that this agent opened, restart the agent: %s", why)
 
     def _follow(self, name: ObjectName) -> None:
         path, number = self._attached[name]

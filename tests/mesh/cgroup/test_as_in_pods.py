@@ -5,14 +5,6 @@ runs any mesh test with cgroups.  Not here is what speaks of a pod's own loopbac
 or of addresses that only a node with pods of its own has.
 """
 
-from tests.mesh.faithful_tcp.test_ends_and_resets import (
-    test_client_that_shuts_its_side_still_receives_the_reply,
-    test_closed_port_resets_the_client_and_says_so,
-    test_half_closed_connection_stays_open,
-    test_reset_after_a_half_close_is_a_reset,
-    test_server_that_shuts_its_side_still_hears_the_client,
-    test_server_that_speaks_first_is_heard_without_delay,
-)
 from tests.mesh.test_modes import (
     cast,
     company,
@@ -45,20 +37,14 @@ __all__ = [
     "directory",
     "lab",
     "pytestmark",
-    "test_client_that_shuts_its_side_still_receives_the_reply",
-    "test_closed_port_resets_the_client_and_says_so",
     "test_counters_move_with_the_connection",
     "test_curl_http2_with_prior_knowledge",
     "test_curl_keeps_one_connection_for_many_requests",
     "test_enrolled_to_a_service_of_pods_that_are_not_enrolled",
     "test_enrolled_to_not_enrolled_passes_in_plaintext_and_says_so",
-    "test_half_closed_connection_stays_open",
     "test_not_enrolled_to_enrolled_is_accepted_by_default",
     "test_not_enrolled_to_enrolled_over_a_service",
     "test_pod_address_carries_both_identities",
-    "test_reset_after_a_half_close_is_a_reset",
-    "test_server_that_shuts_its_side_still_hears_the_client",
-    "test_server_that_speaks_first_is_heard_without_delay",
     "test_service_address_spreads_over_both_nodes",
     "test_service_name_reaches_the_service",
     "test_strict_on_one_port_leaves_the_others_open",

@@ -363,6 +363,18 @@ def test_unload_leaves_the_node_as_it_was(mesh: Mesh, client: Pod) -> None:
         mesh.lab("start", "agent-1")
 
 
+@pytest.mark.usefixtures("client")
+def test_an_agent_whose_programs_are_taken_away_says_so(mesh: Mesh) -> None:
+    mesh.lab("ringfence", "1", "bpf", "unload", "--force")
+    try:
+        errors = wait_for("an error", lambda: [each for each in mesh.log(1) if each.get("level") == "error"])
+        assert [each["message"].startswith("the BPF programs are not those") for each in errors] == [True]
+        assert "run `ringfence bpf load`" in errors[0]["message"]
+    finally:
+        mesh.lab("ringfence", "1", "bpf", "load")
+        mesh.lab("restart", "agent-1")
+
+
 def _rules(netns: Path) -> bytes:
     list_rules: Callable[[], Any] = lambda: subprocess.run(["ip", "rule"], capture_output=True, check=True)  # noqa: E731
     output: bytes = in_namespace(netns, list_rules).stdout
