@@ -230,8 +230,12 @@ class Report:
             namespace, _, name = service.rpartition("/")
             names = [ObjectName(namespace or "default", name)]
             if not self._registry.is_service(names[0]):
-                raise LookupError(f"no service {names[0]}; `ringfence services` lists them")
+                raise LookupError(f"no service {names[0]}{self._elsewhere(name)}; `ringfence services` lists them")
         return [row for name in names for port in self._registry.service_ports(name) for row in self._rows_of(port)]
+
+    def _elsewhere(self, name: str) -> str:
+        found = sorted(f"{each.namespace}/{each.name}" for each in self._every_service() if each.name == name)
+        return f", but there is {' and '.join(found[:3])}" if found else ""
 
     def _every_service(self) -> list[Service | ExternalService]:
         return [*self._registry.services(), *self._registry.external_services()]

@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from node_agent.cli.ended import ended_view, select_ended
-from node_agent.cli.names import completes, service_names, workload_names
+from node_agent.cli.names import close_reasons, completes, service_names, workload_names
 from node_agent.cli.question import add_question
 from node_agent.cli.rows import Row, rows_table, state, text
 from node_agent.cli.selection import add_namespace_option, in_namespace, is_named, with_values
 from node_agent.cli.table import Cell
-from node_agent.cli.terminal import Paint, duration, size
+from node_agent.cli.terminal import Paint, duration, printable, size
 from node_agent.cli.watch import add_watch_options, run_or_watch
+from node_agent.errors import CloseReason
 
 _SORT: Final = {"age": "age_s", "sent": "sent_bytes", "received": "received_bytes"}
 
@@ -41,7 +42,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--direction", choices=("outbound", "inbound"), help="only these")
     parser.add_argument("--state", choices=("opening", "open", "closing"), help="only these")
     parser.add_argument("--ended", action="store_true", help="instead those that ended last, the newest first, and why")
-    parser.add_argument("--reason", metavar="REASON", help="those that ended so, such as policy_denied; means --ended")
+    why = "those that ended so, such as policy_denied; means --ended"
+    completes(parser.add_argument("--reason", metavar="REASON", type=_close_reason, help=why), close_reasons)
     parser.add_argument("--sort", choices=tuple(_SORT), help="the most first; default age")
     parser.add_argument("--limit", metavar="N", type=_at_least_one, help="only the first N")
     add_watch_options(parser)
@@ -52,6 +54,17 @@ def _run(args: argparse.Namespace) -> int:
     if args.ended or args.reason is not None:
         args.path, args.view, args.select = "/recent", ended_view, select_ended
     return run_or_watch(args)
+
+
+def _close_reason(text: str) -> str:
+    """One of the closed set: none of a reason that does not exist would look as if all were well."""
+    if text in list(CloseReason):
+        return text
+    import difflib  # noqa: PLC0415  (only for who mistypes)
+
+    near = difflib.get_close_matches(text, CloseReason, n=1)
+    remedy = f"did you mean {near[0]}?" if near else f"there are: {', '.join(CloseReason)}"
+    raise argparse.ArgumentTypeError(f"{printable(text)!r} is no close reason; {remedy}")
 
 
 def _at_least_one(text: str) -> int:

@@ -45,13 +45,13 @@ COMMANDS: Final = {  # the order of --help, and the file of each command in this
 _CA_HELP: Final = "the certificate authority: init, serve, token, status"
 _EPILOG: Final = """\
 Started by hand or by systemd: `ringfence ca serve` once per cluster, `ringfence agent` once per node.
-The other commands ask the agent on this node through its unix socket; they need the right to use it (root).
+Most of the others ask the agent on this node through its unix socket; they need the right to use it (root).
 Exit codes: 0 done, 1 could not be done (one line on stderr says why), 2 wrong arguments."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = _with_options_last(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 must not end a command
@@ -114,6 +114,19 @@ def _refuse(parser: argparse.ArgumentParser, command: str) -> NoReturn:
 def _completion_asked_for() -> list[str] | None:
     """The words so far when a shell asks what may follow (completion.py), else None."""
     return os.environ.get("COMP_LINE", "").split()[1:] if "_ARGCOMPLETE" in os.environ else None
+
+
+def _with_options_last(arguments: Sequence[str]) -> list[str]:
+    """``--agent PATH status``, ``--json status``: every command's options are understood before it, too."""
+    rest, moved = list(arguments), list[str]()
+    while rest and (rest[0] in ("--agent", "--json") or rest[0].startswith("--agent=")):
+        width = 2 if rest[0] == "--agent" else 1
+        moved += rest[:width]
+        del rest[:width]
+    if not rest or rest[0].startswith("-"):
+        return rest  # there is no command: argparse says so
+    end = rest.index("--") if "--" in rest else len(rest)
+    return [*rest[:end], *moved, *rest[end:]]
 
 
 def _command(arguments: Sequence[str]) -> str | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from node_agent.cli.agent_socket import AgentUnavailable, ask, default_socket
+from node_agent.errors import CloseReason
 
 _ANSWER_S: Final = 1.0
 # A name becomes part of somebody's command line: nothing that a shell or a terminal would obey.
@@ -37,6 +38,11 @@ def namespaces(*, parsed_args: argparse.Namespace, **_: object) -> list[str]:
     """Every namespace with a workload or a service."""
     rows = [row for path in ("/services", "/workloads") for row in _rows(path, parsed_args)]
     return sorted({str(row.get("namespace")) for row in rows if _HARMLESS.fullmatch(str(row.get("namespace")))})
+
+
+def close_reasons(**_: object) -> list[str]:
+    """Why connections end."""
+    return list(CloseReason)
 
 
 def _names(path: str, args: argparse.Namespace) -> list[str]:

@@ -9,6 +9,7 @@ from node_agent.cli.terminal import Paint, printable
 Row = Mapping[str, Any]
 Column = tuple[str, Callable[[Row], Cell]]  # header (``>`` first: to the right), and what a row shows under it
 
+_LEAST_MS: Final = 0.05  # what is shown as 0.1 ms
 _STATE_COLOURS: Final = {
     "serving": "green",
     "valid": "green",
@@ -42,5 +43,5 @@ def state(value: object) -> Cell:
 
 
 def milliseconds(value: object) -> str:
-    """``4.2 ms``; a dash when it is no number."""
-    return f"{value:.1f} ms" if isinstance(value, int | float) else "-"
+    """``4.2 ms``; a dash when it is no number, or an estimate that has faded: nothing takes 0.0 ms."""
+    return f"{value:.1f} ms" if isinstance(value, int | float) and value >= _LEAST_MS else "-"

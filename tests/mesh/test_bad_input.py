@@ -197,6 +197,10 @@ def _refused(mesh: Mesh, *arguments: str) -> str:
 def test_a_service_that_is_not_there_is_named(mesh: Mesh) -> None:
     text = _refused(mesh, "ringfence", "1", "endpoints", "nosuch")
     assert "ended with 1: ringfence: no service default/nosuch; `ringfence services` lists them\n" in text
+    with _file("elsewhere.yaml", _GOOD.replace("namespace: default", "namespace: elsewhere")):
+        wait_for("the service", lambda: _port_of(mesh, 1, "mine"))
+        text = _refused(mesh, "ringfence", "1", "endpoints", "mine")
+        assert "no service default/mine, but there is elsewhere/mine;" in text
 
 
 def test_wrong_arguments_are_exit_code_2(mesh: Mesh) -> None:

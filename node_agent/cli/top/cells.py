@@ -1,5 +1,6 @@
 """How numbers of ``top`` are written, on the screen and in a script's table."""
 
+from node_agent.cli.rows import milliseconds as connect_time
 from node_agent.cli.table import Cell
 from node_agent.cli.terminal import printable, size
 from node_agent.cli.top.rates import Service
@@ -18,7 +19,7 @@ def cells(service: Service) -> tuple[Cell, ...]:
         size(service.back_bytes) if service.back_bytes else "-",
         (rate(service.errors), "red" if service.errors else ""),
         (printable(service.why), "red"),
-        "-" if service.connect_ms is None else f"{service.connect_ms:.1f} ms",
+        connect_time(service.connect_ms),
         _up(service),
     )
 

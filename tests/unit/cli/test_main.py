@@ -92,7 +92,7 @@ def test_a_service_is_asked_for_by_name(agent: FakeAgent, capsys: pytest.Capture
 def test_the_log_level_is_sent(agent: FakeAgent, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(agent, "log-level", "debug") == 0
     assert agent.requests == [("PUT", "/log-level", b'{"level": "debug"}')]
-    assert capsys.readouterr().out == "log level is now debug\n"
+    assert capsys.readouterr().out == "log level is debug\n"
 
 
 def test_watching_goes_on_until_interrupted(agent: FakeAgent, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,3 +205,33 @@ def test_a_closed_pipe_is_no_traceback(agent: FakeAgent) -> None:
     error = process.stderr.read()
     process.stderr.close()
     assert (process.wait(30), error) == (1, b"")
+
+
+@pytest.mark.parametrize("asked", [["endpoints", "web"], ["explain", "cart", "web:80"], ["status"]])
+def test_options_are_understood_before_the_command_too(
+    agent: FakeAgent, capsys: pytest.CaptureFixture[str], asked: list[str]
+) -> None:
+    path = str(agent.server_address)
+    behind = main([*asked, "--agent", path, "--json"]), capsys.readouterr()
+    for before in (["--agent", path, "--json"], ["--json", f"--agent={path}"]):
+        assert (main([*before, *asked]), capsys.readouterr()) == behind
+
+
+@pytest.mark.parametrize("arguments", [["--agent"], ["--agent", "/x"], ["--json"], ["--agent", "/x", "--nope"]])
+def test_options_without_a_command_are_wrong_arguments(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "COMMAND" in capsys.readouterr().err
+
+
+def test_a_reason_that_nothing_ends_for_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for reason, remedy in (("policy-denied", "did you mean policy_denied?"), ("\x1b[31m", "there are: ok, ")):
+        with pytest.raises(SystemExit) as ended:
+            main(["connections", "--ended", "--reason", reason])
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert remedy in said
+        assert "\x1b" not in said

@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node_agent.cli.rows import milliseconds
 from node_agent.cli.table import cell_width, cut, table
 from node_agent.cli.terminal import Paint
+from node_agent.cli.top.cells import cells
+from node_agent.cli.top.rates import Service
 
 
 class Terminal(io.StringIO):
@@ -78,3 +81,12 @@ def test_the_width_is_what_COLUMNS_or_the_terminal_says(monkeypatch: pytest.Monk
     assert Paint(io.StringIO()).width is None
     monkeypatch.setenv("COLUMNS", "wide")
     assert Paint(Terminal()).width is None  # it has no descriptor to ask
+
+
+@pytest.mark.parametrize(
+    ("estimate", "shown"), [(1.24, "1.2 ms"), (0.06, "0.1 ms"), (0.04, "-"), (0.0, "-"), (None, "-")]
+)
+def test_an_estimate_that_has_faded_is_shown_as_none(estimate: float | None, shown: str) -> None:
+    assert milliseconds(estimate) == shown
+    service = Service(name="shop/web", direction="out", connect_ms=estimate)
+    assert cells(service)[-2] == shown
