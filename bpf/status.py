@@ -99,9 +99,11 @@ def _links(pins: Pins) -> Iterator[dict[str, Any]]:
             info = syscalls.link_info(fd)
         finally:
             os.close(fd)
+        is_attached = bool(info.cgroup_id or info.netns_inode or info.interface)  # its target is there
         yield {
             "workload": path.parent.name,
             "hook": path.name,
             "cgroup_id": info.cgroup_id or None,
-            "attach_type": AttachType(info.attach_type).name.lower() if info.cgroup_id else None,
+            "attached": is_attached,
+            "attach_type": AttachType(info.attach_type).name.lower() if is_attached else None,
         }

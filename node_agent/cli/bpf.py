@@ -27,9 +27,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         commands,
         "bpf",
         text="load, unload and show the BPF programs",
-        description="load: compile, verify and pin the BPF programs, in place of an older version (needs bcc). "
-        "unload: remove all of it. status: what is loaded, and which features are off, and why. "
-        "wait: until the agent captures the cgroup that this command runs in, as that of a Workload.",
+        description="load    compile, verify and pin the BPF programs, in place of an older version (needs bcc)\n"
+        "unload  remove all of it\n"
+        "status  what is loaded, and which features are off, and why\n"
+        "wait    until the agent captures the cgroup that this command runs in, as that of a Workload",
         examples=[
             "ringfence bpf load            # before the agent, where [capture] mode needs it",
             "ringfence bpf status --json",
@@ -37,7 +38,14 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
             "ExecStartPre=+ringfence bpf wait shop/web    # in a systemd unit: not before it is captured",
         ],
     )
-    parser.add_argument("action", nargs="?", choices=tuple(_ACTIONS), default="status", metavar="ACTION")
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=tuple(_ACTIONS),
+        default="status",
+        metavar="ACTION",
+        help=f"{', '.join(_ACTIONS)}; default status",
+    )
     parser.add_argument("workload", nargs="?", metavar="NAMESPACE/NAME", help="wait: for which Workload")
     parser.add_argument("--timeout", metavar="S", type=float, default=30.0, help="wait: at most so long (30)")
     parser.add_argument("--pins", metavar="DIR", type=Path, default=_DEFAULT_PINS, help=f"default {_DEFAULT_PINS}")
@@ -165,7 +173,7 @@ def _say(step: str) -> None:
 def view(found: dict[str, Any], paint: Paint) -> str:
     """What ``status`` shows to people."""
     if not found["loaded"]:
-        return f"{paint('not loaded', 'red')}: {printable(str(found['problem']))}"
+        return paint(printable(str(found["problem"])), "red")
     head = f"{found['pins']}: generation {found['generation']}, {'used by an agent' if found['in_use'] else 'no agent'}"
     parts = [head]
     if found["problem"]:
@@ -185,7 +193,7 @@ def view(found: dict[str, Any], paint: Paint) -> str:
     )
     workloads: dict[str, list[str]] = {}
     for each in found["links"]:
-        hook = each["hook"] if each["cgroup_id"] else f"{each['hook']} (its cgroup is gone)"
+        hook = each["hook"] if each["attached"] else f"{each['hook']} (what it was attached to is gone)"
         workloads.setdefault(each["workload"], []).append(hook)
     if workloads:
         rows = [[name, ", ".join(hooks)] for name, hooks in workloads.items()]

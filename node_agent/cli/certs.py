@@ -21,7 +21,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "certs",
         view=view,
         select=_select,
-        text="the certificates it holds, and until when",
+        text="the certificates the agent holds, and until when",
         examples=[
             "ringfence certs --expiring        # those that end within 15 minutes, or are not valid",
             "ringfence certs --expiring 2h --json",

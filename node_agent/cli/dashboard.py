@@ -32,9 +32,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         commands,
         "dashboard",
         text="serve the mesh as a picture, for a browser",
-        description="Serves a page that shows the services of the whole cluster, who talks to whom, encrypted or "
-        "denied, with live rates. It changes nothing. On loopback everybody on this machine may look; elsewhere "
-        "only who has the token. Ends with Ctrl-C.",
+        description="Serves a page that shows the services of the whole cluster, who talks to whom, encrypted or\n"
+        "denied, with live rates.  It changes nothing.  On loopback everybody on this machine may look;\n"
+        "elsewhere only who has the token.  Ends with Ctrl-C.",
         examples=[
             "ringfence dashboard  # then open http://127.0.0.1:15080/",
             "ssh -L 15080:127.0.0.1:15080 NODE ringfence dashboard  # of a node far away",

@@ -38,7 +38,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "destination",
         metavar="DESTINATION:PORT",
         nargs="?",
-        help="[NAMESPACE/]SERVICE:PORT (the port may be left out if there is one), or ADDRESS:PORT",
+        help="[NAMESPACE/]SERVICE:PORT (the port may be left out if there is one), [NAMESPACE/]POD:PORT, ADDRESS:PORT",
     )
     completes(destination, service_names)
     add_agent_options(parser)
@@ -82,8 +82,8 @@ def _lines(answer: Row, paint: Paint) -> Iterator[str]:
     yield ""
     source: Row = answer["source"]
     where = f" on {text(source['node'])}" if source["node"] else ""
-    who = text(source["workload"] or ", ".join(source["addresses"]))
-    yield _field("source", f"{who}{where}, {', '.join(source['addresses'])}")
+    who = f"{text(source['workload'])}{where}, " if source["workload"] else ""
+    yield _field("source", f"{who}{', '.join(source['addresses'])}")
     yield _field(
         "", text(source["identity"]) if source["enrolled"] else "not in the mesh: plaintext, without an identity"
     )

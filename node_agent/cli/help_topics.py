@@ -12,11 +12,13 @@ _TOPICS: Final[Mapping[str, str]] = {
     "connecting": """\
 How the commands find the agent
 
-All commands but `agent` and `ca` ask the agent on the same machine through a unix socket, which only the agent's
-user may use: run them as root.  Which socket, in this order:
+What is about a running agent is asked of it through a unix socket on the same machine, which only the agent's user may
+use: run such commands as root.  Which socket, in this order:
   --agent PATH
   the environment variable RINGFENCE_AGENT
   /run/ringfence/agent.sock
+No agent is needed for `agent`, `ca`, `bpf load|unload|status`, `completion`, `help`, and `policy check`, which asks one
+only with --agent.
 The socket is agent.sock in the [agent] runtime_dir of the agent's configuration.  In a container or a Kubernetes pod
 run the command there: kubectl exec -n NAMESPACE POD -- ringfence status
 curl --unix-socket /run/ringfence/agent.sock http://agent/status works as well.

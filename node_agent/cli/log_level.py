@@ -53,5 +53,5 @@ def view(answer: Mapping[str, Any], _: Paint) -> str:
     """The levels in force."""
     modules: Mapping[str, str] = answer.get("modules") or {}
     return "\n".join(
-        [f"log level is now {text(answer.get('level'))}", *(f"{text(m)} logs {text(e)}" for m, e in modules.items())]
+        [f"log level is {text(answer.get('level'))}", *(f"{text(m)} logs {text(e)}" for m, e in modules.items())]
     )

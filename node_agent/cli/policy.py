@@ -23,7 +23,10 @@ Row = dict[str, Any]
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add ``policy``."""
-    policy = commands.add_parser("policy", help="check AuthorizationPolicies before they are in force")
+    text = "check AuthorizationPolicies before they are in force"
+    policy = commands.add_parser(
+        "policy", help=text, description="Checks AuthorizationPolicies before they are in force."
+    )
     below = policy.add_subparsers(title="commands", metavar="COMMAND [OPTIONS]", required=True)
     check = add_command(
         below,

@@ -17,7 +17,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "services",
         view=view,
         select=_select,
-        text="the services it knows, and how many endpoints are ready",
+        text="the services the agent knows, and how many endpoints are ready",
         examples=[
             "ringfence services -n shop        # those of one namespace",
             "ringfence services --not-ready    # those with an endpoint that is not ready, or with none",

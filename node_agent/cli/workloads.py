@@ -18,7 +18,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "workloads",
         view=view,
         select=_select,
-        text="the workloads it knows, and which of them it serves",
+        text="the workloads the agent knows, and which of them it serves",
         examples=[
             "ringfence workloads --local           # those of this node",
             "ringfence workloads --state pending   # those that wait for something, and for what",

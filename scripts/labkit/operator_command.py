@@ -8,6 +8,7 @@ from labkit import execution, layout, netns, processes, state
 from labkit.errors import LabError
 
 _FOR_BROWSERS: Final = "dashboard"  # serves on the machine, where the browser is, not on the lab's node
+_WITHOUT_AGENT: Final = ("completion", "help")  # ask nobody, and take no --agent
 
 
 def run(lab: state.Lab, target: str, arguments: Sequence[str]) -> NoReturn:
@@ -24,7 +25,9 @@ def run(lab: state.Lab, target: str, arguments: Sequence[str]) -> NoReturn:
     if process.node == 0:
         node, command = 0, ["ca", *arguments, "--config", str(process.directory / "ca.toml")]
     else:
-        node, command = process.node, [*arguments, "--agent", str(layout.agent_socket(process.node))]
+        node, command = process.node, [*arguments]
+        if arguments[0] not in _WITHOUT_AGENT:
+            command += ["--agent", str(layout.agent_socket(node))]
         if arguments[0] == "bpf":
             command += ["--pins", str(layout.pins(node))]
     if arguments[0] != _FOR_BROWSERS:

@@ -125,6 +125,7 @@ def test_logs_prints_everything_since_up_and_follows(cluster: LabUnderTest) -> N
 def test_ringfence_runs_the_operators_command_against_an_agent_or_the_ca(cluster: LabUnderTest) -> None:
     told = json.loads(cluster("ringfence", "2", "status", "--json"))
     assert told == ["status", "--json", "--agent", f"{cluster.state_dir}/agent-2/agent.sock"]
+    assert json.loads(cluster("ringfence", "2", "help", "explain")) == ["help", "explain"]
     told = json.loads(cluster("ringfence", "ca", "status"))
     assert told == ["ca", "status", "--config", f"{cluster.state_dir}/ca/ca.toml"]
     assert "agent-1, agent-2" in cluster.fails("ringfence", "7", "status")

@@ -23,7 +23,11 @@ from node_agent.cli.ca import backup, federation, instances, keys, nodes, revoke
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add ``ca`` and its commands; each sets ``run``, a callable from arguments to exit status."""
-    parser = subparsers.add_parser("ca", help="the certificate authority", description=__doc__.splitlines()[0])
+    parser = subparsers.add_parser(
+        "ca",
+        help="the certificate authority",
+        description="Makes the certificate authority, serves it, and looks after it.",
+    )
     commands = parser.add_subparsers(dest="ca_command", required=True, metavar="COMMAND")
     for group in (keys, rotate, serve, nodes, instances, federation, revoke, backup, status):  # the order of --help
         group.add_commands(commands)

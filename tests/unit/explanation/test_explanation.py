@@ -307,6 +307,11 @@ def test_plaintext_is_refused_where_only_mutual_tls_is_taken(stage: Stage) -> No
     assert decision["remedies"][0] == "enrol shop/old in the mesh (label ringfence.io/mesh: enabled)"
 
 
+def test_an_address_that_is_no_workload_is_shown_once(stage: Stage) -> None:
+    lines = shown(stage.explain("192.0.2.7", "shop/web:80")).splitlines()
+    assert [line.split() for line in lines if line.startswith("source ")] == [["source", "192.0.2.7"]]
+
+
 def test_a_revoked_identity_is_said_before_any_policy(stage: Stage) -> None:
     cart = SpiffeId.workload("cluster.local", "shop", "cart")
     now = stage.trust.trust
