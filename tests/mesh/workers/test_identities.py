@@ -1,17 +1,12 @@
-"""Certificates and their end reach every worker: renewed ones are used, expired ones close the gate, in both."""
+"""Certificates reach every worker: renewed ones are used."""
 
 import time
 from typing import Any, Final
 
 import pytest
 
-from tests.mesh.test_outage import (
-    test_an_outage_longer_than_the_certificates_is_told_before_it_hurts_and_heals_by_itself,
-)
 from tests.mesh_builder import STATE_DIR, Mesh, Pod
 from tests.mesh_faults import edited
-
-__all__ = ["test_an_outage_longer_than_the_certificates_is_told_before_it_hurts_and_heals_by_itself"]
 
 pytestmark = pytest.mark.mesh
 
