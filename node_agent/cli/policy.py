@@ -12,7 +12,7 @@ from node_agent.cli.question import add_command
 from node_agent.cli.terminal import Paint, printable
 
 if TYPE_CHECKING:
-    from node_agent.cli.policy_files import Placed, Read
+    from node_agent.cli.policy_files import Placed, Read, Refused
     from node_agent.policy.check import Cluster
 
 _COLOURS: Final = {"error": "red", "warning": "yellow", "note": "dim"}
@@ -97,15 +97,21 @@ def _cluster(args: argparse.Namespace, found: "Read") -> "Cluster":
 
 def _refusals(found: "Read") -> Iterator[Row]:
     for each in found.refused:
-        yield {
-            "severity": "error",
-            "code": "refused",
-            "file": each.file,
-            "line": each.line,
-            "policy": None,
-            "path": each.path,
-            "message": f"{each.reason} (the agent refuses the whole file)",
-        }
+        yield _about(each, "error", "refused", f"{each.reason} (the agent refuses the whole file)")
+    for each in found.misspelt:
+        yield _about(each, "warning", "no-policy", each.reason)
+
+
+def _about(each: "Refused", severity: str, code: str, message: str) -> Row:
+    return {
+        "severity": severity,
+        "code": code,
+        "file": each.file,
+        "line": each.line,
+        "policy": None,
+        "path": each.path,
+        "message": message,
+    }
 
 
 def _findings(found: "Read", cluster: "Cluster") -> Iterator[Row]:
@@ -118,7 +124,7 @@ def _findings(found: "Read", cluster: "Cluster") -> Iterator[Row]:
         name = f"{each.object.key.namespace}/{each.object.key.name}"
         if name in placed:
             first = placed[name]
-            where = "in the same file" if first.file == each.file else f"also in {first.file}"
+            where = "is twice in this file" if first.file == each.file else f"is also in {first.file}"
             yield {
                 "severity": "error",
                 "code": "refused",
@@ -162,7 +168,8 @@ def view(answer: Row, paint: Paint) -> str:
         if known
         else "by themselves: --manifests or --agent says who exists"
     )
-    result = ", ".join(said) or paint("nothing is wrong", "green")
+    well = paint("nothing is wrong", "green") if policies else paint("there is no AuthorizationPolicy in it", "yellow")
+    result = ", ".join(said) or well
     lines.append(f"{policies} polic{'ies' if policies != 1 else 'y'} checked {against}: {result}")
     return "\n".join(lines)
 

@@ -1,5 +1,6 @@
 """What ``ringfence policy check`` reads: the files to check, and what exists, from manifests or from an agent."""
 
+import difflib
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +28,8 @@ from node_agent.cli.agent_socket import ask
 from node_agent.policy.check import Cluster, KnownWorkload
 
 STDIN: Final = "-"
+_API: Final = "security.istio.io/v1"
+_KIND: Final = "AuthorizationPolicy"
 _MAX_READ_AGAIN: Final = 100_000_000  # characters: some ten seconds
 
 
@@ -63,6 +66,7 @@ class Read:
     objects: list[Placed] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    misspelt: list[Refused] = field(default_factory=list)  # skipped, and probably meant as policies
     _read_again: int = field(default=0, init=False)
 
     @property
@@ -84,15 +88,21 @@ def read(names: Sequence[str]) -> Read:
     """
     found = Read()
     for name in dict.fromkeys(names):
-        for file, text in _texts(name):
-            found.texts[file] = text
-            _read_text(text, file, found)
+        for file, content in _contents(name):
+            try:
+                found.texts[file] = _decoded(content)
+            except ValueError as error:
+                found.refused.append(Refused(file=file, line=0, document=0, path="", reason=str(error)))
+            else:
+                _read_text(found.texts[file], file, found)
     return found
 
 
-def _texts(name: str) -> Iterator[tuple[str, str]]:
+def _contents(name: str) -> Iterator[tuple[str, bytes]]:
     if name == STDIN:
-        yield "stdin", _decoded(sys.stdin.buffer.read(MAX_FILE_BYTES + 1), "stdin")
+        if sys.stdin is None:
+            raise Unreadable("stdin is closed; name a file")
+        yield "stdin", sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
         return
     path = Path(name)
     try:
@@ -100,18 +110,18 @@ def _texts(name: str) -> Iterator[tuple[str, str]]:
         for file in files:
             with file.open("rb") as opened:
                 content = opened.read(MAX_FILE_BYTES + 1)
-            yield str(file), _decoded(content, str(file))
+            yield str(file), content
     except OSError as error:
         raise Unreadable(f"{error.filename or name}: can not be read: {error.strerror}") from error
 
 
-def _decoded(content: bytes, name: str) -> str:
+def _decoded(content: bytes) -> str:
     if len(content) > MAX_FILE_BYTES:
-        raise Unreadable(f"{name}: is larger than {MAX_FILE_BYTES // 2**20} MiB; split it")
+        raise ValueError(f"is larger than {MAX_FILE_BYTES // 2**20} MiB; split it")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise Unreadable(f"{name}: is not UTF-8 text; save it as UTF-8") from None
+        raise ValueError("is not UTF-8 text; save it as UTF-8") from None
 
 
 def _read_text(text: str, file: str, found: Read) -> None:
@@ -137,8 +147,22 @@ def _read_object(data: Any, path: DocumentPath, document: int, file: str, found:
         return
     if isinstance(read_object, Skipped):
         found.skipped.append(f"{file}: {read_object.reason}")
+        if _means_a_policy(data):
+            line = line_of(found.texts[file], document, (*path, "kind"))
+            reason = f"{read_object.reason}: it has no effect; write {_API} {_KIND}, if that is meant"
+            found.misspelt.append(
+                Refused(file=file, line=line, document=document, path=path_text((*path, "kind")), reason=reason)
+            )
     else:
         found.objects.append(Placed(file=file, document=document, path=path, object=read_object))
+
+
+def _means_a_policy(data: Any) -> bool:
+    """Whether an object of a foreign kind is probably a policy with a typing error, which would protect nobody."""
+    kind, version = str(data.get("kind")), str(data.get("apiVersion"))
+    if kind == _KIND and version.startswith(_API.partition("/")[0] + "/"):
+        return False  # skipped for another reason, which is named
+    return bool(difflib.get_close_matches(kind.lower(), [_KIND.lower()], cutoff=0.8))
 
 
 def _refused(error: FieldError, text: str, file: str, document: int) -> Refused:

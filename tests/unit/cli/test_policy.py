@@ -160,7 +160,7 @@ def test_the_same_policy_twice_is_an_error(web: Path, tmp_path: Path, capsys: py
     assert code == 1
     (finding,) = answer["findings"]
     assert (finding["file"], finding["line"], finding["code"]) == (str(web), 3, "refused")
-    assert finding["message"] == f"also in {copy}; only one of the two is in force: remove the other"
+    assert finding["message"] == f"is also in {copy}; only one of the two is in force: remove the other"
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"a: [", b"- 1", b"{}", b"null", b"a: *b"])
@@ -197,6 +197,50 @@ def test_control_characters_of_a_manifest_do_not_reach_the_terminal(
     assert all(line.isprintable() for line in out.splitlines())
     web.write_text(f"{GOOD.partition('spec')[0]}spec: {json.dumps({chr(27): 1})}")
     assert all(line.isprintable() for line in check(capsys, str(web))[1].splitlines())
+
+
+@pytest.mark.parametrize(
+    ("written", "instead"),
+    [
+        ("kind: AuthorizationPolicy", "kind: AuthorisationPolicy"),
+        ("kind: AuthorizationPolicy", "kind: authorizationpolicies"),
+        ("apiVersion: security.istio.io/v1", "apiVersion: security.istio/v1"),
+    ],
+)
+def test_what_the_agent_would_skip_for_a_typing_error_is_a_warning(
+    web: Path, capsys: pytest.CaptureFixture[str], written: str, instead: str
+) -> None:
+    web.write_text(GOOD.replace(written, instead))
+    code, answer = check_json(capsys, str(web))
+    assert code == 1
+    (found,) = answer["findings"]
+    assert (found["severity"], found["code"], found["line"], found["path"]) == ("warning", "no-policy", 2, "kind")
+    assert "write security.istio.io/v1 AuthorizationPolicy" in found["message"]
+
+
+def test_a_file_that_is_no_text_does_not_hide_what_is_in_the_others(
+    tmp_path: Path, web: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    web.write_text(TYPO)
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe")
+    code, answer = check_json(capsys, str(tmp_path))
+    assert code == 1
+    assert [(Path(each["file"]).name, each["code"]) for each in answer["findings"]] == [
+        ("a.yaml", "refused"),
+        ("web.yaml", "refused"),
+    ]
+
+
+def test_files_without_a_policy_are_not_called_right(
+    web: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    web.write_text("")
+    code, out = check(capsys, str(web))
+    assert code == 0
+    assert out.endswith("there is no AuthorizationPolicy in it\n")
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["policy", "check", "-"]) == 1
+    assert capsys.readouterr().err == "ringfence: stdin is closed; name a file\n"
 
 
 def test_a_policy_for_a_gateway_is_named_as_skipped(web: Path, capsys: pytest.CaptureFixture[str]) -> None:
