@@ -42,7 +42,7 @@ _POLICY_NAME: Final = re.compile(r"[a-z0-9.-]+/[a-z0-9.-]+")
 _DENIED: Final = str(CloseReason.POLICY_DENIED)
 _TCP: Final = "tcp"
 _TLS: Final = "tls"
-_MAX_CHECK_MS: Final = 3_600_000  # no TrafficPolicy has a longer timeout
+_MAX_TIMEOUT_MS: Final = 3_600_000  # an hour is more than anybody waits for a program
 
 
 class FrameType(IntEnum):
@@ -106,7 +106,9 @@ class Open:
     """The source asks for a connection: to whom, for whom; or, with ``check``, only whether there could be one.
 
     ``outside``: the tunnel leads to an egress pod, and ``destination`` is an
-    address of this service, which it is to connect to.
+    address of this service, which it is to connect to.  ``connect_timeout_s``:
+    how long the application may take to accept, if the source wants it otherwise
+    than the destination's agent does.
     """
 
     destination: OriginalDestination
@@ -115,6 +117,7 @@ class Open:
     trace_parent: str = ""
     check: Check | None = None
     outside: Outside | None = None
+    connect_timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,8 +149,14 @@ def encode_open(message: Open) -> bytes:
         kind, (namespace, name), port = message.outside
         fields["outside"] = [kind, namespace, name, port]
     if message.check is not None:
-        fields["check"] = [_TLS if message.check.tls else _TCP, max(1, round(message.check.timeout_s * 1000))]
+        fields["check"] = [_TLS if message.check.tls else _TCP, _milliseconds(message.check.timeout_s)]
+    if message.connect_timeout_s is not None:
+        fields["connect"] = _milliseconds(message.connect_timeout_s)
     return _control(FrameType.OPEN, fields)
+
+
+def _milliseconds(seconds: float) -> int:
+    return min(max(1, round(seconds * 1000)), _MAX_TIMEOUT_MS)
 
 
 def encode_verdict(message: Verdict) -> bytes:
@@ -207,6 +216,7 @@ def decode_open(payload: bytes) -> Open:
         trace_parent=_text(fields, "trace", 128),
         check=_check(fields),
         outside=_outside(fields),
+        connect_timeout_s=_connect_timeout_s(fields),
     )
 
 
@@ -280,6 +290,15 @@ def _check(fields: Mapping[object, object]) -> Check | None:
     if not isinstance(value, list) or len(value) != 2:
         raise RemoteProtocolError("check: expected [kind, milliseconds]")
     kind, milliseconds = value
-    if kind not in (_TCP, _TLS) or type(milliseconds) is not int or not 0 < milliseconds <= _MAX_CHECK_MS:
+    if kind not in (_TCP, _TLS) or type(milliseconds) is not int or not 0 < milliseconds <= _MAX_TIMEOUT_MS:
         raise RemoteProtocolError("check: expected [kind, milliseconds]")
     return Check(tls=kind == _TLS, timeout_s=milliseconds / 1000)
+
+
+def _connect_timeout_s(fields: Mapping[object, object]) -> float | None:
+    value = fields.get("connect")
+    if value is None:
+        return None
+    if type(value) is not int or not 0 < value <= _MAX_TIMEOUT_MS:
+        raise RemoteProtocolError("connect: expected milliseconds")
+    return value / 1000

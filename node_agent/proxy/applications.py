@@ -27,23 +27,33 @@ class Applications:
         record: ConnectionRecord,
         *,
         outside: ServicePort | None = None,
+        timeout_s: float | None = None,
     ) -> socket.socket:
-        """Connect to the pod's program as ``client``, or to ``outside`` as the pod; raises ConnectionFailure."""
+        """Connect to the pod's program as ``client``, or to ``outside`` as the pod; raises ConnectionFailure.
+
+        ``timeout_s`` counts instead of the agent's own.
+        """
         started = trio.current_time()
         record.attempts += 1
+        timeout_s = timeout_s or self._connect_timeout_s
         if outside is None:
-            upstream = await self._to_program(pod, destination, client, record)
+            upstream = await self._to_program(pod, destination, client, record, timeout_s)
         else:
-            upstream = await self._to_outside(pod, destination)
+            upstream = await self._to_outside(pod, destination, timeout_s)
         record.connect_ms = (trio.current_time() - started) * 1000
         return upstream
 
     async def _to_program(
-        self, pod: Pod, destination: OriginalDestination, client: PeerAddress, record: ConnectionRecord
+        self,
+        pod: Pod,
+        destination: OriginalDestination,
+        client: PeerAddress,
+        record: ConnectionRecord,
+        timeout_s: float,
     ) -> socket.socket:
         upstream = pod.network.application_socket(destination.ip, source_ip=client.ip)
         try:
-            await connect(upstream, destination.ip, destination.port, timeout_s=self._connect_timeout_s)
+            await connect(upstream, destination.ip, destination.port, timeout_s=timeout_s)
             if destination.port in pod.workload.proxy_protocol_ports:
                 # The send queue of a new connection is empty: the header fits.
                 upstream.send(proxy_protocol.header(client, destination, record.source_identity))
@@ -57,12 +67,12 @@ class Applications:
             raise
         return upstream
 
-    async def _to_outside(self, pod: Pod, destination: OriginalDestination) -> socket.socket:
+    async def _to_outside(self, pod: Pod, destination: OriginalDestination, timeout_s: float) -> socket.socket:
         """From the egress pod, whose address the place outside sees."""
         upstream = pod.network.upstream_socket(destination.ip)
         reset_on_close(upstream)
         try:
-            await connect(upstream, destination.ip, destination.port, timeout_s=self._connect_timeout_s)
+            await connect(upstream, destination.ip, destination.port, timeout_s=timeout_s)
         except BaseException:
             upstream.close()
             raise

@@ -225,7 +225,12 @@ class Inbound:
                     record.note(service=outside, endpoint=EndpointAddress(*message.destination))
                 self._policies.admit(record)
                 upstream = await self._applications.connect(
-                    pod, message.destination, message.source, record, outside=outside
+                    pod,
+                    message.destination,
+                    message.source,
+                    record,
+                    outside=outside,
+                    timeout_s=message.connect_timeout_s,
                 )
             except ConnectionFailure as failure:
                 # First the reason: the peer may be gone already, which is no reason of its own.

@@ -188,6 +188,7 @@ class Connector:
             workload=pod.workload.name,
             trace_parent=record.trace_parent,
             outside=outside_of(record.service, endpoint),
+            connect_timeout_s=timeouts.connect_s or None,
         )
         dialler = Dialler(
             make_socket=pod.network.upstream_socket,

@@ -13,6 +13,7 @@ from ca.spiffe import SpiffeId
 from node_agent.model import OriginalDestination, PeerAddress
 from node_agent.proxy.proxy_protocol import header
 from tests.mesh_builder import Mesh, Pod, wait_for
+from tests.mesh_faults import is_reset
 
 pytestmark = pytest.mark.mesh
 
@@ -172,6 +173,16 @@ def test_a_half_closed_connection_is_not_waited_for_for_ever(mesh: Mesh) -> None
                 connection.recv(1)
     listener.close()
     _both_records(mesh, "idle_timeout")
+
+
+def test_a_program_that_does_not_accept_has_the_time_of_its_service(mesh: Mesh) -> None:
+    client, server, service = _echo(mesh, "connect: 500ms}\n  retry: {attempts: 1")
+    full = server.listen(8080, backlog=0)
+    with full, server.connect("127.0.0.1", 8080):  # it takes one; from now on the kernel drops every SYN
+        assert is_reset(client, service, 80)
+    for node in (1, 2):
+        record = mesh.record(node, close_reason="connect_timeout")
+        assert "port 8080 within 0.5 s" in record["detail"]
 
 
 @pytest.mark.parametrize("who", ["client", "server"])

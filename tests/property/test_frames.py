@@ -41,6 +41,7 @@ _opens = st.builds(
     check=st.none()
     | st.builds(Check, tls=st.booleans(), timeout_s=st.integers(1, 3_600_000).map(lambda ms: ms / 1000)),
     outside=st.none() | st.builds(Outside, _names, st.builds(ObjectName, _names, _names), _ports),
+    connect_timeout_s=st.none() | st.integers(1, 3_600_000).map(lambda ms: ms / 1000),
 )
 _texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=1500)
 _values = st.recursive(
@@ -68,6 +69,7 @@ _open_maps = st.fixed_dictionaries(
         "name": _values,
         "trace": _values,
         "check": _checks,
+        "connect": _values,
         "outside": _values | st.lists(_names | _values | _ports, min_size=4, max_size=4),
         "x": _values,
     },
