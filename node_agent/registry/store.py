@@ -26,6 +26,7 @@ from ca.manifests import (
 from node_agent.model import Endpoint, EndpointAddress, MtlsMode, ObjectName, ServicePort, Workload
 from node_agent.registry.authorization_policies import AuthorizationPolicies
 from node_agent.registry.changes import Changes, RegistryObject, ResolvedName, Update
+from node_agent.registry.dangling import policies_without_service, routes_to_nowhere
 from node_agent.registry.egress import EgressPods
 from node_agent.registry.external import ExternalKey, ExternalServices, Place
 from node_agent.registry.machines import Machines
@@ -243,8 +244,8 @@ class Registry:
         return self._traffic_policies.policy(port)
 
     def faults(self) -> Iterator[str]:
-        """One line for each TrafficPolicy that disturbs connections, and each AuthorizationPolicy that can not be
-        judged as it says.
+        """One line for each TrafficPolicy that disturbs connections, or is about nothing, each TCPRoute that leads
+        to nowhere, and each AuthorizationPolicy that can not be judged as it says.
         """
         yield from self._authorization_policies.faults()
         for policy in self._traffic_policies.in_force():
@@ -253,6 +254,12 @@ class Registry:
                 port = "" if policy.port is None else f":{policy.port}"
                 name = ObjectName(policy.namespace, policy.name)
                 yield f"faults are injected into connections to {service}{port} (TrafficPolicy {name})"
+        yield from policies_without_service(self._traffic_policies, self._ports_of)
+        yield from routes_to_nowhere(self._tcp_routes, self._ports_of)
+
+    def _ports_of(self, kind: str, name: ObjectName) -> tuple[ServicePort, ...] | None:
+        found = tuple(each for each in self.service_ports(name) if each.kind == kind)
+        return found if found or (kind == "Service" and self._services.named(name) is not None) else None
 
     def in_pod_network(self, ip: str) -> bool:
         """Whether the address is in some node's podCIDRs: a pod's, known or not."""

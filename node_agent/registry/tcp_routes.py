@@ -87,6 +87,9 @@ class TcpRoutes:
             return None
         return of_service.get(port.port) or of_service.get(None)
 
+    def __iter__(self) -> Iterator[TCPRoute]:
+        return iter(self._routes.values())
+
     def conflicts(self) -> Iterator[str]:
         """One line for each route that another one keeps out of force."""
         for _, lines in sorted(self._conflicts.items()):

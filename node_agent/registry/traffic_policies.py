@@ -70,6 +70,9 @@ class TrafficPolicies:
         policy = self.policy(port)
         return policy.traffic if policy is not None else default_for(port.load_balancing)
 
+    def __iter__(self) -> Iterator[TrafficPolicy]:
+        return iter(self._policies.values())
+
     def in_force(self) -> Iterator[TrafficPolicy]:
         """Every policy that no other one keeps out of force."""
         for policies in self._of_service.values():
