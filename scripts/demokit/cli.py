@@ -38,7 +38,7 @@ The lab is still up. To look around:
    export RINGFENCE_LAB={name}
    scripts/lab status                              # processes, pods, addresses, identities
    scripts/lab exec cart -- curl -s http://web/    # any program, in any pod
-   scripts/lab ringfence 1 endpoints web           # what agent 1 knows; also: connections, certs, workloads
+   scripts/lab ringfence 1 endpoints web           # what agent 1 knows; also: top, connections, explain, dashboard
    scripts/lab logs agent-2 | tail -n 1            # one access record a connection
    scripts/lab down                                # takes all of it away"""
 
