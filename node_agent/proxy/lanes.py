@@ -42,6 +42,7 @@ _LOOK_S: Final = 0.5  # live ones are found, and what was connecting during a ch
 _LOOK_AGAIN_S: Final = 0.05  # a SYN that was allowed just before a change has been sent by then
 _IDLE_LOOK_S: Final = 2.0  # nothing has been filed yet
 _COLLECT_S: Final = 1.0  # what was spilled wakes nobody
+_TIDY_S: Final = 5.0  # the veth of a pod goes some time after the pod
 _GATHER_S: Final = 0.01  # ends that come close together wake us once
 _ENDS_A_TURN: Final = 200  # some 10 ms
 _MOST_GRANTS: Final = 65_536
@@ -89,6 +90,7 @@ class Lanes:
         self._until = 0.0
         self._guarded: dict[str, tuple[str, ...]] = {}  # addresses, by uid
         self._guarded_at = -1
+        self._tidy_at = 0.0
         self._active = trio.Event()
         self._look_again = trio.Event()
         self.problem: str | None = None  # why there are no lanes
@@ -165,8 +167,11 @@ class Lanes:
         for uid, workload in here.items():
             if self._guarded.get(uid, _NOBODY) != workload.addresses and workload.addresses:
                 self._guard(workload)
-        addresses = [ip for each in here.values() for ip in each.addresses]
-        self._kernel.sources.tidy_up(known=addresses)
+        self._tidy_up(list(here.values()))
+
+    def _tidy_up(self, here: Iterable[Workload]) -> None:
+        self._kernel.sources.tidy_up(known=[ip for each in here for ip in each.addresses])
+        self._tidy_at = trio.current_time() + _TIDY_S
 
     def _guard(self, workload: Workload) -> None:
         try:
@@ -264,6 +269,8 @@ class Lanes:
                 self.take_back()
             if self._active.is_set() and self._guarded_at != self._registry.revision:
                 self._guard_all()
+            if self._active.is_set() and trio.current_time() >= self._tidy_at:
+                self._tidy_up(self._registry.workloads_on(self._node))
             self._look_again = trio.Event()
             with trio.move_on_after(_LOOK_S if self._active.is_set() or len(self.table) else _IDLE_LOOK_S):
                 await self._look_again.wait()
