@@ -104,7 +104,7 @@ class Places:
             return self._at(text, OriginalDestination(ip, port))
         beside = source.workload.name.namespace if source.workload is not None else None
         try:
-            name = self._named(host, beside, self._service_named, self._service_names, "service")
+            name = self._by_dns(host) or self._named(host, beside, self._service_named, self._service_names, "service")
         except UnknownPlace as unknown:
             return self._pod(text, host, port, beside, unknown)
         return self._service(text, name, port)
@@ -135,6 +135,14 @@ class Places:
             listed = ", ".join(map(str, found))
             raise UnknownPlace(f"there are several {kind}s called {name}: {listed}; name one of them")
         raise UnknownPlace(_unknown(kind, text, names()))
+
+    def _by_dns(self, host: str) -> ObjectName | None:
+        """``web.shop``, ``web.shop.svc``, ``web.shop.svc.cluster.local``: as programs call a service."""
+        name, _, rest = host.partition(".")
+        namespace, _, suffix = rest.partition(".")
+        wanted = ObjectName(namespace, name)
+        known = not suffix or suffix == "svc" or suffix.startswith("svc.")
+        return wanted if known and self._registry.is_service(wanted) else None
 
     def _pod_names(self) -> Iterable[ObjectName]:
         return (each.name for each in self._registry.workloads())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ca.spiffe import SpiffeId
+from node_agent.config import CAPTURE_PORTS
 from node_agent.errors import CloseReason
 from node_agent.explanation.places import Source
 from node_agent.identity.trust import Certificate, TrustStore
@@ -80,7 +81,10 @@ class Ways:
         reason: CloseReason | None = None
         detail = explanation.decision.detail
         ways_out: tuple[str, ...] = ()
-        if (distrusted := self._distrusted(request)) is not None:
+        if judge.enrolled and request.port in CAPTURE_PORTS:
+            reason = CloseReason.DESTINATION_NOT_ALLOWED
+            detail = f"port {request.port} of {judge.name} is the agent's own listener"
+        elif (distrusted := self._distrusted(request)) is not None:
             reason, detail = distrusted
         elif request.source_identity is None and mode is MtlsMode.STRICT:
             reason = CloseReason.PLAINTEXT_REFUSED

@@ -307,9 +307,33 @@ def test_plaintext_is_refused_where_only_mutual_tls_is_taken(stage: Stage) -> No
     assert decision["remedies"][0] == "enrol shop/old in the mesh (label ringfence.io/mesh: enabled)"
 
 
+def test_the_verdict_is_said_once(stage: Stage) -> None:
+    denied, free = stage.explain("other/thief", "shop/web:80"), stage.explain("shop/cart", "other/thief:80")
+    assert denied["summary"] == (
+        "other/thief may not connect to shop/web:80: no rule of the ALLOW policies matches: shop/callers"
+    )
+    assert free["summary"] == "shop/cart may connect to other/thief:80: no ALLOW policy is about it"
+
+
 def test_an_address_that_is_no_workload_is_shown_once(stage: Stage) -> None:
     lines = shown(stage.explain("192.0.2.7", "shop/web:80")).splitlines()
     assert [line.split() for line in lines if line.startswith("source ")] == [["source", "192.0.2.7"]]
+
+
+@pytest.mark.parametrize("host", ["web.shop", "web.shop.svc", "web.shop.svc.cluster.local"])
+def test_a_service_is_known_by_the_name_that_programs_use(stage: Stage, host: str) -> None:
+    assert stage.explain("cart", f"{host}:80")["destination"]["service"] == "shop/web:80"
+    with pytest.raises(UnknownPlace):
+        stage.explain("cart", f"{host.replace('shop', 'none')}:80")
+
+
+def test_the_agents_own_listeners_may_not_be_dialled(stage: Stage) -> None:
+    answer = stage.explain("shop/cart", "10.0.0.1:15008")
+    assert answer["verdict"] == "denied"
+    (decision,) = answer["decisions"]
+    assert decision["close_reason"] == "destination_not_allowed"
+    assert decision["detail"].endswith("is the agent's own listener")
+    assert decision["remedies"] == []
 
 
 def test_a_revoked_identity_is_said_before_any_policy(stage: Stage) -> None:
