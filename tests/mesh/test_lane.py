@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bpf.pins import Pins
-from tests.mesh_builder import CAPTURE, LAB_NAME, WORKERS, LabCommandError, Mesh, Pod, read_all, wait_for
+from tests.mesh_builder import CAPTURE, LAB_NAME, LabCommandError, Mesh, Pod, read_all, wait_for
 
 _PORT = 8080
 _NAMESPACE = """apiVersion: v1
@@ -31,12 +31,10 @@ spec:
 _NO_CLIENT = "AuthorizationPolicy/lane/no-client"
 _SOON_S = 1.0  # issue 7: live connections are cut within a second
 
-pytestmark = pytest.mark.skipif(WORKERS != "1", reason="the lane is off with worker processes")
-
 
 @pytest.fixture(scope="module")
 def session_mesh(session_mesh: Mesh) -> Iterator[Mesh]:
-    session_mesh.up(nodes=1, capture="inpod-bpf")
+    session_mesh.up("--workers", "1", nodes=1, capture="inpod-bpf")  # with more there is no lane
     session_mesh.lab("apply", "-", stdin=_NAMESPACE)
     yield session_mesh
     session_mesh.up(capture=CAPTURE)

@@ -6,31 +6,32 @@ import pytest
 
 from node_agent.capture.lane_end import LaneFate, count, fate
 
+_OPEN, _SENT, _BOTH = (True, False, False), (True, True, False), (True, True, True)
+
 
 @pytest.mark.parametrize(
-    ("acked", "received", "established", "fin_acked", "fin_came", "told"),
+    ("acked", "received", "seen", "told"),
     [
-        (0, 0, False, False, False, (0, 0)),  # refused
-        (1, 0, True, False, False, (0, 0)),  # reset before anything was said
-        (2, 1, True, True, True, (0, 0)),  # opened and closed
-        (1002, 501, True, True, True, (1000, 500)),
-        (1001, 501, True, False, True, (1000, 500)),  # our FIN was never acknowledged
-        (1002, 500, True, True, False, (1000, 500)),  # theirs never came
+        (0, 0, (False, False, False), (0, 0)),  # refused
+        (1, 0, _OPEN, (0, 0)),  # reset before anything was said
+        (2, 1, _BOTH, (0, 0)),  # opened and closed
+        (1002, 501, _BOTH, (1000, 500)),
+        (1001, 501, (True, False, True), (1000, 500)),  # our FIN was never acknowledged
+        (1002, 500, _SENT, (1000, 500)),  # theirs never came
     ],
 )
 def test_syn_and_fin_are_no_bytes_of_the_programs(
-    acked: int, received: int, established: bool, fin_acked: bool, fin_came: bool, told: tuple[int, int]
+    acked: int, received: int, seen: tuple[bool, bool, bool], told: tuple[int, int]
 ) -> None:
-    assert (
-        count(
-            acked_bytes=acked,
-            received_bytes=received,
-            is_established=established,
-            is_fin_acked=fin_acked,
-            has_fin_come=fin_came,
-        )
-        == told
+    is_established, is_fin_acked, has_fin_come = seen
+    found = count(
+        acked_bytes=acked,
+        received_bytes=received,
+        is_established=is_established,
+        is_fin_acked=is_fin_acked,
+        has_fin_come=has_fin_come,
     )
+    assert found == told
 
 
 @pytest.mark.parametrize(
