@@ -156,7 +156,7 @@ def _summary(verdict: str, source: Source, target: Target, ways: list[Way], allo
     if verdict == _DEPENDS:
         return f"{source.name} may connect to {name} at {allowed} of {len(ways)} endpoints"
     may = "may" if verdict == _ALLOWED else "may not"
-    return f"{source.name} {may} connect to {name}: {ways[0].detail}"
+    return f"{source.name} {may} connect to {name}: {ways[0].detail.removeprefix(f'{verdict}: ')}"
 
 
 def _problems(target: Target, rows: list[Row], ways: list[Way]) -> Iterable[str]:
