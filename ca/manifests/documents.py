@@ -82,6 +82,20 @@ def line_of(text: str, number: int, path: Path) -> int:
         return error.line
 
 
+def document_starts(text: str) -> list[tuple[int, int]]:
+    """The character and the line, both from 0, at which each document begins, as far as the text is YAML."""
+    starts: list[tuple[int, int]] = []
+    try:
+        parser: Any = cyaml.CParser(text)  # type: ignore[attr-defined]
+        while type(event := parser.get_event()) is not yaml.StreamEndEvent:
+            if type(event) is yaml.DocumentStartEvent:
+                mark: Any = event.start_mark
+                starts.append((mark.index, mark.line))
+    except (yaml.YAMLError, UnicodeError):
+        pass  # what comes before the error counts
+    return starts
+
+
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):

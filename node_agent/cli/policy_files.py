@@ -19,7 +19,7 @@ from ca.manifests import (
     read_directory,
 )
 from ca.manifests.directory import is_manifest_name
-from ca.manifests.documents import MAX_FILE_BYTES, DocumentError, line_of, read_documents
+from ca.manifests.documents import MAX_FILE_BYTES, DocumentError, document_starts, line_of, read_documents
 from ca.manifests.documents import Path as DocumentPath
 from ca.manifests.fields import FieldError, path_text
 from ca.manifests.parse import unwrapped
@@ -68,16 +68,22 @@ class Read:
     skipped: list[str] = field(default_factory=list)
     misspelt: list[Refused] = field(default_factory=list)  # skipped, and probably meant as policies
     _read_again: int = field(default=0, init=False)
+    _starts: dict[str, list[tuple[int, int]]] = field(default_factory=dict, init=False)
 
     @property
     def policies(self) -> list[Placed]:
         return [each for each in self.objects if isinstance(each.object, AuthorizationPolicy)]
 
     def line(self, placed: Placed, path: DocumentPath) -> int:
-        """The line of a place inside of an object, 0 where finding out would take long: the text is read for each."""
+        """The line of a place inside of an object, 0 where it would take long to find: its document is read each time."""
         text = self.texts[placed.file]
-        self._read_again += len(text)
-        return 0 if self._read_again > _MAX_READ_AGAIN else line_of(text, placed.document, (*placed.path, *path))
+        if placed.file not in self._starts:
+            self._starts[placed.file] = [*document_starts(text), (len(text), 0)]
+        (begin, line), (end, _) = self._starts[placed.file][placed.document - 1 : placed.document + 1]
+        self._read_again += end - begin
+        if self._read_again > _MAX_READ_AGAIN:
+            return 0
+        return line + line_of(text[begin:end], 1, (*placed.path, *path))
 
 
 def read(names: Sequence[str]) -> Read:

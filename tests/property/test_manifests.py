@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ca.manifests import DirectoryState, ManifestError, ManifestObject, ObjectKey, parse_manifests, read_directory
-from ca.manifests.documents import DocumentError, line_of, read_documents
+from ca.manifests.documents import DocumentError, document_starts, line_of, read_documents
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 FIELD_NAMES = st.sampled_from(
@@ -133,3 +133,23 @@ def test_a_directory_read_in_steps_is_the_same_as_read_at_once(
                 if key in state.objects:
                     told[key] = state.objects[key]
             assert told == state.objects
+
+
+_SEPARATORS = ("---\n", "--- # more\n", "...\n---\n", "---\n# \u00e4\U0001f600\n\n", "...\n%YAML 1.1\n---\n")
+_DOCUMENTS = (
+    "a: 1\nb:\n- c: 2\n",
+    "a: \u00e4\U0001f600\nb: [{c: x}]\n",
+    "a: |\n  text\n  --- no\nb: [{c: 1}]\n",
+    "b:\n\n- c: d\n",
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(_SEPARATORS), st.sampled_from(_DOCUMENTS)), min_size=1, max_size=6))
+def test_a_document_by_itself_has_the_lines_that_it_has_in_its_file(parts: list[tuple[str, str]]) -> None:
+    text = parts[0][1] + "".join(separator + document for separator, document in parts[1:])
+    starts = document_starts(text)
+    assert len(starts) == len(parts) == len(list(read_documents(text)))
+    for number, (begin, line) in enumerate(starts, 1):
+        end = starts[number][0] if number < len(starts) else len(text)
+        for path in (("b", 0, "c"), ("b",), ("a",)):
+            assert line + line_of(text[begin:end], 1, path) == line_of(text, number, path)
