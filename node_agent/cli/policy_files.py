@@ -75,7 +75,7 @@ class Read:
         return [each for each in self.objects if isinstance(each.object, AuthorizationPolicy)]
 
     def line(self, placed: Placed, path: DocumentPath) -> int:
-        """The line of a place inside of an object, 0 where it would take long to find: its document is read each time."""
+        """The line of a place inside of an object, 0 where finding it would take long."""
         text = self.texts[placed.file]
         if placed.file not in self._starts:
             self._starts[placed.file] = [*document_starts(text), (len(text), 0)]
