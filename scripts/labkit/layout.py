@@ -37,7 +37,8 @@ CLUSTER_V6: Final = "fd52:4647::/48"
 
 _INSTANCE: Final = os.environ.get("RINGFENCE_LAB", "")
 if _INSTANCE and not re.fullmatch(r"[a-z0-9]{1,12}", _INSTANCE):
-    raise LabError(f"RINGFENCE_LAB={_INSTANCE!r}: a lab is named with 1 to 12 of a-z and 0-9")
+    # On import: before there is anybody who turns a LabError into a line.
+    raise SystemExit(f"lab: RINGFENCE_LAB={_INSTANCE!r}: a lab is named with 1 to 12 of a-z and 0-9")
 
 # "rf" for the lab, "rf_NAME" for another: neither is the beginning of the other's names.
 _PREFIX: Final = f"rf_{_INSTANCE}" if _INSTANCE else "rf"
