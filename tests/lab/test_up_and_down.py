@@ -166,8 +166,8 @@ def test_errors_say_what_to_do(lab: LabUnderTest, arguments: list[str], said: st
 
 
 def test_a_lab_that_can_not_be_called_so_is_one_line(lab: LabUnderTest) -> None:
-    lab.environment["RINGFENCE_LAB"] = "Bad Name"
-    assert lab.fails("status") == "lab: RINGFENCE_LAB='Bad Name': a lab is named with 1 to 12 of a-z and 0-9\n"
+    misnamed = LabUnderTest(instance="Bad Name", command=Path(lab.environment["RINGFENCE_LAB_COMMAND"]))
+    assert misnamed.fails("status") == "lab: RINGFENCE_LAB='Bad Name': a lab is named with 1 to 12 of a-z and 0-9\n"
 
 
 def test_a_failed_up_with_wrong_arguments_leaves_the_lab_that_runs(network: LabUnderTest) -> None:
