@@ -135,21 +135,28 @@ class Outbound:
         finally:
             if outcome is None:
                 self._tunnels.discard(upstream.tunnel)
-            elif outcome.settlement is not None:
-                self._relay.when_settled(
-                    outcome.settlement, partial(self._take_back, pod, upstream.key, upstream.tunnel)
-                )
             else:
-                is_whole = outcome.ending is Ending.COMPLETE
-                self._take_back(pod, upstream.key, upstream.tunnel, outcome.leftover if is_whole else None)
+                record.count_bytes()
+                take_back = partial(
+                    self._take_back, pod, upstream.key, upstream.tunnel, sent_bytes=record.received_bytes
+                )
+                if outcome.settlement is not None:
+                    self._relay.when_settled(outcome.settlement, take_back)
+                else:
+                    take_back(outcome.leftover if outcome.ending is Ending.COMPLETE else None)
         return outcome
 
-    def _take_back(self, pod: Pod, key: TunnelKey, tunnel: Tunnel, leftover: bytes | None) -> None:
-        """Keep a tunnel for the next connection; ``leftover`` is None if it is lost."""
+    def _take_back(
+        self, pod: Pod, key: TunnelKey, tunnel: Tunnel, leftover: bytes | None, *, sent_bytes: int = 0
+    ) -> None:
+        """Keep a tunnel for the next connection; ``leftover`` is None if it is lost.
+
+        ``sent_bytes``: from the client to the destination's program.
+        """
         if leftover is None:
             self._tunnels.discard(tunnel)
             return
-        tunnel.take_back(leftover)
+        tunnel.take_back(leftover, sent_bytes=sent_bytes)
         if pod.gone.is_set():
             tunnel.abort()  # nobody would look for it any more, and it would keep the pod's namespace
             self._tunnels.discard(tunnel)

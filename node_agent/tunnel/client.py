@@ -23,6 +23,7 @@ _MAX_IDLE_A_KEY: Final = 512
 _IDLE_S: Final = 240.0  # shorter than the server's, so that the side that would use a tunnel is the one that closes it
 _SWEEP_S: Final = 10.0
 _VERDICT_GRACE_S: Final = 2.0  # beyond the destination's own connect timeout
+_HELD_S: Final = 1.0  # programs accept in milliseconds; one that is late hears of the connection twice
 CONNECTED: Final = "ringfence.tunnel.connected"
 PROVEN: Final = "ringfence.tunnel.proven"
 ASKED: Final = "ringfence.tunnel.asked"
@@ -158,27 +159,38 @@ class TunnelClient:
     async def _ask(self, key: TunnelKey, message: Open, dialler: Dialler) -> tuple[Tunnel, Verdict]:
         """Hear a verdict; the tunnel is the caller's, and counted as busy."""
         frame = encode_open(message)
+        timeout_s = (dialler.connect_timeout_s or self._connect_timeout_s) + _VERDICT_GRACE_S
+        was_held = False
         while True:
             tunnel, fresh = await self._acquire(key, dialler)
+            if was_held and tunnel.may_be_held:
+                tunnel.close()  # once is enough waiting
+                continue
             self.busy_count += 1
             try:
                 if dialler.reached is not None:
                     dialler.reached(ASKED)
-                await tunnel.send(frame)
-                verdict = await self._hear_verdict(tunnel, dialler.connect_timeout_s or self._connect_timeout_s)
+                patience_s = min(timeout_s, _HELD_S) if tunnel.may_be_held else timeout_s
+                verdict = await self._exchange(tunnel, frame, patience_s)
             except TunnelLost:
                 self.discard(tunnel)
                 if not fresh:
                     continue  # it died while it was idle; nothing of this connection was decided on it
+                raise
+            except ConnectionFailure as failure:
+                self.discard(tunnel)
+                if failure.reason is CloseReason.VERDICT_TIMEOUT and tunnel.may_be_held:
+                    was_held = True
+                    continue  # our OPEN lies behind what the last connection's program does not read
                 raise
             except BaseException:
                 self.discard(tunnel)
                 raise
             return tunnel, verdict
 
-    async def _hear_verdict(self, tunnel: Tunnel, connect_timeout_s: float) -> Verdict:
-        deadline = trio.current_time() + connect_timeout_s + _VERDICT_GRACE_S
-        with trio.CancelScope(deadline=deadline):
+    async def _exchange(self, tunnel: Tunnel, frame: bytes, timeout_s: float) -> Verdict:
+        with trio.CancelScope(deadline=trio.current_time() + timeout_s):
+            await tunnel.send(frame)
             return decode_verdict(await tunnel.read_control(FrameType.VERDICT))
         raise ConnectionFailure(CloseReason.VERDICT_TIMEOUT, "the peer agent gave no verdict in time")
 

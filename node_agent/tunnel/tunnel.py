@@ -18,6 +18,7 @@ from ca.spiffe import SpiffeId
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.frames import ALPN, HEADER_BYTES, RESET_FRAME, FrameType, parse_control_header
 
+_SURELY_TAKEN_BYTES: Final = 16 * 1024  # into the kernel's buffers of a connection, although nobody reads
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)  # socket(7)
 
 
@@ -55,6 +56,7 @@ class Tunnel:
         "_is_used",
         "_tls",
         "leftover",
+        "may_be_held",
         "not_after",
         "own_serial",
         "peer",
@@ -83,6 +85,7 @@ class Tunnel:
         self.not_after = not_after
         self.own_serial = own_serial
         self.leftover = b""
+        self.may_be_held = False
         self._fault = fault
         self._is_lent = False
         self._is_used = False
@@ -92,8 +95,15 @@ class Tunnel:
         self._is_lent = True
         return self.sock
 
-    def take_back(self, leftover: bytes) -> None:
-        """The connection has ended on both sides; ``leftover`` was read behind its end."""
+    def take_back(self, leftover: bytes, *, sent_bytes: int = 0) -> None:
+        """The connection has ended on both sides; ``leftover`` was read behind its end.
+
+        ``sent_bytes`` were sent to the peer's application.  One that has sent
+        its own end and does not read holds the tunnel at the other side, behind
+        bytes that we do not see; ``may_be_held`` is whether there are enough for
+        that.
+        """
+        self.may_be_held = sent_bytes > _SURELY_TAKEN_BYTES
         self._is_lent = False
         self._is_used = True
         self.leftover = leftover

@@ -12,11 +12,12 @@ import pytest
 from ca.spiffe import SpiffeId
 from node_agent.model import OriginalDestination, PeerAddress
 from node_agent.proxy.proxy_protocol import header
-from tests.mesh_builder import Mesh, Pod, wait_for
+from tests.mesh_builder import Mesh, Pod, read_all, wait_for
 from tests.mesh_faults import is_reset
 
 pytestmark = pytest.mark.mesh
 
+_MORE_THAN_A_PROGRAM_TAKES = 300_000  # but less than a tunnel does
 _POLICY = """\
 apiVersion: ringfence.io/v1alpha1
 kind: TrafficPolicy
@@ -200,6 +201,25 @@ def test_a_program_that_does_not_read_is_cut_after_its_time(mesh: Mesh, who: str
             reason = mesh.record(2, direction="inbound")["close_reason"]
             assert reason == "stalled_write" or (who == "server" and reason == "tunnel_lost")
     listener.close()
+
+
+def test_a_program_that_ends_and_does_not_read_does_not_hold_up_the_next_connection(mesh: Mesh) -> None:
+    client, server, service = _echo(mesh, "idle: 1h")
+    other, _ = mesh.service("other", app="web", port=80, target_port=8081)
+    server.serve_whoami(8081)
+    listener = server.listen(8080)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    with client.connect(service, 80) as connection:
+        deaf, _ = listener.accept()
+        deaf.shutdown(socket.SHUT_WR)
+        assert connection.recv(1) == b""
+        connection.sendall(bytes(_MORE_THAN_A_PROGRAM_TAKES))
+    with listener, deaf:
+        assert mesh.record(1, service="default/web:80")["close_reason"] == "ok"  # all of it is on its way
+        assert mesh.ringfence(2, "connections"), "and not at the program"
+        assert client.ask_whoami(other, 80)[0] == "web"
+        assert mesh.record(1, service="default/other:80")["attempts"] == 1
+        assert len(read_all(deaf)) == _MORE_THAN_A_PROGRAM_TAKES
 
 
 # -- a split --------------------------------------------------------------------------

@@ -185,7 +185,7 @@ def test_a_tunnel_that_comes_back_later_than_the_revocation_is_not_kept(revocati
     )
     stage.revoke(revocation)
     settled: Any = tunnel()
-    settled.take_back = lambda _leftover: None
+    settled.take_back = lambda _leftover, sent_bytes: None
     pod: Any = SimpleNamespace(gone=trio.Event())
     outbound._take_back(pod, TunnelKey("uid", OWN, "10.0.0.1", PEER), settled, b"")
     assert came_back == ["kept" if is_kept else "discarded"]

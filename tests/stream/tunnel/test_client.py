@@ -34,8 +34,10 @@ class _FakeTunnel(Tunnel):
         self.network = network
         self.not_after = datetime.now(UTC) + timedelta(hours=1)
         self.leftover = b""
+        self.may_be_held = False
         self.reason = reason
         self.dead = False
+        self.held = False
         self.users = 0
         self.knows_checks = True
         self._is_check = False
@@ -48,7 +50,7 @@ class _FakeTunnel(Tunnel):
 
     async def read_control(self, expected: FrameType) -> bytes:
         assert expected is FrameType.VERDICT
-        await trio.sleep(self.network.delay())
+        await trio.sleep(self.network.delay() if not self.held else 3600.0)
         if self.dead:
             raise TunnelLost("the peer agent closed the tunnel")
         if self.reason is not CloseReason.OK or self._is_check:
@@ -298,3 +300,54 @@ async def test_a_destination_that_made_a_connection_of_a_check_loses_its_tunnel(
     assert (await client.check(_key(), _CHECK_MESSAGE, _DIALLER)).reason is CloseReason.OK
     assert not network.open_tunnels
     assert (client.idle_count, client.busy_count) == (0, 0)
+
+
+async def test_tunnels_that_a_program_holds_cost_one_wait_and_no_connection(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that has ended its direction and does not read: the other side does not come to our OPEN."""
+    network = _Network()
+    client = _client(network, monkeypatch)
+    tunnels = [await client.open(_key(), _MESSAGE, _DIALLER) for _ in range(5)]
+    for tunnel in tunnels:
+        assert isinstance(tunnel, _FakeTunnel)
+        tunnel.users -= 1
+        tunnel.held = True
+        tunnel.take_back(b"", sent_bytes=100_000)
+        client.release(_key(), tunnel)
+    began = trio.current_time()
+    served = await client.open(_key(), _MESSAGE, _DIALLER)
+    assert served not in tunnels
+    assert trio.current_time() - began < 1.1
+    assert network.open_tunnels == {served}
+    assert (client.busy_count, client.idle_count) == (1, 0)
+
+
+async def test_a_slow_program_behind_a_tunnel_that_nobody_holds_is_waited_for(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = _Network()
+    client = _client(network, monkeypatch)
+    tunnel = await client.open(_key(), _MESSAGE, _DIALLER)
+    assert isinstance(tunnel, _FakeTunnel)
+    tunnel.users -= 1
+    tunnel.take_back(b"", sent_bytes=1000)
+    client.release(_key(), tunnel)
+    monkeypatch.setattr(network, "delay", lambda: _CONNECT_TIMEOUT_S)
+    assert await client.open(_key(), _MESSAGE, _DIALLER) is tunnel
+    assert network.dials == 1
+
+
+async def test_an_open_that_can_not_even_be_sent_is_not_waited_for_for_ever(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(_: bytes) -> None:
+        await trio.sleep_forever()
+
+    network = _Network()
+    client = _client(network, monkeypatch)
+    monkeypatch.setattr(_FakeTunnel, "send", lambda _, frame: full(frame))
+    with pytest.raises(ConnectionFailure) as caught:
+        await client.open(_key(), _MESSAGE, _DIALLER)
+    assert caught.value.reason is CloseReason.VERDICT_TIMEOUT
+    assert client.busy_count == 0
