@@ -79,9 +79,11 @@ class Pod:
 
 
 class Testbed:
-    """A lab with pods and applications, for the length of a ``with``."""
+    """A lab with pods and applications, for the length of a ``with``; servers on node 2, or all on one node."""
 
-    def __init__(self, *, mesh: bool, plain: bool) -> None:
+    def __init__(self, *, mesh: bool, plain: bool, capture: str = "inpod", one_node: bool = False) -> None:
+        self._lab_options: Final = ["--capture", capture, *(["--nodes", "1"] if one_node else [])]
+        self._server_node: Final = "1" if one_node else "2"
         self.name: Final = os.environ.get("RINGFENCE_LAB") or "bench"
         self._environment: Final = {**os.environ, "RINGFENCE_LAB": self.name}
         self._kinds: Final = [kind for kind, wanted in (("rf", mesh), ("plain", plain)) if wanted]
@@ -118,10 +120,10 @@ class Testbed:
         self._end()
 
     def _build(self) -> None:
-        self.lab("up", *([] if "rf" in self._kinds else ["--no-agents"]))
+        self.lab("up", *self._lab_options, *([] if "rf" in self._kinds else ["--no-agents"]))
         for kind in self._kinds:
             options = [] if kind == "rf" else ["--no-mesh"]
-            for role, node in (("client", "1"), ("server", "2")):
+            for role, node in (("client", "1"), ("server", self._server_node)):
                 self.lab("pod", f"{kind}-{role}", "--node", node, *options)
         for pod in self.status()["pods"]:
             self.pods[pod["name"]] = Pod(
