@@ -212,10 +212,13 @@ def test_wrong_arguments_are_exit_code_2(mesh: Mesh) -> None:
 def test_an_agent_that_does_not_run_is_named(mesh: Mesh) -> None:
     with mesh.stopped("agent-1", how="kill"):
         text = _refused(mesh, "ringfence", "1", "status")
-        assert f"nobody answers on {STATE_DIR}/agent-1/agent.sock: the agent that made it is gone" in text
+        assert (
+            f"nobody answers on {STATE_DIR}/agent-1/agent.sock: the agent that made it has ended without removing it"
+            in text
+        )
     with mesh.stopped("agent-1"):
         text = _refused(mesh, "ringfence", "1", "status")
-        assert f"there is no agent socket {STATE_DIR}/agent-1/agent.sock; is the agent running here?" in text
+        assert f"there is no agent socket {STATE_DIR}/agent-1/agent.sock: no agent runs on this machine" in text
 
 
 def test_a_broken_ca_configuration_is_one_line(tmp_path: Path) -> None:
