@@ -14,7 +14,8 @@ If both of two are bad (half a service is gone, or all but one of three are far
 away), the better one is bad too.  So when it costs many times what was taken of
 late, and enough for a client to notice, *least-latency* draws again.
 
-Weights are shares of the draws.  A member in slow start is drawn less often:
+Weights are shares of the draws, and with weights the two may be the same one: only then do those of equal
+cost get their shares.  Open connections count by weight, too.  A member in slow start is drawn less often:
 from a tenth of its share to all of it, in proportion to the time.
 """
 
@@ -94,7 +95,7 @@ def _is_held_back(member: Member, slow_start_s: float, now: float, draw: Draw) -
 class Draws:
     """Draws members by weight."""
 
-    __slots__ = ("_draw", "_members", "_slow_start_s", "_total", "_upto", "count")
+    __slots__ = ("_draw", "_members", "_slow_start_s", "_total", "_upto", "count", "mean_weight")
 
     def __init__(self, members: Sequence[Member], draw: Draw, slow_start_s: float) -> None:
         self._members = members
@@ -104,6 +105,7 @@ class Draws:
         weights = [each.weight for each in members]
         self._upto = None if min(weights) == max(weights) else list(accumulate(weights))
         self._total = sum(weights)
+        self.mean_weight = self._total / self.count
 
     def one(self, now: float) -> Member:
         member = self._any()
@@ -115,13 +117,15 @@ class Draws:
         return member
 
     def two(self, now: float) -> tuple[Member, Member]:
-        """Two different members; there are at least two."""
+        """Two members, different ones if all weigh the same; there are at least two."""
         if self._upto is None and not self._slow_start_s:
             first = int(self._draw() * self.count)
             second = int(self._draw() * (self.count - 1))
             second += second >= first
             return self._members[first], self._members[second]
         one = other = self.one(now)
+        if self._upto is not None:
+            return one, self.one(now)
         for _ in range(_DRAWS):
             other = self.one(now)
             if other is not one:
@@ -161,25 +165,28 @@ class BetterOfTwo:
             return self._draws.one(now)
         if not self._by_latency:
             one, other = self._draws.two(now)
-            return one if one.state.open_connections <= other.state.open_connections else other
-        better, cost_s = _cheaper(*self._draws.two(now), now)
+            return one if self._load(one) <= self._load(other) else other
+        better, cost_s = self._cheaper(*self._draws.two(now), now)
         for _ in range(_PAIRS - 1):
             if cost_s is None or cost_s <= max(self._usual_s * _FAR_OFF, _NOT_FAR_S):
                 break
-            better, cost_s = _cheaper(*self._draws.two(now), now)
+            better, cost_s = self._cheaper(*self._draws.two(now), now)
         if cost_s is not None:
             self._usual_s += (cost_s - self._usual_s) * _NEWS
         return better
 
+    def _load(self, member: Member) -> float:
+        """Its open connections, one of somebody who has the mean weight counting as one."""
+        return member.state.open_connections * self._draws.mean_weight / member.weight
 
-def _cheaper(one: Member, other: Member, now: float) -> tuple[Member, float | None]:
-    """The one that costs less, and its cost where the latency of both is known."""
-    open_one, open_other = one.state.open_connections + 1.0, other.state.open_connections + 1.0
-    latency_s, other_latency_s = one.state.expected_s(now), other.state.expected_s(now)
-    if latency_s is None or other_latency_s is None:
-        return (one if open_one <= open_other else other), None
-    cost_s, other_cost_s = open_one * latency_s, open_other * other_latency_s
-    return (one, cost_s) if cost_s <= other_cost_s else (other, other_cost_s)
+    def _cheaper(self, one: Member, other: Member, now: float) -> tuple[Member, float | None]:
+        """The one that costs less, and its cost where the latency of both is known."""
+        load, other_load = self._load(one) + 1.0, self._load(other) + 1.0
+        latency_s, other_latency_s = one.state.expected_s(now), other.state.expected_s(now)
+        if latency_s is None or other_latency_s is None:
+            return (one if load <= other_load else other), None
+        cost_s, other_cost_s = load * latency_s, other_load * other_latency_s
+        return (one, cost_s) if cost_s <= other_cost_s else (other, other_cost_s)
 
 
 class RoundRobin:

@@ -1,6 +1,6 @@
 """Weights, slow start, subsets, locality, ejection: which share goes where."""
 
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -18,7 +18,7 @@ from ca.manifests.traffic import (
     WeightRule,
 )
 from ca.spiffe import SpiffeId
-from node_agent.balance import Balancer, Client, Near, NoEndpoints
+from node_agent.balance import Balancer, Client, Near, NoEndpoints, Pick
 from node_agent.balance.tiers import build
 from node_agent.model import Endpoint, EndpointAddress, Locality, ObjectName, ServicePort, Workload
 
@@ -67,6 +67,29 @@ def test_weights_are_shares(policy: LoadBalancing) -> None:
         pick.release(0.0)
         counts[candidates.index(pick.endpoint)] += 1
     assert [counts[index] / 4000 for index in range(4)] == pytest.approx([0.1, 0.3, 0.6, 0.0], abs=0.04)
+
+
+@pytest.mark.parametrize("policy", LoadBalancing)
+def test_weights_hold_when_connections_last_and_connect_times_scatter(policy: LoadBalancing) -> None:
+    candidates = (_endpoint(1, size="s"), _endpoint(2, size="s"), _endpoint(3, size="l"))
+    rules = (WeightRule(labels={"size": "l"}, weight=3),)
+    traffic = Traffic(balancing=Balancing(policy=policy, weights=rules))
+    rng = Random(1)
+    balancer = Balancer(rng=rng)
+    counts: Counter[int] = Counter()
+    live: deque[Pick] = deque()
+    now = 0.0
+    for number in range(6000):
+        now += 0.01
+        pick = balancer.pick(
+            SERVICE, candidates, now, traffic=traffic, client=Client(address=f"10.9.{number // 256}.{number % 256}")
+        )
+        counts[candidates.index(pick.endpoint)] += 1
+        pick.connected(now + rng.expovariate(1000.0))
+        live.append(pick)
+        if len(live) > 20:
+            live.popleft().release(now)
+    assert [counts[index] / 6000 for index in range(3)] == pytest.approx([0.2, 0.2, 0.6], abs=0.06)
 
 
 @pytest.mark.parametrize("policy", [*RANDOMIZED, LoadBalancing.ROUND_ROBIN])
