@@ -1,7 +1,7 @@
 """The composition root: builds every part, starts them in order, drains them in reverse.
 
-Only this file, data_path.py and the workers' own root build things; everything
-else receives what it needs.  Start-up order is the order of the lines in ``_run``:
+Only this file, own_identity.py, data_path.py and the workers' own root build things;
+everything else receives what it needs.  Start-up order is the order of the lines in ``_run``:
 
     logs > configuration > registry (manifests, DNS) > identities > pods (capture, stories) > metrics, readiness, admin
 
@@ -12,22 +12,19 @@ get ``drain_grace_s``, then are cut with the reason ``drained``.
 import logging
 import random
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ca.client import CaClient
 from ca.http_server import HttpServer, Routes
 from ca.manifests import DirectoryState
-from ca.tls import KeyAndChain
 from node_agent import __version__, process
 from node_agent import config as configuration
+from node_agent.agent_gauges import register_gauges
 from node_agent.capture import Chosen, choose
 from node_agent.carrier import Carrier, InProcess
 from node_agent.config import Config, HostPort, SameNode
@@ -36,18 +33,10 @@ from node_agent.drain import Drain
 from node_agent.errors import AgentError, CloseReason
 from node_agent.explanation.routes import explanation_routes
 from node_agent.export_config import Sink
-from node_agent.identity import (
-    Identities,
-    NodeCredentials,
-    NodeKeyStore,
-    prefer_aes128,
-    proof_from,
-)
+from node_agent.identity import prefer_aes128
 from node_agent.identity.identities import utc_now
-from node_agent.identity.trust import TrustStore
-from node_agent.identity.trust_file import TrustFile
-from node_agent.identity.trust_watch import TrustWatch
 from node_agent.model import Workload
+from node_agent.own_identity import build_identity
 from node_agent.policy import PolicyEngine
 from node_agent.proxy.pods import Pods
 from node_agent.registry import Registry, Update
@@ -144,7 +133,7 @@ class _Agent:
             config.registry.manifests_dir, copies=GoodCopies(config.agent.state_dir / "manifests")
         )
         self._dns = DnsSource(servers=config.dns.servers, draw=rng.random, on_update=self._take_names)
-        parts = _identities(config, rng)
+        parts = build_identity(config, rng)
         self._identities, self._trust, self._trust_watch = parts.identities, parts.trust, parts.watch
         chosen = choose(config.capture.mode, pins=config.capture.pins, netns_path=self._netns_path, stack=stack)
         self._lanes: Lanes | None = None
@@ -181,7 +170,9 @@ class _Agent:
             ],
         )
         self._workload_api = self._enable_workload_api(metrics, stack) if config.workload_api.enabled else None
-        self._register_gauges(metrics)
+        register_gauges(
+            metrics, report=self._report, identities=self._identities, watch=self._trust_watch, trust=self._trust
+        )
         self._metrics_server = HttpServer(
             metrics_routes(self._carrier.families), prepare=metrics_preparation(self._carrier.prepare)
         )
@@ -405,106 +396,6 @@ class _Agent:
     def _netns_path(self, workload: Workload) -> Path:
         namespace, name = workload.name
         return Path(self._config.capture.netns_path.format(namespace=namespace, name=name, uid=workload.uid))
-
-    def _register_gauges(self, metrics: Metrics) -> None:
-        metrics.gauge(
-            "ringfence_ca_reachable",
-            "1 while the last request to the CA succeeded.",
-            lambda: float(self._identities.ca_error is None),
-        )
-        metrics.gauge(
-            "ringfence_certificate_expiry_seconds",
-            "Seconds until the certificate of an identity expires.",
-            self._expiries,
-            labels=("identity",),
-        )
-        metrics.gauge(
-            "ringfence_certificates_expiring",
-            "Certificates that could not be renewed and are near their end.",
-            lambda: float(self._identities.expiring()),
-        )
-        metrics.gauge(
-            "ringfence_ca_clock_ahead_seconds",
-            "How far this node's clock is ahead of the CA's, as of its last reply; negative when it is behind.",
-            self._identities.clock_ahead_s,
-        )
-        metrics.gauge(
-            "ringfence_trust_version",
-            "The version of the CA's trust that is in force; 0 before the CA has told one.",
-            lambda: float(self._trust_watch.acknowledged),
-        )
-        metrics.gauge(
-            "ringfence_revocations", "Revocations in force.", lambda: float(len(self._trust.trust.revocations))
-        )
-        metrics.gauge(
-            "ringfence_registry_problems",
-            "Manifest files or objects that are not in force.",
-            lambda: float(len(self._report.directory.problems)),
-        )
-        metrics.gauge(
-            "ringfence_registry_age_seconds",
-            "Since the last change of the manifests was taken in; nothing before the first.",
-            self._registry_age,
-        )
-
-    def _registry_age(self) -> dict[tuple[str, ...], float]:
-        loaded_at = self._report.loaded_at
-        return {} if loaded_at is None else {(): trio.current_time() - loaded_at}
-
-    def _expiries(self) -> dict[tuple[str, ...], float]:
-        at = datetime.now(UTC)
-        rows: Iterable[dict[str, object]] = self._identities.status()
-        return {
-            (str(row["identity"]),): (datetime.fromisoformat(str(row["not_after"])) - at).total_seconds()
-            for row in rows
-            if row["not_after"]
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Identity:
-    """Who we are, and whom we believe."""
-
-    identities: Identities
-    trust: TrustStore
-    watch: TrustWatch
-    own: Callable[[], KeyAndChain | None]  # the node's certificate of now
-
-
-def _identities(config: Config, rng: random.Random) -> _Identity:
-    try:
-        roots_pem = config.ca.bundle_file.read_bytes()
-        ca = CaClient(
-            addresses=[(each.host, each.port) for each in config.ca.address],
-            roots_pem=roots_pem,
-            trust_domain=config.agent.trust_domain,
-        )
-    except OSError as error:
-        raise AgentError(
-            f"[ca] bundle_file: cannot read {config.ca.bundle_file}: {error.strerror}; copy the CA's bundle.pem there"
-        ) from error
-    except ValueError as error:
-        raise AgentError(
-            f"[ca] bundle_file: {config.ca.bundle_file}: {error}; it must hold PEM certificates"
-        ) from error
-    trust = TrustStore(trust_domain=config.agent.trust_domain, roots=ca.roots)
-    trust_file = TrustFile(directory=config.agent.state_dir, configured_pem=roots_pem)
-    if trust_file.restore(trust):
-        ca.replace_roots(trust.roots())
-    node = NodeCredentials(
-        node=config.agent.node,
-        trust_domain=config.agent.trust_domain,
-        ca=ca,
-        key_store=NodeKeyStore(directory=config.ca.node_key_dir, passphrase_file=config.ca.node_key_passphrase_file),
-        proof=proof_from(config.ca),
-        utc_now=utc_now,
-        rng=rng,
-    )
-    identities = Identities(
-        ca=ca, node=node, identity_wait_s=config.proxy.identity_wait_s, rng=rng, trust=trust, utc_now=utc_now
-    )
-    watch = TrustWatch(ca=ca, own=lambda: node.own, trust=trust, identities=identities, save=trust_file.save, rng=rng)
-    return _Identity(identities=identities, trust=trust, watch=watch, own=lambda: node.own)
 
 
 async def _listen(address: HostPort, what: str) -> list[trio.SocketListener]:
