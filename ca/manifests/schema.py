@@ -82,7 +82,8 @@ def _enum(data: Any, wanted: list[str], _schema: Schema, _root: Schema, path: Pa
 def _pattern(data: Any, wanted: str, schema: Schema, _root: Schema, path: Path) -> None:
     # A JSON Schema's $ is the end of the text, Python's also stands before a last newline.
     if isinstance(data, str) and not re.search(wanted.replace("$", r"\Z"), data, re.ASCII):
-        raise FieldError(path, f"{shown(data)} is not of the form {schema.get('description') or wanted}")
+        what = schema.get("description")
+        raise FieldError(path, f"{shown(data)} is not of the form {wanted}" + (f": {what}" if what else ""))
 
 
 def _max_length(data: Any, wanted: int, _schema: Schema, _root: Schema, path: Path) -> None:

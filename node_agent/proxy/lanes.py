@@ -48,11 +48,11 @@ _ENDS_A_TURN: Final = 200  # some 10 ms
 _MOST_GRANTS: Final = 65_536
 _NOBODY: Final[tuple[str, ...]] = ()
 _COUNTERS: Final = {
-    "taken": "Connections that went straight to the application of another pod of the node.",
-    "full": "Connections that went through the agent because the lane had no room for another.",
-    "refused": "Connections that were refused because what had allowed them changed before their SYN was sent.",
-    "spilled": "Ends of connections that the ring had no room for; they are told nevertheless.",
-    "lost": "Ends of connections that were not told; they have no access record.",
+    "ringfence_lane_taken_total": "Connections that went straight to the application of another pod of the node.",
+    "ringfence_lane_full_total": "Connections that went through the agent because the lane had no room for another.",
+    "ringfence_lane_refused_total": "Connections that were refused because what had allowed them changed before their SYN was sent.",
+    "ringfence_lane_spilled_total": "Ends of connections that the ring had no room for; they are told nevertheless.",
+    "ringfence_lane_lost_total": "Ends of connections that were not told; they have no access record.",
 }
 
 
@@ -106,10 +106,10 @@ class Lanes:
             on_unreachable=self.take_back,
         )
         for name, help_text in _COUNTERS.items():
-            metrics.counter(f"ringfence_lane_{name}_total", help_text, self._reading_of(name))
+            metrics.counter(name, help_text, self._reading_of(name.split("_")[2]))
 
-    def _reading_of(self, name: str) -> Callable[[], float]:
-        return lambda: self._kernel.counters()[name]
+    def _reading_of(self, counter: str) -> Callable[[], float]:
+        return lambda: self._kernel.counters()[counter]
 
     # -- filing -----------------------------------------------------------------------
 
