@@ -123,9 +123,7 @@ class KernelLane:
         ``endpoints`` are 1 to ``max_endpoints``, of the destination's IP version.
         """
         assert 0 < len(endpoints) <= _MAX_ENDPOINTS
-        key = self._structs["lane_key"].pack(
-            netns_cookie=netns_cookie, ip_be=address_bytes(destination.ip), port_be=socket.htons(destination.port)
-        )
+        key = self._key(netns_cookie, destination)
         if not self._generation or key in self._filed or len(self._filed) >= _MAX_LANES:
             return False
         unused = _MAX_ENDPOINTS - len(endpoints)
@@ -143,6 +141,15 @@ class KernelLane:
         self._maps["lanes"].put(key, packed)
         self._filed.add(key)
         return True
+
+    def is_filed(self, netns_cookie: int, destination: OriginalDestination) -> bool:
+        """Whether a pod may connect to ``destination`` without us now."""
+        return bool(self._filed) and self._key(netns_cookie, destination) in self._filed
+
+    def _key(self, netns_cookie: int, destination: OriginalDestination) -> bytes:
+        return self._structs["lane_key"].pack(
+            netns_cookie=netns_cookie, ip_be=address_bytes(destination.ip), port_be=socket.htons(destination.port)
+        )
 
     # -- what has taken it ------------------------------------------------------------
 

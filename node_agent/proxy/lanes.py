@@ -50,7 +50,7 @@ _NOBODY: Final[tuple[str, ...]] = ()
 _COUNTERS: Final = {
     "ringfence_lane_taken_total": "Connections that went straight to the application of another pod of the node.",
     "ringfence_lane_full_total": "Connections that went through the agent because the lane had no room for another.",
-    "ringfence_lane_refused_total": "Connections that were refused because what had allowed them changed before their SYN was sent.",
+    "ringfence_lane_refused_total": "Connections refused because what had allowed them changed before their SYN.",
     "ringfence_lane_spilled_total": "Ends of connections that the ring had no room for; they are told nevertheless.",
     "ringfence_lane_lost_total": "Ends of connections that were not told; they have no access record.",
 }
@@ -118,14 +118,15 @@ class Lanes:
         cookie = getattr(pod.network, "netns_cookie", None)
         if cookie is None or self._drain.begun.is_set() or self.problem is not None:
             return
-        served = {each.workload.uid: each for each in self._pods()}
+        if self._kernel.is_filed(cookie, destination):
+            return  # it went through us because the lane was full
         found = self._rules.endpoints(
             pod.workload,
             source_ip,
             destination,
             route,
             now,
-            is_served=lambda each: each.uid in served and hasattr(served[each.uid].network, "netns_cookie"),
+            is_served=self._is_served,
         )
         if not 0 < len(found) <= self._kernel.max_endpoints or not self._is_ready(pod):
             return
@@ -146,6 +147,9 @@ class Lanes:
             self._kernel.file(cookie, destination, endpoints)
         except OSError as error:
             self._is_off(f"the same-node lane is off: the kernel takes no entry: {error.strerror}")
+
+    def _is_served(self, workload: Workload) -> bool:
+        return any(each.workload.uid == workload.uid and hasattr(each.network, "netns_cookie") for each in self._pods())
 
     def _is_ready(self, pod: Pod) -> bool:
         """Whether the programs are at work, and no pod of the node can send with the address of another."""
