@@ -6,12 +6,16 @@
 #define PASS   1
 #define REFUSE 0
 
-#define ECONNREFUSED 111
-#define SOCK_STREAM  1
-#define IPPROTO_TCP  6
-#define AF_INET      2
-#define SOL_SOCKET   1
-#define SO_MARK      36
+#define ECONNREFUSED  111
+#define SOCK_STREAM   1
+#define IPPROTO_TCP   6
+#define IPPROTO_MPTCP 262
+#define AF_INET       2
+#define SOL_SOCKET    1
+#define SO_MARK       36
+
+/* Multipath TCP is TCP to whoever looks at the packets: it must not be a way around us. */
+#define IS_TCP(ctx) ((ctx)->type == SOCK_STREAM && ((ctx)->protocol == IPPROTO_TCP || (ctx)->protocol == IPPROTO_MPTCP))
 
 #define MAPPED_PREFIX_BE __builtin_bswap32(0xffff) /* the third word of ::ffff:a.b.c.d */
 

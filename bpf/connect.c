@@ -75,7 +75,7 @@ int capture_connect4(struct bpf_sock_addr *ctx) {
     struct listener_key listener = {};
     struct workload *workload;
 
-    if (ctx->type != SOCK_STREAM || ctx->protocol != IPPROTO_TCP)
+    if (!IS_TCP(ctx))
         return PASS; /* UDP and all others are not ours */
     if ((ctx->user_ip4 & __builtin_bswap32(0xff000000)) == __builtin_bswap32(0x7f000000))
         return PASS; /* loopback: programs of this machine among themselves */
@@ -109,7 +109,7 @@ int capture_connect6(struct bpf_sock_addr *ctx) {
     struct workload *workload;
     bool is_mapped;
 
-    if (ctx->type != SOCK_STREAM || ctx->protocol != IPPROTO_TCP)
+    if (!IS_TCP(ctx))
         return PASS; /* UDP and all others are not ours */
     original.ip_be[0] = ctx->user_ip6[0];
     original.ip_be[1] = ctx->user_ip6[1];

@@ -52,7 +52,7 @@ int pod_connect4(struct bpf_sock_addr *ctx) {
     struct pod *pod;
     __u64 netns;
 
-    if (ctx->type != SOCK_STREAM || ctx->protocol != IPPROTO_TCP)
+    if (!IS_TCP(ctx))
         return PASS; /* UDP and all others are not ours */
     netns = netns_of(ctx);
     pod = pods.lookup(&netns);
@@ -89,7 +89,7 @@ int pod_connect6(struct bpf_sock_addr *ctx) {
     bool is_mapped;
     __u64 netns;
 
-    if (ctx->type != SOCK_STREAM || ctx->protocol != IPPROTO_TCP)
+    if (!IS_TCP(ctx))
         return PASS; /* UDP and all others are not ours */
     netns = netns_of(ctx);
     pod = pods.lookup(&netns);

@@ -1,5 +1,7 @@
 """Point 1: enrolled to enrolled, by every way of naming the destination, on both IP versions."""
 
+import socket
+
 import pytest
 
 from tests.mesh_builder import Mesh, wait_for
@@ -28,6 +30,24 @@ def test_pod_address_carries_both_identities(mesh: Mesh, server_node: int, versi
         assert record["close_reason"] == "ok"
         assert record["sent_bytes"] == len(f"server {getattr(client, version)}\n")
         assert record["received_bytes"] == 0
+
+
+@pytest.mark.parametrize("version", ["ipv4", "ipv6"])
+def test_multipath_tcp_is_no_way_around(mesh: Mesh, version: str) -> None:
+    """A program gets it by asking for another protocol number, and the packets are TCP's."""
+    client = mesh.pod("client", node=1)
+    server = mesh.pod("server", node=2)
+    server.serve_whoami(8080)
+
+    def ask() -> bytes:
+        family = socket.AF_INET if version == "ipv4" else socket.AF_INET6
+        with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_MPTCP) as made:
+            made.settimeout(10)
+            made.connect((getattr(server, version), 8080))
+            return made.recv(100)
+
+    assert client.inside(ask).split() == [b"server", getattr(client, version).encode()]
+    assert mesh.record(2, direction="inbound")["connection_security_policy"] == "mutual_tls"
 
 
 @pytest.mark.parametrize("version", [0, 1], ids=["ipv4", "ipv6"])

@@ -18,6 +18,7 @@ from tests.mesh.test_modes import (
 from tests.mesh.test_paths import (
     pytestmark,
     test_counters_move_with_the_connection,
+    test_multipath_tcp_is_no_way_around,
     test_pod_address_carries_both_identities,
     test_service_address_spreads_over_both_nodes,
     test_service_name_reaches_the_service,
@@ -40,6 +41,7 @@ __all__ = [
     "test_curl_keeps_one_connection_for_many_requests",
     "test_enrolled_to_a_service_of_pods_that_are_not_enrolled",
     "test_enrolled_to_not_enrolled_passes_in_plaintext_and_says_so",
+    "test_multipath_tcp_is_no_way_around",
     "test_not_enrolled_to_enrolled_is_accepted_by_default",
     "test_not_enrolled_to_enrolled_over_a_service",
     "test_pod_address_carries_both_identities",
