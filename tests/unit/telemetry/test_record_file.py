@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -22,13 +23,18 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "access.log"
 
 
-@pytest.fixture
-def small_disk() -> Iterator[int]:
-    """No file of this process may grow past 4096 bytes: a write is cut short, then fails, as on a full disk."""
+@contextmanager
+def small_disk() -> Iterator[None]:
+    """No file of this process may grow past 4096 bytes: a write is cut short, then fails, as on a full disk.
+
+    pytest's own output may be such a file: nothing may be reported before the end.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield 4096
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def opened(path: Path, *, rotate_bytes: int = 0, keep_files: int = 3) -> RecordFile:
@@ -120,17 +126,16 @@ def test_asked_to_refresh_it_lets_go_of_the_old_file_at_once(path: Path) -> None
     file.close()
 
 
-def test_a_full_disk_costs_whole_lines_which_are_counted_and_the_next_ones_come_when_there_is_room(
-    path: Path, small_disk: int
-) -> None:
+def test_a_full_disk_costs_whole_lines_which_are_counted_and_the_next_ones_come_when_there_is_room(path: Path) -> None:
     file = opened(path)
     writer = LineWriter(file)
     writer.close(10)  # from now on it writes at once
     line = b"x" * 999 + b"\n"
-    for _ in range(4):
-        writer.write(line)
-    for _ in range(3):
-        writer.write(line)  # 96 bytes of the first one fit
+    with small_disk():
+        for _ in range(4):
+            writer.write(line)
+        for _ in range(3):
+            writer.write(line)  # 96 bytes of the first one fit
     assert writer.dropped_lines == 3
     assert path.read_bytes() == line * 4
     os.truncate(path, 0)
