@@ -5,6 +5,7 @@ with the process that started it, also when that is killed.
 """
 
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -34,8 +35,7 @@ class PostgresServer:
         self._directory = directory
         self._data = directory / "data"
         self._process: subprocess.Popen[bytes] | None = None
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
+        self.port = _free_port()
         as_postgres = ("runuser", "-u", _USER, "--") if os.geteuid() == 0 else ()
         subprocess.run(
             [
@@ -131,6 +131,17 @@ class PostgresServer:
         name = f"ca_{secrets.token_hex(6)}"
         self.execute(f"CREATE DATABASE {name}")
         return name
+
+
+def _free_port() -> int:
+    """A port that will still be ours after a restart: no connection of somebody else gets it for its own end."""
+    while True:
+        port = random.randrange(20_000, 30_000)  # below ip_local_port_range
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return port
 
 
 @contextmanager
