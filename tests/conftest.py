@@ -21,8 +21,8 @@ import trio.testing
 _DEADLINE_S: Final = 60.0
 _VIRTUAL_DEADLINE_S: Final = 7 * 24 * 3600.0  # reached at once when every task waits for ever
 
-# Timing on a shared 2-core machine says nothing about an example, so no deadline, and "too slow" is nobody's fault.  CI draws
-# the same examples every time: a find belongs in a session at work, not in an unrelated landing.
+# Timing on a shared 2-core machine says nothing about an example: no deadline, and "too slow" is no error.
+# CI draws the same examples every time: a find belongs in a session at work, not in an unrelated landing.
 hypothesis.settings.register_profile(
     "ringfence",
     deadline=None,
