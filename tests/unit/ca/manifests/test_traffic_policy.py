@@ -148,7 +148,7 @@ def test_nothing_is_as_good_as_not_written() -> None:
         ({"loadBalancing": []}, "spec.loadBalancing: must be a mapping, not []"),
         (
             {"loadBalancing": {"slowStart": "5"}},
-            "spec.loadBalancing.slowStart: '5' is not of the form ^([0-9]{1,5}(h|m|s|ms)){1,4}$: A duration as in the Gateway API",
+            "spec.loadBalancing.slowStart: '5' is not of the form ^([0-9]{1,5}(h|m|s|ms)){1,4}$: A duration as",
         ),
         ({"loadBalancing": {"slowStart": 5}}, "spec.loadBalancing.slowStart: must be text, not 5"),
         ({"loadBalancing": {"weights": [{"weight": 1}]}}, "spec.loadBalancing.weights[0].matchLabels: is missing"),
