@@ -30,7 +30,8 @@ class PtyScreen:
         self._master, slave = pty.openpty()
         _set_size(slave, columns, lines)
         self.process = subprocess.Popen(
-            ["setsid", "--ctty", *command],
+            # Who runs the tests may ignore interrupts; a terminal's program does not.
+            ["setsid", "--ctty", "env", "--default-signal=INT", *command],
             stdin=slave,
             stdout=slave,
             stderr=slave,
