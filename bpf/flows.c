@@ -5,6 +5,7 @@
  *          handshake at the agent's end, so the entry is there before accept(2).
  * Reads:   originals[socket cookie], written at connect(2).
  * Writes:  flows[flow_key]; the agent takes the entry out when it accepts.
+ *          originals: the entry goes with the connection.
  *
  * All fields are read before the first branch and through volatile: else the
  * compiler merges reads of different branches into one with a computed address,
@@ -30,10 +31,17 @@ int capture_flows(struct bpf_sock_ops *ctx) {
     struct flow_key key = {};
     __u64 cookie;
 
+    if (op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
+        cookie = bpf_get_socket_cookie(ctx);
+        if (originals.lookup(&cookie))
+            watch(ctx, BPF_SOCK_OPS_STATE_CB_FLAG); /* also of a connect that fails */
+        return PASS;
+    }
     if (op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB && op != BPF_SOCK_OPS_STATE_CB)
         return PASS; /* also all of accepted connections */
     if (op == BPF_SOCK_OPS_STATE_CB && new_state != BPF_TCP_CLOSE)
         return PASS; /* it goes on */
+    cookie = bpf_get_socket_cookie(ctx);
     key.netns_cookie = netns_cookie_of(ctx);
     if (family == AF_INET) {
         key.client_ip_be[2] = MAPPED_PREFIX_BE;
@@ -58,10 +66,10 @@ int capture_flows(struct bpf_sock_ops *ctx) {
          * One that ends without was reset, and nobody can be served any more. */
         if (old_state == BPF_TCP_ESTABLISHED)
             flows.delete(&key);
+        originals.delete(&cookie); /* release.c never hears of the socket inside of a multipath TCP one */
         return PASS;
     }
 
-    cookie = bpf_get_socket_cookie(ctx);
     original = originals.lookup(&cookie);
     if (!original || original->is_lane)
         return PASS; /* it was not captured, or does not go to the agent (lane_connect.c) */

@@ -202,7 +202,7 @@ def _report(node: str, at: float, fresh: bool, row: Row) -> Report:
 
 
 def _pair(row: Row) -> tuple[object, ...]:
-    return (row.get("source"), row.get("destination"), row.get("security"))
+    return tuple(text(row.get(name)) for name in ("source", "destination", "security"))
 
 
 def _flags(row: Row) -> Iterator[tuple[str, float]]:

@@ -144,7 +144,7 @@ class Picture:
         found: list[Json] = []
         for agent in self._mesh.agents:
             for row in agent.sight.lists["certs"] if agent.sight is not None else ():
-                if row.get("identity") in wanted:
+                if text(row.get("identity")) in wanted:
                     found.append({**row, "agent": agent.node})
         return sorted(found, key=lambda row: (str(row.get("identity")), row["agent"]))
 

@@ -254,9 +254,11 @@ def test_an_endpoint_that_hangs_up(scene: Scene) -> None:
 
 
 def test_an_endpoint_that_resets(scene: Scene) -> None:
-    scene.agent.handle = lambda connection: connection.setsockopt(
-        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-    )
+    def handle(connection: socket.socket) -> None:
+        connection.recv(1)  # so that it is connected
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    scene.agent.handle = handle
     scene.fails("handshake_failed")
 
 

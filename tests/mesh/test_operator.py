@@ -69,8 +69,8 @@ def test_top_shows_rates_errors_and_latency_of_real_traffic(mesh: Mesh, shop: tu
         assert out["errors_by_reason_per_s"] == {}
         assert out["connect_ms"] > 0
         assert (out["usable"], out["endpoints"]) == (2, 2)  # of both IP families
-        (arrived,) = top(mesh, 2, "--direction", "in")["services"]
-        assert arrived["connections_per_s"] > 0
+        arrived = top(mesh, 2, "--direction", "in")["services"]  # others are of tests before
+        assert any(each["connections_per_s"] > 0 for each in arrived)
 
         command = [sys.executable, "-m", "node_agent.cli.main", "top", "--interval", "0.5"]
         with PtyScreen([*command, "--agent", str(STATE_DIR / "agent-1" / "agent.sock")]) as screen:
