@@ -62,7 +62,7 @@ def test_connections_status_endpoints_and_metrics_show_the_whole(mesh: Mesh) -> 
     for node, direction in ((1, "outbound"), (2, "inbound")):
         records = wait_for("a record each", lambda: _all(mesh, node, direction))  # noqa: B023
         assert {record["close_reason"] for record in records} == {"ok"}
-            name = f'ringfence_connections_closed_total{{close_reason="ok",direction="{direction}"}}'
+        name = f'ringfence_connections_closed_total{{close_reason="ok",direction="{direction}"}}'
         assert mesh.metrics(node)[name] - before[node].get(name, 0) == _MANY
         assert mesh.ringfence(node, "status")["connections"]["open"] == 0
         assert mesh.ringfence(node, "connections") == []
