@@ -21,9 +21,11 @@ from typing import Final
 
 import psycopg
 
+from tests.mesh_builder import wait_for
+
 _BINARIES: Final = max(Path("/usr/lib/postgresql").glob("*/bin"))
 _USER: Final = "postgres"  # PostgreSQL refuses to run as root
-_START_DEADLINE_S: Final = 30.0
+_DEADLINE_S: Final = 30.0
 _ENOUGH_BYTES: Final = 2 * 1024**3
 _HBA: Final = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
 
@@ -81,7 +83,7 @@ class PostgresServer:
                 stderr=log,
                 cwd="/",
             )
-        deadline = time.monotonic() + _START_DEADLINE_S
+        deadline = time.monotonic() + _DEADLINE_S
         while True:
             try:
                 psycopg.connect(self.url("postgres")).close()
@@ -92,24 +94,36 @@ class PostgresServer:
                 time.sleep(0.02)
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> None:
-        """SIGINT: fast shutdown; SIGQUIT: immediately, as a crash; returns when it has ended."""
-        if self._process is not None:
-            self._process.send_signal(number)
-            self._process.wait(timeout=_START_DEADLINE_S)
-            self._process = None
+        """SIGINT: fast shutdown; SIGQUIT: immediately, as a crash; returns when it has ended.
+
+        AssertionError, with the server's log, for one that does not end in time; it has ended then, too.
+        """
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(number)
+        try:
+            process.wait(timeout=_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGQUIT)  # after 5 s it kills its children
+            process.wait(timeout=_DEADLINE_S)
+            raise AssertionError(f"{number.name} did not end it:\n{(self._directory / 'log').read_text()}") from None
 
     @contextmanager
     def stuck(self) -> Iterator[None]:
         """Every process of the server is stopped: connections stay, and nobody answers."""
         assert self._process is not None
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        everybody = [self._process.pid, *map(int, children)]
-        for pid in everybody:
-            os.kill(pid, signal.SIGSTOP)
+        postmaster = self._process.pid
+        # Who is stopped makes no children and reaps none, so the list holds until it goes on.
+        os.kill(postmaster, signal.SIGSTOP)
+        wait_for("the postmaster to be stopped", lambda: _is_stopped(postmaster))
+        children = [int(pid) for pid in Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()]
         try:
+            for pid in children:
+                os.kill(pid, signal.SIGSTOP)
             yield
         finally:
-            for pid in everybody:
+            for pid in [*children, postmaster]:
                 os.kill(pid, signal.SIGCONT)
 
     def url(self, database: str) -> str:
@@ -131,6 +145,10 @@ class PostgresServer:
         name = f"ca_{secrets.token_hex(6)}"
         self.execute(f"CREATE DATABASE {name}")
         return name
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def _free_port() -> int:
