@@ -5,6 +5,10 @@ with one that is not known here is refused when it is read, so that nothing in
 the file is without effect.  ``jsonschema`` would do all of it, at five megabytes
 that each agent would keep; the tests hold this one against it.
 
+What no schema can say, which values contradict each other, stands in the schemas as
+rules for API servers (``x-kubernetes-validations``, in CEL): scripts/crds copies
+them.  Here the parser says it; the tests hold the two against each other.
+
 Errors come one at a time, the first in the order of the document, with the path
 of the value and what to write instead.
 """
@@ -20,7 +24,7 @@ from ca.manifests.documents import Path
 from ca.manifests.fields import FieldError, shown
 
 Schema = Mapping[str, Any]
-_ANNOTATIONS: Final = frozenset({"$schema", "$defs", "title", "description", "default"})
+_ANNOTATIONS: Final = frozenset({"$schema", "$defs", "title", "description", "default", "x-kubernetes-validations"})
 
 
 def load(name: str) -> Schema:

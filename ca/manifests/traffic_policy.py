@@ -1,7 +1,9 @@
 """TrafficPolicy manifests to values.
 
 ``traffic_policy.schema.json`` says what may be written and validates it; here
-the defaults are filled in, and what a schema can not say is checked.
+the defaults are filled in, and what a schema can not say is checked: what stands
+there as rules for API servers, and one more (faults of several sources together,
+which is too costly for CEL).
 """
 
 import functools
@@ -79,7 +81,7 @@ def _schema() -> schema.Schema:
 
 def _traffic(spec: Mapping[str, Any], path: Path) -> Traffic:
     return Traffic(
-        balancing=_balancing(spec.get("loadBalancing", {})),
+        balancing=_balancing(spec.get("loadBalancing", {}), (*path, "loadBalancing")),
         locality=_locality(spec.get("locality", {})),
         panic_threshold_percent=spec.get("panicThresholdPercent", DEFAULT.panic_threshold_percent),
         health_check=_health_check(spec["healthCheck"], (*path, "healthCheck")) if "healthCheck" in spec else None,
@@ -92,10 +94,13 @@ def _traffic(spec: Mapping[str, Any], path: Path) -> Traffic:
     )
 
 
-def _balancing(said: Mapping[str, Any]) -> Balancing:
+def _balancing(said: Mapping[str, Any], path: Path) -> Balancing:
     default = DEFAULT.balancing
+    policy = LoadBalancing(said.get("policy", default.policy))
+    if "hashBy" in said and policy is not LoadBalancing.CONSISTENT_HASH:
+        raise FieldError((*path, "hashBy"), "is without effect; add policy: consistent-hash")
     return Balancing(
-        policy=LoadBalancing(said.get("policy", default.policy)),
+        policy=policy,
         hash_by=HashBy(said.get("hashBy", default.hash_by)),
         slow_start_s=_seconds(said, "slowStart", default.slow_start_s),
         subset=said.get("subset", default.subset),

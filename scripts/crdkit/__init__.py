@@ -10,6 +10,7 @@ declared is pruned.  ``structural`` writes a JSON Schema of draft 2020-12 anew s
     exclusiveMinimum   minimum, and exclusiveMinimum: true (OpenAPI 3.0)
     uniqueItems        x-kubernetes-list-type: set
     additionalProperties: false   nothing: an API server refuses or prunes what it does not know
+    x-kubernetes-validations   itself: rules in CEL, which a JSON Schema has no words for
     default            a sentence in the description: a default that is written into an object
                        would stay as it was when ours changes
 """
@@ -39,6 +40,7 @@ _KEPT: Final = frozenset(
         "maxProperties",
         "required",
         "oneOf",
+        "x-kubernetes-validations",
     }
 )
 _HEADER: Final = "# Made by scripts/crds from ca/manifests/{}: edit that, and make this anew.\n"

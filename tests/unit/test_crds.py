@@ -37,6 +37,7 @@ _KNOWN = {
     "additionalProperties",
     "items",
     "x-kubernetes-list-type",
+    "x-kubernetes-validations",
 }
 _POLICY: Any = {
     "apiVersion": "ringfence.io/v1alpha1",
