@@ -27,6 +27,11 @@ NO_DEFINES: Final[Mapping[str, int]] = MappingProxyType({})
 _HEADERS: Final = SOURCE_DIR / "headers"
 _WARNINGS: Final = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wsign-compare", "-Wimplicit-fallthrough")
 _NOT_WARNINGS: Final = ("-Wsign-conversion", "-Wunused-parameter")
+# What a header offers need not be used by all.
+_AS_HEADER: Final = """#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Wunused-function"
+{}
+#pragma clang diagnostic pop"""
 _ONCE: Final = re.compile(r'^#(include "\w+\.h"|pragma once)$', re.MULTILINE)
 _LD_IMM64: Final = 0x18
 _PSEUDO_MAP_FD: Final = 1
@@ -113,7 +118,8 @@ def _unit(sources: Sequence[str], directory: Path, defines: Mapping[str, int]) -
     parts += [f"#define {name} {value}" for name, value in defines.items()]
     for name in dict.fromkeys(("maps.h", *sources)):
         text = (directory / name).read_text(encoding="ascii")
-        parts.append(f'#line 1 "{name}"\n{_ONCE.sub("", text)}')
+        placed = f'#line 1 "{name}"\n{_ONCE.sub("", text)}'
+        parts.append(_AS_HEADER.format(placed) if name.endswith(".h") else placed)
     return "\n".join(parts)
 
 

@@ -10,23 +10,12 @@
  */
 #include "lane.h"
 
-static __u64 (*netns_cookie_here)(struct bpf_sock_addr *ctx) = (void *)122;
-
-struct lane_choice {
-    __u32 ip_be[4];
-    __u32 port_be;
-};
-
 /* Whether there is room for the ends of all that are open and of this one, so that none is ever lost. */
 static inline bool has_room(struct lane_control *control, struct lane_counters *counted) {
     return counted->spilled - control->collected < MAX_LANE_SPILL - MAX_LANE_CONNECTIONS;
 }
 
-static inline bool is_ip4(const __u32 *ip_be) {
-    return !ip_be[0] && !ip_be[1] && ip_be[2] == MAPPED_PREFIX_BE;
-}
-
-static inline bool choose_lane(struct bpf_sock_addr *ctx, __u64 cookie, struct lane_choice *choice) {
+static inline bool choose_lane(__u64 netns, __u64 cookie, struct place *to) {
     struct original_destination *original = originals.lookup(&cookie);
     struct lane_connection connection = {};
     struct lane_counters *counted = counters();
@@ -44,11 +33,8 @@ static inline bool choose_lane(struct bpf_sock_addr *ctx, __u64 cookie, struct l
     connection.generation = *(volatile __u64 *)&control->generation;
     if (!connection.generation || connection.began_ns >= control->valid_until_ns)
         return false; /* no lanes, or nobody has looked after them for a while */
-    key.netns_cookie = netns_cookie_here(ctx);
-    key.ip_be[0] = original->ip_be[0];
-    key.ip_be[1] = original->ip_be[1];
-    key.ip_be[2] = original->ip_be[2];
-    key.ip_be[3] = original->ip_be[3];
+    key.netns_cookie = netns;
+    copy_ip(key.ip_be, original->ip_be);
     key.port_be = original->port_be;
     lane = lanes.lookup(&key);
     if (!lane || !lane->count || lane->count > MAX_LANE_ENDPOINTS)
@@ -61,10 +47,7 @@ static inline bool choose_lane(struct bpf_sock_addr *ctx, __u64 cookie, struct l
     for (int each = 0; each < MAX_LANE_ENDPOINTS; each++) {
         if (!is_chosen && drawn < lane->weights[each]) {
             is_chosen = true;
-            connection.server_ip_be[0] = lane->ip_be[4 * each];
-            connection.server_ip_be[1] = lane->ip_be[4 * each + 1];
-            connection.server_ip_be[2] = lane->ip_be[4 * each + 2];
-            connection.server_ip_be[3] = lane->ip_be[4 * each + 3];
+            copy_ip(connection.server_ip_be, &lane->ip_be[4 * each]);
             connection.server_port = lane->port_be[each];
             connection.grant = lane->grants[each];
         }
@@ -74,17 +57,11 @@ static inline bool choose_lane(struct bpf_sock_addr *ctx, __u64 cookie, struct l
         return false;
     if (is_ip4(connection.server_ip_be) != is_ip4(key.ip_be))
         return false; /* a socket for IPv4 can not go there */
-    choice->ip_be[0] = connection.server_ip_be[0];
-    choice->ip_be[1] = connection.server_ip_be[1];
-    choice->ip_be[2] = connection.server_ip_be[2];
-    choice->ip_be[3] = connection.server_ip_be[3];
-    choice->port_be = connection.server_port;
+    copy_ip(to->ip_be, connection.server_ip_be);
+    to->port_be = connection.server_port;
     connection.server_port = __builtin_bswap16((__u16)connection.server_port);
     connection.netns_cookie = key.netns_cookie;
-    connection.original_ip_be[0] = key.ip_be[0];
-    connection.original_ip_be[1] = key.ip_be[1];
-    connection.original_ip_be[2] = key.ip_be[2];
-    connection.original_ip_be[3] = key.ip_be[3];
+    copy_ip(connection.original_ip_be, key.ip_be);
     connection.original_port_be = key.port_be;
     if (!has_room(control, counted) || lane_connections.update(&cookie, &connection)) {
         count_one(&counted->full);
@@ -95,8 +72,8 @@ static inline bool choose_lane(struct bpf_sock_addr *ctx, __u64 cookie, struct l
     return true;
 }
 
-int lane_connect4(struct bpf_sock_addr *ctx) {
-    struct lane_choice choice = {};
+static inline int take_lane(struct bpf_sock_addr *ctx, const struct place *asked, struct place *to) {
+    __u32 own_ip_be[4];
     __u64 cookie, netns;
     struct pod *pod;
 
@@ -104,51 +81,25 @@ int lane_connect4(struct bpf_sock_addr *ctx) {
         return PASS; /* UDP and all others are not ours */
     cookie = bpf_get_socket_cookie(ctx);
     lane_connections.delete(&cookie); /* of an attempt of this socket that sent no SYN */
-    if (ctx->user_port != __builtin_bswap16(OUTBOUND_PORT))
+    if (asked->port_be != __builtin_bswap16(OUTBOUND_PORT))
         return PASS; /* it was not captured */
-    netns = netns_cookie_here(ctx);
+    netns = netns_cookie_of_caller(ctx);
     pod = pods.lookup(&netns);
-    if (!pod || ctx->user_ip4 != pod->ip4_be)
-        return PASS; /* likewise */
-    if (!choose_lane(ctx, cookie, &choice))
-        return PASS; /* through the agent */
-    ctx->user_ip4 = choice.ip_be[3];
-    ctx->user_port = choice.port_be;
-    return PASS;
+    if (!pod || !own_ip(pod, asked->ip_be, own_ip_be) || !is_same_ip(asked->ip_be, own_ip_be))
+        return PASS;                                         /* likewise */
+    return choose_lane(netns, cookie, to) ? REDIRECT : PASS; /* or through the agent */
+}
+
+int lane_connect4(struct bpf_sock_addr *ctx) {
+    struct place asked = {}, to = {};
+
+    read_place4(ctx, &asked);
+    return go4(ctx, take_lane(ctx, &asked, &to), &to);
 }
 
 int lane_connect6(struct bpf_sock_addr *ctx) {
-    __u32 to0, to1, to2, to3;
-    struct lane_choice choice = {};
-    __u64 cookie, netns;
-    struct pod *pod;
+    struct place asked = {}, to = {};
 
-    if (ctx->type != SOCK_STREAM || ctx->protocol != IPPROTO_TCP)
-        return PASS; /* UDP and all others are not ours */
-    cookie = bpf_get_socket_cookie(ctx);
-    lane_connections.delete(&cookie); /* of an attempt of this socket that sent no SYN */
-    if (ctx->user_port != __builtin_bswap16(OUTBOUND_PORT))
-        return PASS; /* it was not captured */
-    netns = netns_cookie_here(ctx);
-    pod = pods.lookup(&netns);
-    if (!pod)
-        return PASS; /* likewise */
-    to0 = ctx->user_ip6[0];
-    to1 = ctx->user_ip6[1];
-    to2 = ctx->user_ip6[2];
-    to3 = ctx->user_ip6[3];
-    if (!to0 && !to1 && to2 == MAPPED_PREFIX_BE) {
-        if (to3 != pod->ip4_be)
-            return PASS; /* likewise */
-    } else if (to0 != pod->ip6_be[0] || to1 != pod->ip6_be[1] || to2 != pod->ip6_be[2] || to3 != pod->ip6_be[3]) {
-        return PASS; /* likewise */
-    }
-    if (!choose_lane(ctx, cookie, &choice))
-        return PASS; /* through the agent */
-    ctx->user_ip6[0] = choice.ip_be[0];
-    ctx->user_ip6[1] = choice.ip_be[1];
-    ctx->user_ip6[2] = choice.ip_be[2];
-    ctx->user_ip6[3] = choice.ip_be[3];
-    ctx->user_port = choice.port_be;
-    return PASS;
+    read_place6(ctx, &asked);
+    return go6(ctx, take_lane(ctx, &asked, &to), &to);
 }

@@ -181,18 +181,26 @@ CAPTURE: Final = "capture"
 INPOD: Final = "inpod"
 LANE: Final = "lane"
 
+_CAPTURE_MAPS: Final = (
+    MapRow(name="workloads", value="workload"),
+    MapRow(name="listeners", key="listener_key", type=MapType.SOCKHASH, value_bytes=8),
+    MapRow(name="originals", value="original_destination"),
+    MapRow(name="flows", key="flow_key", value="original_destination"),
+)
+_POD_MAPS: Final = (
+    *_CAPTURE_MAPS,
+    MapRow(name="pods", value="pod"),
+    MapRow(name="passes", key="pass_key"),
+    MapRow(name="refusals", key="pass_key"),
+)
+
 FEATURES: Final = (
     Feature(
         name=CAPTURE,
         min_kernel=(5, 18),
         needs="bpf_set_retval in connect hooks",
-        sources=("capture.h", "connect.c", "getpeername.c", "flows.c", "release.c", "guard.c"),
-        maps=(
-            MapRow(name="workloads", value="workload"),
-            MapRow(name="listeners", key="listener_key", type=MapType.SOCKHASH, value_bytes=8),
-            MapRow(name="originals", value="original_destination"),
-            MapRow(name="flows", key="flow_key", value="original_destination"),
-        ),
+        sources=("capture.h", "connect.h", "connect.c", "getpeername.c", "flows.c", "release.c", "guard.c"),
+        maps=_CAPTURE_MAPS,
         programs=(
             Program(function="capture_connect4", hook="connect4"),
             Program(function="capture_connect6", hook="connect6"),
@@ -207,16 +215,8 @@ FEATURES: Final = (
         name=INPOD,
         min_kernel=(5, 18),
         needs="bpf_set_retval in connect hooks",
-        sources=("capture.h", "inpod.h", "pod_connect.c", "pod_passes.c", "steer.c"),
-        maps=(
-            MapRow(name="workloads", value="workload"),
-            MapRow(name="listeners", key="listener_key", type=MapType.SOCKHASH, value_bytes=8),
-            MapRow(name="originals", value="original_destination"),
-            MapRow(name="flows", key="flow_key", value="original_destination"),
-            MapRow(name="pods", value="pod"),
-            MapRow(name="passes", key="pass_key"),
-            MapRow(name="refusals", key="pass_key"),
-        ),
+        sources=("capture.h", "connect.h", "inpod.h", "pod_connect.c", "pod_passes.c", "steer.c"),
+        maps=_POD_MAPS,
         programs=(
             Program(function="pod_connect4", hook="pod_connect4"),
             Program(function="pod_connect6", hook="pod_connect6"),
@@ -230,6 +230,7 @@ FEATURES: Final = (
         needs="TCX links, against forged addresses",
         sources=(
             "capture.h",
+            "connect.h",
             "inpod.h",
             "lane.h",
             "lane_connect.c",
@@ -238,13 +239,7 @@ FEATURES: Final = (
             "pod_source.c",
         ),
         maps=(
-            MapRow(name="workloads", value="workload"),
-            MapRow(name="listeners", key="listener_key", type=MapType.SOCKHASH, value_bytes=8),
-            MapRow(name="originals", value="original_destination"),
-            MapRow(name="flows", key="flow_key", value="original_destination"),
-            MapRow(name="pods", value="pod"),
-            MapRow(name="passes", key="pass_key"),
-            MapRow(name="refusals", key="pass_key"),
+            *_POD_MAPS,
             MapRow(name="lane_control", value="lane_control"),
             MapRow(name="lane_counters", value="lane_counters"),
             MapRow(name="lanes", key="lane_key", value="lane"),
