@@ -13,7 +13,7 @@ and one connection at a time uses a tunnel:
     destination         <- VERDICT        <- DATA* EOF|RESET
                  idle   opening   open                      idle (after both EOFs)
 
-The relay parses DATA headers itself, in place (relay/tunnel_pair.py);
+The relay parses DATA headers itself, in place (relay/frame_reader.py);
 what is here is the rest: control payloads, their limits and their checks.  It lies
 beside model.py because both tunnel/ and relay/ speak it.
 """

@@ -28,10 +28,8 @@ class Meterable(Protocol):
     """A pair, as the meter sees it; harmless when it is over."""
 
     @property
-    def up_bytes(self) -> int: ...
-
-    @property
-    def down_bytes(self) -> int: ...
+    def moved_bytes(self) -> int:
+        """Both ways together."""
 
     def pause(self) -> None:
         """Read neither side."""
@@ -68,11 +66,10 @@ class Metered:
 
     def look(self) -> None:
         """Count what has been moved, and do what that means."""
-        pair = self._pair
-        moved_bytes = pair.up_bytes + pair.down_bytes
+        moved_bytes = self._pair.moved_bytes
         since, self._counted = moved_bytes - self._counted, moved_bytes
-        if since:
-            self._obey(self._meter.moved(since))
+        if since and (verdict := self._meter.moved(since)):
+            self._obey(verdict)
 
     def start(self) -> None:
         """Called once, when the pair is with the loop: others may have used up what there is."""

@@ -142,6 +142,11 @@ class PlainPair:
     # -- for the meter ------------------------------------------------------
 
     @property
+    def moved_bytes(self) -> int:
+        """Both ways together."""
+        return self._up.moved_bytes + self._down.moved_bytes
+
+    @property
     def is_over(self) -> bool:
         return self._over
 

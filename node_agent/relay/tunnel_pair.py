@@ -1,14 +1,13 @@
 """One application socket and one tunnel, joined: bytes on one side, frames on the other.
 
-    application --recv--> [header|payload] --one SSL write--> tunnel      (up)
-    application <--send-- payload slices of the arena <--SSL reads-- tunnel  (down)
+    application --recv--> [header|payload] --one SSL write--> tunnel      (up, tunnel_up.py)
+    application <--send-- payload slices of the arena <--SSL reads-- tunnel  (down, tunnel_down.py)
 
-A direction is in one of these states:
+Each half moves its bytes by itself and tells the pair when something else
+happens (news.py); the pair keeps what both have to do with: which events to
+wait for, and the end.
 
-    up:    reading --write blocked--> holding --flushed--> reading --EOF read--> ended (EOF frame sent)
-    down:  reading --send blocked---> holding --flushed--> reading --EOF frame-> ended (application's socket shut)
-
-When both have ended the pair is complete and the tunnel can be used again.
+When both halves have ended the pair is complete and the tunnel can be used again.
 Anything else is an abort: the application gets a RST, never a FIN, because a
 FIN would call a truncated stream whole.  After the reset of an application the
 tunnel can be saved (settlement.py).  While a meter has it paused neither side
@@ -18,42 +17,23 @@ is read (meter.py).
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Final
+from typing import Final, assert_never
 
 from node_agent.errors import CloseReason
-from node_agent.frames import (
-    EOF_FRAME,
-    HEADER,
-    HEADER_BYTES,
-    LENGTH_MASK,
-    MAX_DATA_BYTES,
-    RESET_FRAME,
-    TYPE_SHIFT,
-    CutReason,
-    FrameType,
-    decode_reset,
-    encode_reset,
-)
+from node_agent.frames import RESET_FRAME, CutReason, encode_reset
 from node_agent.relay.ending import Ending, Outcome
 from node_agent.relay.farewell import Farewell
-from node_agent.relay.last_words import find_reset
 from node_agent.relay.linger import end_on_close, reset_on_close
 from node_agent.relay.loop import ARENA_BYTES, ERR, HUP, IN, OUT, RDHUP, READ, RelayLoop
 from node_agent.relay.meter import Meter, Metered
+from node_agent.relay.news import News
 from node_agent.relay.send_queue import unsent_bytes
 from node_agent.relay.settlement import Settlement
 from node_agent.relay.skim import Skimmer
+from node_agent.relay.tunnel_down import Down
+from node_agent.relay.tunnel_up import Up
 
-_TLS_RECORD_BYTES: Final = 16384  # RFC 8446 section 5.1; a read of this size takes a whole record, so none hides in SSL
-_FIRST_READ_BYTES: Final = _TLS_RECORD_BYTES - HEADER_BYTES
-_DATA: Final = int(FrameType.DATA)
-_DATA_WORD: Final = _DATA << TYPE_SHIFT
 _SILENT: Final = -1  # equal to no mask, so the next change of interest registers again
-_GATHER_AT_MOST: Final = 16  # payloads in one sendmsg; far below IOV_MAX
-_LAST_START: Final = ARENA_BYTES - _TLS_RECORD_BYTES
-_WANT: Final = (ssl.SSLWantWriteError, ssl.SSLWantReadError)
-_pack_header = HEADER.pack_into
-_unpack_header = HEADER.unpack_from
 
 
 class TunnelPair:
@@ -67,33 +47,19 @@ class TunnelPair:
     """
 
     __slots__ = (
-        "_down_ended",
-        "_header",
-        "_last_start",
-        "_leftover",
+        "_down",
         "_loop",
         "_meter",
-        "_most_up_bytes",
         "_on_done",
         "_over",
         "_paused",
         "_plain",
         "_plain_fd",
         "_plain_mask",
-        "_read_bytes",
-        "_recv_into",
-        "_remaining",
-        "_send",
-        "_tls_read",
-        "_tls_write",
-        "_to_plain",
-        "_to_tunnel",
         "_tunnel",
         "_tunnel_fd",
         "_tunnel_mask",
-        "_up_ended",
-        "down_bytes",
-        "up_bytes",
+        "_up",
     )
 
     def __init__(
@@ -108,48 +74,37 @@ class TunnelPair:
         self._loop = loop
         self._plain = plain
         self._plain_fd = plain.fileno()
-        self._recv_into = plain.recv_into
-        self._send = plain.send
         self._tunnel = tunnel
         self._tunnel_fd = tunnel.fileno()
+        self._on_done = on_done
         # The methods of SSLSocket add 0.7 us of checks to each call.
         tls = tunnel._sslobj  # type: ignore[attr-defined]  # noqa: SLF001
-        self._tls_read = tls.read
-        self._tls_write = tls.write
-        self._on_done = on_done
-        self._to_tunnel: memoryview | None = None
-        self._to_plain: memoryview | None = None
-        self._up_ended = False
-        self._down_ended = False
+        most_bytes = ARENA_BYTES if meter is None else meter.most_bytes
+        self._up = up = Up(loop=loop, plain=plain, tls_write=tls.write, most_bytes=most_bytes)
+        self._down = Down(loop=loop, plain=plain, tls_read=tls.read, most_bytes=most_bytes, up=up)
         self._over = False
-        self._remaining = 0
-        self._header = b""
-        self._leftover = b""
-        self._read_bytes = _FIRST_READ_BYTES
+        self._paused = False
         self._plain_mask = READ
         self._tunnel_mask = IN
-        self.up_bytes = 0
-        self.down_bytes = 0
-        self._paused = False
-        self._most_up_bytes = MAX_DATA_BYTES
-        self._last_start = _LAST_START
-        self._meter: Metered | None = None
-        if meter is not None:
-            self._meter = Metered(loop=loop, pair=self, meter=meter)
-            self._most_up_bytes = min(meter.most_bytes, MAX_DATA_BYTES)
-            self._read_bytes = min(self._read_bytes, self._most_up_bytes)
-            # At least a whole record, or bytes would hide in SSL.
-            self._last_start = min(meter.most_bytes, ARENA_BYTES) - _TLS_RECORD_BYTES
+        self._meter = None if meter is None else Metered(loop=loop, pair=self, meter=meter)
+
+    @property
+    def up_bytes(self) -> int:
+        return self._up.moved_bytes
+
+    @property
+    def down_bytes(self) -> int:
+        return self._down.moved_bytes
 
     @property
     def is_half_closed(self) -> bool:
         """Whether exactly one direction has ended."""
-        return self._up_ended != self._down_ended
+        return self._up.has_ended != self._down.has_ended
 
     @property
     def held_bytes(self) -> int:
         """Bytes that were read from one side and wait for the other."""
-        return len(self._to_tunnel or b"") + len(self._to_plain or b"")
+        return len(self._up.held or b"") + len(self._down.held or b"")
 
     def send_queues(self) -> tuple[int, int]:
         """The bytes that wait to be taken: up by the peer agent, down by the application."""
@@ -175,6 +130,11 @@ class TunnelPair:
     # -- for the meter ------------------------------------------------------
 
     @property
+    def moved_bytes(self) -> int:
+        """Both ways together."""
+        return self._up.moved_bytes + self._down.moved_bytes
+
+    @property
     def is_over(self) -> bool:
         return self._over
 
@@ -192,22 +152,24 @@ class TunnelPair:
             return
         self._paused = False
         self._update_interest()
-        if self._to_plain is None and self._tunnel.pending():
-            self._pump_down()  # bytes already inside SSL raise no event of their own
+        if self._down.held is None and self._tunnel.pending():
+            self._heed(self._down.pump())  # bytes already inside SSL raise no event of their own
 
     # -- events -------------------------------------------------------------
 
     def _on_plain(self, event: int) -> None:
+        up = self._up
         if event == IN and self._plain_mask == READ:
-            self._pump_up()
+            if (news := up.pump()) is not None:
+                self._heed(news)
             return
-        if self._to_plain is not None and event & OUT:
-            self._flush_plain()
+        if event & OUT and self._down.held is not None:
+            self._heed(self._down.flush())
         if self._over:
             return
         if self._plain_mask & IN:
             if event & ~OUT:
-                self._pump_up(is_last=bool(event & RDHUP))
+                self._heed(up.pump(is_last=bool(event & RDHUP)))
         elif event & ERR:
             self._reset_by_application()
         elif event & HUP:
@@ -216,297 +178,110 @@ class TunnelPair:
             self._plain_mask = _SILENT
 
     def _on_tunnel(self, event: int) -> None:
+        down = self._down
         if event == IN and self._tunnel_mask == IN:
-            self._pump_down()
+            if (news := down.pump()) is not None:
+                self._heed(news)
             return
         if event & OUT:
-            if self._to_tunnel is not None:
-                self._flush_tunnel()
-            elif self._to_plain is None and not self._paused and not self._over:
-                self._pump_down()
+            if self._up.held is not None:
+                self._heed(self._up.flush())
+            elif down.held is None and not self._paused and not self._over:
+                self._heed(down.pump())
                 self._update_interest()
                 return
-        if self._to_plain is None and not self._paused:
+        if down.held is None and not self._paused:
             if event & ~OUT and not self._over:
-                self._pump_down()
+                self._heed(down.pump())
         elif event & (ERR | RDHUP) and not self._over:
             self._lose_tunnel()
 
-    # -- up: application to tunnel --------------------------------------------
-
-    def _pump_up(self, *, is_last: bool = False) -> None:
-        """Read once, write once; ``is_last``: the application's FIN has arrived, perhaps behind these bytes."""
-        loop = self._loop
-        try:
-            received = self._recv_into(loop.arena_body, self._read_bytes)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._reset_by_application()
-            return
-        if received:
-            self.up_bytes += received
-            arena = loop.arena
-            _pack_header(arena, 0, _DATA_WORD | received)
-            if received == self._read_bytes and received < self._most_up_bytes:
-                self._read_bytes = min((received + HEADER_BYTES) * 4 - HEADER_BYTES, self._most_up_bytes)
-            end = HEADER_BYTES + received
-            try:
-                is_last = is_last and received < _FIRST_READ_BYTES and not self._plain.recv(1, socket.MSG_PEEK)
-            except BlockingIOError:
-                is_last = False
-            except OSError:
-                # The kernel tells an error once; the next recv would call the stream whole.
+    def _heed(self, news: News | None) -> None:
+        match news:
+            case None:
+                pass
+            case News.CHANGED:
+                self._look()
+            case News.PLAIN_BROKEN:
                 self._reset_by_application()
-                return
-            if is_last:
-                # The end in the same record as the last bytes: one write, one packet, one wake-up of the peer.
-                arena[end : end + HEADER_BYTES] = EOF_FRAME
-                self._end_up(arena[: end + HEADER_BYTES])
-            else:
-                self._write_tunnel(arena[:end])
-        else:
-            self._end_up(memoryview(EOF_FRAME))
-
-    def _end_up(self, last: memoryview) -> None:
-        self._up_ended = True
-        self._write_tunnel(last)
-        self._update_interest()
-        self._complete_if_ended()
-
-    def _write_tunnel(self, frame: memoryview) -> None:
-        # OpenSSL writes all of it or wants to be called again with the same bytes (SSL_write(3), no partial writes).
-        try:
-            self._tls_write(frame)
-        except _WANT:
-            self._to_tunnel = self._loop.keep(frame)
-            self._update_interest()
-        except OSError:
-            self._lose_tunnel()
-
-    def _flush_tunnel(self) -> None:
-        held = self._to_tunnel
-        assert held is not None
-        try:
-            self._tls_write(held)
-        except _WANT:
-            return
-        except OSError:
-            self._lose_tunnel()
-            return
-        self._to_tunnel = None
-        self._loop.give_back(held)
-        self._update_interest()
-        self._complete_if_ended()
-
-    # -- down: tunnel to application ------------------------------------------
-
-    def _pump_down(self) -> None:
-        arena = self._loop.arena
-        read = self._tls_read
-        lost = False
-        end = 0
-        try:
-            end = read(_TLS_RECORD_BYTES, arena)
-            if HEADER_BYTES < end < _TLS_RECORD_BYTES and not self._remaining:
-                # Nearly always: one record, and in it one whole DATA frame.
-                (word,) = _unpack_header(arena)
-                if word == _DATA_WORD | end - HEADER_BYTES and not self._header and not self._down_ended:
-                    self._send_payload(arena[HEADER_BYTES:end])
-                    return
-            got = end
-            while got == _TLS_RECORD_BYTES and end <= self._last_start:
-                got = read(_TLS_RECORD_BYTES, arena[end:])
-                end += got
-            lost = got == 0
-        except _WANT:
-            pass
-        except OSError:
-            lost = True
-        if end:
-            self._take_frames(arena, end)
-        if lost and not self._over:
-            self._abort(Ending.TUNNEL_LOST)
-
-    def _take_frames(self, arena: memoryview, end: int) -> None:
-        """Deliver the frames in ``arena[:end]``; what is cut off at its end is remembered."""
-        payloads: list[memoryview] = []
-        start = 0
-        while start < end:
-            if self._remaining:
-                stop = min(start + self._remaining, end)
-                payloads.append(arena[start:stop])
-                self._remaining -= stop - start
-                start = stop
-                continue
-            if self._header or end - start < HEADER_BYTES:
-                missing = HEADER_BYTES - len(self._header)
-                self._header += bytes(arena[start : min(start + missing, end)])
-                start += missing
-                if start > end:
-                    break
-                (word,) = HEADER.unpack(self._header)
-                self._header = b""
-            else:
-                (word,) = _unpack_header(arena, start)
-                start += HEADER_BYTES
-            if word >> TYPE_SHIFT == _DATA and not self._down_ended:
-                self._remaining = word & LENGTH_MASK
-                if 0 < self._remaining <= MAX_DATA_BYTES:
-                    continue
+            case News.TUNNEL_BROKEN:
+                self._lose_tunnel()
+            case News.TUNNEL_ENDED:
+                self._look()  # what came before the end may be all that was to come
+                self._abort(Ending.TUNNEL_LOST)
+            case News.PEER_RESET:
+                self._settle(Ending.PEER_RESET, behind_peers_end=self._down.rest)
+            case News.PEER_CUT:
+                self._abort(Ending.PEER_RESET, self._down.reason)
+            case News.PROTOCOL_ERROR:
                 self._abort(Ending.PROTOCOL_ERROR)
-                return
-            if not self._take_control(word, arena[start:end]):
-                return
-            if self._down_ended and start < end and self._up_ended and self._to_tunnel is None:
-                # Our EOF is out and so is theirs: what follows opens the tunnel's next connection.
-                self._leftover = bytes(arena[start:end])
-                break
-        if len(payloads) == 1:
-            self._send_payload(payloads[0])
-        elif payloads:
-            self._send_payloads(payloads)
-        elif self._down_ended and self._to_plain is None:
-            self._shut_plain()
+            case _:
+                assert_never(news)
 
-    def _take_control(self, word: int, rest: memoryview) -> bool:
-        """Obey a frame that is not DATA, ``rest`` is what came behind its header; False when the pair is over."""
-        kind, length = word >> TYPE_SHIFT, word & LENGTH_MASK
-        if kind == FrameType.EOF and length == 0 and not self._down_ended:
-            self._down_ended = True
-            return True
-        if kind == FrameType.RESET and length == 0:
-            self._settle(Ending.PEER_RESET, behind_peers_end=bytes(rest))
-        elif kind == FrameType.RESET:
-            self._abort(Ending.PEER_RESET, decode_reset(bytes(rest[:length])))
+    def _look(self) -> None:
+        """A half has changed: is it the end, and if not, what is there to wait for?"""
+        up, down = self._up, self._down
+        if up.is_out and down.has_ended and down.held is None:
+            self._complete()
         else:
-            self._abort(Ending.PROTOCOL_ERROR)
-        return False
-
-    def _send_payload(self, payload: memoryview) -> None:
-        size = len(payload)
-        self.down_bytes += size
-        try:
-            # Bytes and FIN in one packet, if the end is known already.
-            sent = self._send(payload, socket.MSG_MORE) if self._down_ended else self._send(payload)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self._reset_by_application()
-            return
-        if sent < size:
-            self._to_plain = self._loop.keep(payload[sent:])
             self._update_interest()
-        elif self._down_ended:
-            self._shut_plain()
-
-    def _send_payloads(self, payloads: list[memoryview]) -> None:
-        """Send several payloads at once; what can not be sent is joined."""
-        if len(payloads) > _GATHER_AT_MOST:
-            self._send_payload(memoryview(b"".join(payloads)))
-            return
-        size = sum(map(len, payloads))
-        self.down_bytes += size
-        try:
-            sent = self._plain.sendmsg(payloads)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self._reset_by_application()
-            return
-        if sent < size:
-            self._to_plain = memoryview(b"".join(payloads))[sent:]
-            self._update_interest()
-        elif self._down_ended:
-            self._shut_plain()
-
-    def _flush_plain(self) -> None:
-        held = self._to_plain
-        assert held is not None
-        try:
-            sent = self._send(held)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._reset_by_application()
-            return
-        if sent < len(held):
-            self._to_plain = held[sent:]
-            return
-        self._to_plain = None
-        self._loop.give_back(held)
-        if self._down_ended:
-            self._shut_plain()
-        if not self._over:
-            self._update_interest()
-
-    def _shut_plain(self) -> None:
-        try:
-            self._plain.shutdown(socket.SHUT_WR)
-        except OSError:
-            self._reset_by_application()
-            return
-        if not self._complete_if_ended():
-            self._update_interest()
-
-    # -- what to wait for, and the end ----------------------------------------
 
     def _update_interest(self) -> None:
         if self._over:
             return
-        plain = (READ if not self._up_ended and self._to_tunnel is None and not self._paused else 0) | (
-            OUT if self._to_plain is not None else 0
+        up, down = self._up, self._down
+        plain = (READ if not up.has_ended and up.held is None and not self._paused else 0) | (
+            OUT if down.held is not None else 0
         )
         if plain != self._plain_mask:
             self._plain_mask = plain
-            if self._up_ended and self._down_ended and not plain:
+            if up.has_ended and down.has_ended and not plain:
                 # Shut both ways: its "hung up" is level-triggered for ever and tells nothing new.
                 self._loop.forget(self._plain_fd)
             else:
                 self._loop.interest(self._plain_fd, plain)
-        if self._to_plain is None and not self._paused:
+        if down.held is None and not self._paused:
             tunnel = IN
         else:
             # Not reading, because the application does not, or the meter has us wait.  A peer that leaves now has not
             # heard our EOF: it aborts, and the application must hear of that although it does not read.  After our EOF
             # it may leave in peace.
-            tunnel = 0 if self._up_ended else RDHUP
-        if self._to_tunnel is not None:
+            tunnel = 0 if up.has_ended else RDHUP
+        if up.held is not None:
             tunnel |= OUT
         if tunnel != self._tunnel_mask:
             self._tunnel_mask = tunnel
             self._loop.interest(self._tunnel_fd, tunnel)
 
-    def _complete_if_ended(self) -> bool:
-        if self._over:
-            return True
-        if self._up_ended and self._down_ended and self._to_tunnel is None and self._to_plain is None:
+    # -- the end --------------------------------------------------------------
+
+    def _complete(self) -> None:
+        if not self._over:
             self._loop.forget(self._tunnel_fd)
             end_on_close(self._plain)
             self._end(Ending.COMPLETE)
-            return True
-        return False
 
     def _lose_tunnel(self) -> None:
         """The tunnel broke or ended: abort, for the reason that the peer may have told before."""
-        was_reset, reason = find_reset(self._tls_read, remaining=self._remaining, header=self._header)
+        was_reset, reason = self._down.find_reset()
         self._abort(Ending.PEER_RESET if was_reset else Ending.TUNNEL_LOST, reason)
 
     def _reset_by_application(self) -> None:
-        self._settle(Ending.PLAIN_RESET, behind_peers_end=self._leftover if self._down_ended else None)
+        self._settle(Ending.PLAIN_RESET, behind_peers_end=self._down.rest if self._down.has_ended else None)
 
     def _settle(self, ending: Ending, *, behind_peers_end: bytes | None) -> None:
         """An application has reset the connection: abort, but try to keep the tunnel."""
         if self._over:
             return
-        to_write = [] if self._to_tunnel is None else [self._to_tunnel]
-        if ending is Ending.PLAIN_RESET or not self._up_ended:
+        to_write = [] if self._up.held is None else [self._up.held]
+        if ending is Ending.PLAIN_RESET or not self._up.has_ended:
             to_write.append(memoryview(RESET_FRAME))
+        remaining, header = self._down.position
         settlement = Settlement(
             loop=self._loop,
             tunnel=self._tunnel,
             to_write=to_write,
-            skimmer=Skimmer(remaining=self._remaining, header=self._header),
+            skimmer=Skimmer(remaining=remaining, header=header),
             leftover=behind_peers_end,
         )
         reset_on_close(self._plain)
@@ -522,12 +297,12 @@ class TunnelPair:
         if ending in (Ending.TUNNEL_LOST, Ending.PEER_RESET):
             self._loop.close_later(self._tunnel)
         else:
-            to_write = [] if self._to_tunnel is None else [self._to_tunnel]
+            to_write = [] if self._up.held is None else [self._up.held]
             to_write.append(memoryview(encode_reset(reason if ending is Ending.CUT else None)))
             Farewell(loop=self._loop, tunnel=self._tunnel, to_write=to_write).start()
 
     def _end(self, ending: Ending, reason: CutReason | None = None, settlement: Settlement | None = None) -> None:
         self._over = True
         self._loop.close_later(self._plain)
-        outcome = Outcome(ending=ending, leftover=self._leftover, reason=reason, settlement=settlement)
+        outcome = Outcome(ending=ending, leftover=self._down.rest, reason=reason, settlement=settlement)
         self._loop.report_later(lambda: self._on_done(outcome))

@@ -359,7 +359,7 @@ def test_reset_reaches_an_application_that_does_not_read(bench: RelayBench, how:
         send_until_stuck(joined.peer.tls.send, data(b"x" * 1000), most_bytes=1 << 24)
         reset(joined.peer.tls)
     else:
-        while joined.pair._to_plain is None:  # the tunnel itself is not full, so its end can arrive
+        while not joined.pair._down.held:  # the tunnel itself is not full, so its end can arrive
             joined.peer.send(data(b"x" * 1000))
         if how == "reset-frame":
             joined.peer.send(RESET)
