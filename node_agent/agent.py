@@ -318,6 +318,7 @@ class _Agent:
         async with trio.open_nursery() as services:
             signals = await services.start(self._wait_for_signal)
             services.start_soon(self._end_if_crashed, services.cancel_scope)
+            services.start_soon(process.slim_down_when, lambda: self._report.ready()[0])
             services.start_soon(self._readiness_server.run, listeners[1])
             services.start_soon(self._metrics_server.run, listeners[0])
             services.start_soon(self._admin_server.run, [self._admin_listener.listener])

@@ -177,6 +177,7 @@ class Worker:
                 self._take_state(message)
             case say.StateComplete():
                 process.tidy_up()
+                process.let_go_of_libraries()
                 _log.debug("the first state is complete")
                 self._channel.post(say.Ready())
             case say.ServePod() | say.PodChanged() | say.EndPod():
