@@ -7,8 +7,9 @@
 
 #include "capture.h"
 
-#define REDIRECT 2 /* of what is decided, besides PASS and REFUSE: let it connect to another place than it asked for   \
-                    */
+#define REDIRECT                                                                                                       \
+    2 /* of what is decided, besides PASS and REFUSE: let it connect to another place than it asked for                \
+       */
 
 struct place {
     __u32 ip_be[4];
@@ -24,6 +25,11 @@ static int (*release)(struct bpf_sock *socket) = (void *)86;
 static inline int refuse(void) {
     set_retval(-ECONNREFUSED);
     return REFUSE;
+}
+
+/* Also of a processor's own counter: who counts may be preempted by somebody who counts. */
+static inline void count_one(__u64 *counter) {
+    __sync_fetch_and_add(counter, 1);
 }
 
 static inline bool is_ip4(const __u32 *ip_be) {

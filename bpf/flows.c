@@ -71,8 +71,8 @@ int capture_flows(struct bpf_sock_ops *ctx) {
     }
 
     original = originals.lookup(&cookie);
-    if (!original || original->is_lane)
-        return PASS; /* it was not captured, or does not go to the agent (lane_connect.c) */
+    if (!original || original->is_direct)
+        return PASS; /* it was not captured, or does not go to the agent (balance.h, lane_connect.c) */
     copy = *original;
     /* If the map is full the agent finds nothing, and resets the connection. */
     flows.update(&key, &copy);

@@ -23,10 +23,6 @@ BPF_HASH(lane_connections, __u64, struct lane_connection, MAX_LANE_CONNECTIONS);
 BPF_RINGBUF_OUTPUT(lane_ends, 256);
 BPF_HASH(lane_spill, __u64, struct lane_end, MAX_LANE_SPILL);
 
-static inline void count_one(__u64 *counter) {
-    __sync_fetch_and_add(counter, 1);
-}
-
 static inline struct lane_counters *counters(void) {
     int first = 0;
 

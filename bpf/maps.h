@@ -36,6 +36,9 @@
 #define MAX_LANE_REFUSALS    4096  /* connections that are being refused; the oldest go first */
 #define MAX_POD_ADDRESSES    4096  /* a node */
 
+#define MAX_BALANCED     4096 /* addresses and ports of services that are balanced at connect; others go to the agent */
+#define MAX_BALANCE_ROWS 16384 /* of all of them together: one for each endpoint, at least one for each */
+
 #define LANE_SYN_SENT    1 /* flags of a lane_connection, and of a lane_end */
 #define LANE_ESTABLISHED 2
 #define LANE_FIN_ACKED   4  /* the server has acknowledged the client's FIN */
@@ -77,7 +80,7 @@ struct listener_key {
 struct original_destination {
     __u32 ip_be[4];
     __u32 port_be;
-    __u32 is_lane;   /* 1: it goes to the application itself; nobody will accept it for the agent */
+    __u32 is_direct; /* 1: it goes to the application itself; nobody will accept it for the agent */
     __u64 cgroup_id; /* of the workload that opened it */
 };
 
@@ -179,4 +182,41 @@ struct lane_end {
 /* Key of pod_addresses, whose values are the interface on the node that the address is behind. */
 struct pod_address {
     __u32 ip_be[4];
+};
+
+/* balance_control[0]: written by the agent. */
+struct balance_control {
+    __u64 valid_until_ns; /* CLOCK_MONOTONIC; later than that nobody has looked after the rows for long */
+};
+
+/* balance_counters[0]: written by the programs, each processor its own. */
+struct balance_counters {
+    __u64 balanced; /* connections */
+    __u64 refused;  /* because nobody serves them */
+    __u64 missed;   /* that went to the agent, because what was found was being replaced, or is too old */
+};
+
+/* Key of balanced: a cluster IP and port. */
+struct balanced_key {
+    __u32 ip_be[4];
+    __u32 port_be;
+};
+
+/* balanced[balanced_key]: which rows are a service's.  Replaced as a whole. */
+struct balanced {
+    __u64 version; /* no two are the same */
+    __u32 first;
+    __u32 count;
+};
+
+/* balance_rows[n]: where connections may go.  It says whose it is: whoever finds another's goes to the agent. */
+struct balance_row {
+    __u64 version;
+    __u32 service_ip_be[4];
+    __u32 service_port_be;
+    __u32 keep;     /* of 2^32 draws that come to this row, how many take `ip_be`; the others `other_ip_be` */
+    __u32 ip_be[4]; /* zeros: nobody serves it */
+    __u32 other_ip_be[4];
+    __u32 port_be;
+    __u32 other_port_be;
 };

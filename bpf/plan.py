@@ -194,13 +194,29 @@ _POD_MAPS: Final = (
     MapRow(name="refusals", key="pass_key"),
 )
 
+_BALANCE_MAPS: Final = (
+    MapRow(name="balance_control", value="balance_control"),
+    MapRow(name="balance_counters", value="balance_counters"),
+    MapRow(name="balanced", key="balanced_key", value="balanced"),
+    MapRow(name="balance_rows", value="balance_row"),
+)
+
 FEATURES: Final = (
     Feature(
         name=CAPTURE,
         min_kernel=(5, 18),
         needs="bpf_set_retval in connect hooks",
-        sources=("capture.h", "connect.h", "connect.c", "getpeername.c", "flows.c", "release.c", "guard.c"),
-        maps=_CAPTURE_MAPS,
+        sources=(
+            "capture.h",
+            "connect.h",
+            "balance.h",
+            "connect.c",
+            "getpeername.c",
+            "flows.c",
+            "release.c",
+            "guard.c",
+        ),
+        maps=(*_CAPTURE_MAPS, *_BALANCE_MAPS),
         programs=(
             Program(function="capture_connect4", hook="connect4"),
             Program(function="capture_connect6", hook="connect6"),
@@ -215,8 +231,8 @@ FEATURES: Final = (
         name=INPOD,
         min_kernel=(5, 18),
         needs="bpf_set_retval in connect hooks",
-        sources=("capture.h", "connect.h", "inpod.h", "pod_connect.c", "pod_passes.c", "steer.c"),
-        maps=_POD_MAPS,
+        sources=("capture.h", "connect.h", "inpod.h", "balance.h", "pod_connect.c", "pod_passes.c", "steer.c"),
+        maps=(*_POD_MAPS, *_BALANCE_MAPS),
         programs=(
             Program(function="pod_connect4", hook="pod_connect4"),
             Program(function="pod_connect6", hook="pod_connect6"),

@@ -3,13 +3,15 @@
  * When:    connect(2) of any TCP socket of the node (connect4 and connect6 of the
  *          root cgroup).  The network namespace says whether it is a pod's, so
  *          it does not matter which cgroup the calling process is in.
- * Reads:   pods, listeners (both written by the agent).
+ * Reads:   pods, listeners (both written by the agent); see also balance.h.
  * Writes:  originals[socket cookie].
  *
  * PASS is for what is not to be captured, and each says why; what is a pod's and
  * can not be sent to the agent ends in ECONNREFUSED.
  */
 #include "inpod.h"
+
+#include "balance.h"
 
 static inline bool is_agents(struct bpf_sock_addr *ctx) {
     __u32 mark = mark_of(ctx);
@@ -21,6 +23,7 @@ static inline int capture(struct bpf_sock_addr *ctx, const struct place *asked, 
     struct original_destination original = {};
     struct listener_key listener = {};
     bool has_listener;
+    int decided;
     struct pod *pod;
     __u64 netns;
 
@@ -39,6 +42,9 @@ static inline int capture(struct bpf_sock_addr *ctx, const struct place *asked, 
         return PASS; /* or the agent would talk to itself for ever */
     if (!has_listener)
         return refuse(); /* the pod has no address of that IP version: no way there, and no listener */
+    decided = balance(ctx, asked, to);
+    if (decided != PASS)
+        return decided; /* no proxy is needed */
     listener.port_be = __builtin_bswap16(OUTBOUND_PORT);
     if (!is_listening(&listener))
         return refuse(); /* the agent is down */

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import Final
 
 from bpf.errors import UnsupportedError, VerifierRefusal
@@ -31,6 +32,7 @@ class MapType(IntEnum):
     HASH = 1
     ARRAY = 2
     PROG_ARRAY = 3
+    PERCPU_ARRAY = 6
     LRU_HASH = 9
     SOCKMAP = 15
     SOCKHASH = 18
@@ -125,7 +127,7 @@ class Map:
     Owns ``fd`` until ``close``.
     """
 
-    __slots__ = ("_attributes", "_key", "_next", "_value", "fd", "info")
+    __slots__ = ("_attributes", "_key", "_next", "_read_bytes", "_value", "fd", "info")
 
     def __init__(self, fd: int) -> None:
         """Take over ``fd``; raises OSError."""
@@ -133,7 +135,10 @@ class Map:
         self.info = map_info(fd)
         self._key = ctypes.create_string_buffer(self.info.key_bytes)
         self._next = ctypes.create_string_buffer(self.info.key_bytes)
-        self._value = ctypes.create_string_buffer(max(self.info.value_bytes, 8))
+        self._read_bytes = self.info.value_bytes
+        if self.info.type == MapType.PERCPU_ARRAY:
+            self._read_bytes = possible_processors() * _per_processor(self.info.value_bytes)
+        self._value = ctypes.create_string_buffer(max(self._read_bytes, 8))
         addresses = (ctypes.addressof(self._key), ctypes.addressof(self._value))
         self._attributes = ctypes.create_string_buffer(struct.pack("IIQQQ", fd, 0, *addresses, 0), 32)
 
@@ -141,8 +146,13 @@ class Map:
         os.close(self.fd)
 
     def get(self, key: bytes) -> bytes | None:
-        """BPF_MAP_LOOKUP_ELEM."""
+        """BPF_MAP_LOOKUP_ELEM; of a map that each processor has its own of, all values, see ``of_processors``."""
         return self._read(1, key)
+
+    def of_processors(self, key: bytes) -> Iterator[bytes]:
+        """The value of each processor, of such a map."""
+        values, step = self.get(key) or b"", _per_processor(self.info.value_bytes)
+        return (values[at : at + self.info.value_bytes] for at in range(0, len(values), step))
 
     def take(self, key: bytes) -> bytes | None:
         """Get an entry and delete it, in one step (Linux 5.14 for hashes)."""
@@ -156,7 +166,7 @@ class Map:
             if error.errno == errno.ENOENT:
                 return None
             raise
-        return self._value.raw[: self.info.value_bytes]
+        return self._value.raw[: self._read_bytes]
 
     def put(self, key: bytes, value: bytes) -> None:
         """BPF_MAP_UPDATE_ELEM: make or replace an entry; OSError E2BIG when the map is full."""
@@ -195,6 +205,16 @@ class Map:
     def _set(self, key: bytes) -> None:
         assert len(key) == self.info.key_bytes, (self.info, len(key))
         ctypes.memmove(self._key, key, len(key))
+
+
+def _per_processor(value_bytes: int) -> int:
+    return (value_bytes + 7) & ~7
+
+
+def possible_processors() -> int:
+    """How many values a map has that each processor has its own of: also of those that may be plugged in yet."""
+    text = Path("/sys/devices/system/cpu/possible").read_text(encoding="ascii")
+    return 1 + max(int(part.split("-")[-1]) for part in text.split(","))
 
 
 def load_program(*, type: int, attach_type: int, instructions: bytes, name: str) -> int:
