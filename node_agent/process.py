@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 import trio
 
 _READY_LOOK_S: Final = 0.2
+_MORE_WILL_COME_S: Final = 15.0  # the identities of a node are renewed in the same minutes
 _M_ARENA_MAX: Final = -8  # malloc.h: mallopt(3)
 _MADV_DONTNEED: Final = 4  # sys/mman.h: madvise(2)
 _GC_THRESHOLDS: Final = (20_000, 20, 50)  # a connection leaves ~40 objects; the default collects every 17 connections
@@ -30,12 +31,26 @@ def tidy_up() -> None:
     _libc_call("malloc_trim", 0)
 
 
-async def slim_down_when(is_ready: Callable[[], bool]) -> None:
-    """Give back what only the start needed, as soon as it is over."""
-    while not is_ready():  # noqa: ASYNC110  # what it depends on is spread over a dozen parts, and it is asked once
-        await trio.sleep(_READY_LOOK_S)
-    tidy_up()
-    let_go_of_libraries()
+class SlimDown:
+    """Gives back what only the start needed when that is over, and later what only the issue of certificates needed."""
+
+    def __init__(self) -> None:
+        self._issued = trio.Event()
+
+    def issued(self) -> None:
+        """A key and a certificate were made."""
+        self._issued.set()
+
+    async def run(self, is_ready: Callable[[], bool]) -> None:
+        """Do it, until cancelled; each time costs the loop some milliseconds."""
+        while not is_ready():  # noqa: ASYNC110  # what it depends on is spread over a dozen parts
+            await trio.sleep(_READY_LOOK_S)
+        tidy_up()
+        while True:
+            self._issued = trio.Event()
+            let_go_of_libraries()
+            await self._issued.wait()
+            await trio.sleep(_MORE_WILL_COME_S)
 
 
 class Mapping(NamedTuple):
@@ -49,10 +64,10 @@ class Mapping(NamedTuple):
 
 
 def let_go_of_libraries() -> None:
-    """Unmap the pages of libraries; once, when the start is over.
+    """Unmap the pages of libraries.
 
     To load a library, and to make keys, touches megabytes of code and tables
-    that are not touched again.  They stay in the kernel's page cache, where it
+    that are not touched again, or not for half an hour.  They stay in the kernel's page cache, where it
     can have them back for others; what runs again comes from there by a fault
     each 64 KiB, a few hundred in all.
     """

@@ -87,21 +87,31 @@ print("fine")
 
 
 def test_libraries_work_as_before_after_they_were_let_go_of() -> None:
-    done = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=False, timeout=120)
     assert (done.stdout, done.stderr, done.returncode) == ("fine\n", "", 0)
 
 
-def test_the_agent_slims_down_when_it_is_ready_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = iter([False, False, True])
-    asked: list[bool] = []
-    done_after: list[int] = []
+def test_the_agent_slims_down_when_it_is_ready_and_after_certificates_were_issued(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ready_from, slimmed_at, tidied_at = 100.0, [], []
+    monkeypatch.setattr(process, "tidy_up", lambda: tidied_at.append(trio.current_time()))
+    monkeypatch.setattr(process, "let_go_of_libraries", lambda: slimmed_at.append(trio.current_time()))
 
-    def is_ready() -> bool:
-        asked.append(next(answers))
-        return asked[-1]
+    async def story() -> None:
+        slim_down = process.SlimDown()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(slim_down.run, lambda: trio.current_time() >= ready_from)
+            await trio.sleep(1000)
+            slim_down.issued()
+            await trio.sleep(1)
+            slim_down.issued()  # with the others
+            await trio.sleep(1000)
+            nursery.cancel_scope.cancel()
 
-    monkeypatch.setattr(process, "tidy_up", lambda: done_after.append(len(asked)))
-    monkeypatch.setattr(process, "let_go_of_libraries", lambda: done_after.append(len(asked)))
-    trio.run(process.slim_down_when, is_ready, clock=MockClock(autojump_threshold=0))
+    trio.run(story, clock=MockClock(autojump_threshold=0))
 
-    assert done_after == [3, 3]
+    first, second = slimmed_at
+    assert tidied_at == [first]  # with many connections that takes too long
+    assert ready_from <= first < ready_from + 1
+    assert 1001 < second < 1100
