@@ -41,6 +41,12 @@ class Layout:
         self.members = {each.name: each for each in members}
         self.size_bytes = size_bytes
 
+    @property
+    def whole(self) -> struct.Struct:
+        """All members in their order, arrays as bytes."""
+        codes = (each.code if each.count is None else f"{each.size_bytes}s" for each in self.members.values())
+        return struct.Struct("=" + "".join(codes))
+
     def pack(self, **values: int | bytes | tuple[int, ...]) -> bytes:
         """Members that are not given are zero; arrays are given as bytes (no longer than they are) or as numbers."""
         raw = bytearray(self.size_bytes)

@@ -9,13 +9,13 @@ written yet" and one for "given up".
 import mmap
 import struct
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 _BUSY: Final = 1 << 31
 _DISCARDED: Final = 1 << 30
 _HEADER_BYTES: Final = 8
 _POSITION: Final = struct.Struct("=Q")
-_LENGTH: Final = struct.Struct("=I")
+_LENGTH_BYTES: Final = 4
 
 
 class Ring:
@@ -32,16 +32,21 @@ class Ring:
         self._consumer.close()
         self._data.close()
 
-    def read(self) -> Iterator[bytes]:
-        """What is there now, oldest first; what was handed out is gone from the ring when the next one is asked for."""
+    def read(self, kind: struct.Struct, *, most: int) -> Iterator[list[tuple[Any, ...]]]:
+        """What is there now, oldest first, up to ``most`` at a time; all of it is of one ``kind`` ("=...").
+
+        What was handed out is gone from the ring when the next is asked for.
+        """
+        entry = struct.Struct(f"={_HEADER_BYTES}x{kind.format[1:]}{-kind.size % 8}x")
         (at,) = _POSITION.unpack_from(self._consumer)
-        while at < _POSITION.unpack_from(self._data)[0]:
+        while (there := min((_POSITION.unpack_from(self._data)[0] - at) // entry.size, most)) > 0:
             where = mmap.PAGESIZE + (at & self._mask)
-            (length,) = _LENGTH.unpack_from(self._data, where)
-            if length & _BUSY:
+            raw = self._data[where : where + there * entry.size]
+            lengths = memoryview(raw).cast("I")[:: entry.size // _LENGTH_BYTES].tolist()
+            ready = next((number for number, length in enumerate(lengths) if length & _BUSY), there)
+            if not ready:
                 return
-            size = length & ~_DISCARDED
-            if size == length:
-                yield bytes(self._data[where + _HEADER_BYTES : where + _HEADER_BYTES + size])
-            at += (size + _HEADER_BYTES + 7) & ~7
+            entries = list(entry.iter_unpack(raw[: ready * entry.size]))
+            yield [each for each, length in zip(entries, lengths, strict=False) if not length & _DISCARDED]
+            at += ready * entry.size
             _POSITION.pack_into(self._consumer, 0, at)

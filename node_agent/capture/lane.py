@@ -17,7 +17,7 @@ from bpf.abi import Layout, abi
 from bpf.pins import Pins
 from bpf.plan import LANE, hook
 from bpf.ring import Ring
-from node_agent.capture.lane_end import LaneConnection, LaneEnd, LaneEndpoint, count, fate
+from node_agent.capture.lane_end import LaneConnection, LaneEnd, LaneEndpoint, RawEnd, count, fate
 from node_agent.capture.netns import NetworkNamespace
 from node_agent.capture.pinned import address_bytes, address_text, open_maps
 from node_agent.capture.pod_links import link_hook
@@ -37,6 +37,8 @@ _MAPS: Final = (
     "lane_spill",
     "pod_addresses",
 )
+_END: Final = abi().structs["lane_end"].whole
+_ENDS_AT_ONCE: Final = 128  # some 2 ms
 _FIRST: Final = struct.pack("=I", 0)
 _COOKIE: Final = struct.Struct("=Q")
 _NS: Final = 1e-9
@@ -52,6 +54,7 @@ class KernelLane:
         self._pins = Pins(root)
         self._maps = open_maps(self._pins, _MAPS, feature=LANE)
         self._structs = abi().structs
+        assert tuple(self._structs["lane_end"].members) == RawEnd._fields
         ends = self._maps["lane_ends"]
         self._ring = Ring(ends.fd, size_bytes=ends.info.max_entries)
         self.ring_fd = ends.fd  # readable when connections have ended
@@ -162,19 +165,24 @@ class KernelLane:
             if raw is not None and layout.number(raw, "flags") & is_sent:
                 yield _connection(layout, raw, cookie=_COOKIE.unpack(key)[0])
 
-    def ends(self) -> Iterator[LaneEnd]:
-        """How connections have ended since the last time, each told once."""
-        for raw in self._ring.read():
-            yield _end(raw)
+    def ends(self) -> Iterator[list[RawEnd]]:
+        """How connections have ended since the last time, each told once, a few milliseconds' work at a time."""
+        for read in self._ring.read(_END, most=_ENDS_AT_ONCE):
+            yield [RawEnd._make(each) for each in read]
         spill = self._maps["lane_spill"]
         before = self._collected
         for key in list(spill):
             found = spill.take(key)
             if found is not None:
                 self._collected += 1
-                yield _end(found)
+                yield [RawEnd._make(_END.unpack(found))]
         if self._collected != before:
             self._write_control(valid_until_ns=self._valid_until_ns)
+
+    @staticmethod
+    def told(end: RawEnd) -> LaneEnd:
+        """What it means."""
+        return _end(_END.pack(*end))
 
     def cut(self, namespace: NetworkNamespace, connection: LaneConnection) -> None:
         """End one, whose client is in ``namespace``; its end is told as ever.  Raises OSError."""

@@ -9,9 +9,15 @@ server's FIN.
 import errno
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from bpf.abi import abi
 from node_agent.model import EndpointAddress, OriginalDestination, PeerAddress
+
+_CONSTANTS: Final = abi().constants
+FIN_CAME: Final = _CONSTANTS["LANE_FIN_CAME"]
+ENDED_WELL: Final = _CONSTANTS["LANE_SYN_SENT"] | _CONSTANTS["LANE_ESTABLISHED"] | _CONSTANTS["LANE_FIN_ACKED"]
+"""All flags of a connection that both ends were content with, but for FIN_CAME, which may be or not."""
 
 
 class LaneEndpoint(NamedTuple):
@@ -20,6 +26,28 @@ class LaneEndpoint(NamedTuple):
     address: EndpointAddress
     grant: int
     weight: int
+
+
+class RawEnd(NamedTuple):
+    """``struct lane_end`` as it stands (bpf/maps.h)."""
+
+    cookie: int
+    grant: int
+    netns_cookie: int
+    began_ns: int
+    established_ns: int
+    ended_ns: int
+    acked_bytes: int
+    received_bytes: int
+    original_ip_be: bytes
+    original_port_be: int
+    flags: int
+    client_ip_be: bytes
+    server_ip_be: bytes
+    client_port: int
+    server_port: int
+    error: int
+    reserved: int
 
 
 class LaneFate(Enum):

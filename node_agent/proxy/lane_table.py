@@ -10,19 +10,21 @@ for all that are live, or the next ``adopt``.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from node_agent.capture.lane_end import LaneConnection, LaneEnd, LaneFate
+from node_agent.capture.lane_end import LaneConnection, LaneEnd, LaneFate, RawEnd
 from node_agent.capture.netns import NetworkNamespace
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.model import OriginalDestination, ServicePort, Workload
+from node_agent.proxy.lane_likenesses import Likenesses
 from node_agent.proxy.live import LiveConnection, LiveConnections
 from node_agent.proxy.policy_gate import PolicyGate, cut_failure, cut_reason
 from node_agent.proxy.trust_gate import TrustGate
 from node_agent.registry import Registry
 from node_agent.telemetry.access_log import AccessLog
+from node_agent.telemetry.alike import Ending
 from node_agent.telemetry.connection_record import ConnectionRecord
 
 if TYPE_CHECKING:
@@ -91,6 +93,7 @@ class LaneTable:
         self._grant_of = grant_of
         self._namespace_of = namespace_of
         self._on_unreachable = on_unreachable
+        self._likenesses = Likenesses(note=self._note_alike, access_log=access_log, version=lambda: policies.version)
         self._open: dict[int, _Open] = {}
 
     def __len__(self) -> int:
@@ -157,8 +160,23 @@ class LaneTable:
 
     # -- ends -------------------------------------------------------------------------
 
-    def ended(self, end: LaneEnd) -> None:
-        """Write the records of a connection that is over."""
+    def ended(self, ends: Iterable[RawEnd]) -> None:
+        """Write the records of connections that are over, in this order."""
+        alike: list[Ending] = []
+        self._likenesses.follow()
+        for end in ends:
+            ending = None if end.cookie in self._open else self._likenesses.ending(end)
+            if ending is not None:
+                alike.append(ending)
+                continue
+            if alike:
+                self._access_log.end_alike(alike)
+                alike = []
+            self._ended(self._kernel.told(end))
+        if alike:
+            self._access_log.end_alike(alike)
+
+    def _ended(self, end: LaneEnd) -> None:
         found = self._open.pop(end.connection.cookie, None)
         is_new = found is None
         if found is None:
@@ -188,6 +206,12 @@ class LaneTable:
 
     def _made(self, connection: LaneConnection) -> _Open:
         """Two live records, as the two agents of a proxied connection would have them."""
+        outbound = self._access_log.unattended("outbound", began_at=connection.began_at)
+        inbound = self._access_log.unattended("inbound", began_at=connection.began_at)
+        self._note(outbound, inbound, connection)
+        return _Open(connection=connection, outbound=outbound, inbound=inbound)
+
+    def _note(self, outbound: ConnectionRecord, inbound: ConnectionRecord, connection: LaneConnection) -> None:
         grant = self._grant_of(connection.grant)
         if grant is not None:
             source: Workload | None = grant.source
@@ -197,8 +221,6 @@ class LaneTable:
             source = self._registry.workload_at(connection.client.ip)
             destination = self._registry.workload_at(connection.server.ip)
             service = self._registry.service_at(*connection.original)
-        outbound = self._access_log.unattended("outbound", began_at=connection.began_at)
-        inbound = self._access_log.unattended("inbound", began_at=connection.began_at)
         for record, asked_for in ((outbound, connection.original), (inbound, OriginalDestination(*connection.server))):
             record.attempts = 1
             record.note(
@@ -210,7 +232,13 @@ class LaneTable:
                 destination_identity=destination.identity if destination else None,
             )
         outbound.note(service=service, endpoint=connection.server)
-        return _Open(connection=connection, outbound=outbound, inbound=inbound)
+
+    def _note_alike(self, outbound: ConnectionRecord, inbound: ConnectionRecord, end: RawEnd) -> bool:
+        """Whether all that are like this one are told the same: not where policies count each of them."""
+        if self._grant_of(end.grant) is None:
+            return False
+        self._note(outbound, inbound, self._kernel.told(end).connection)
+        return self._policies.look_back_at_all(inbound)
 
 
 def _agree(found: _Open) -> None:

@@ -61,6 +61,11 @@ class PolicyGate:
         self._pending: OrderedDict[LiveConnection, None] = OrderedDict()
         self._has_pending = trio.Event()
 
+    @property
+    def version(self) -> tuple[int, int]:
+        """Another one after whatever may change what is said to a connection."""
+        return self._registry.revision, self._engine.version
+
     # -- new ones -------------------------------------------------------------------
 
     def admit(self, record: ConnectionRecord) -> None:
@@ -89,6 +94,17 @@ class PolicyGate:
     def look_back(self, record: ConnectionRecord) -> ConnectionFailure | None:
         """Note in the record of a connection that is over already what the policies say to it, and return that."""
         return self._why_not(record)
+
+    def look_back_at_all(self, record: ConnectionRecord) -> bool:
+        """The same for all connections that are like this one; False, and nothing noted, where each is counted."""
+        try:
+            decision = self._decide(self._request(record))
+        except PolicyDenied:
+            return False
+        if decision.audited or decision.would_deny is not None:
+            return False
+        self._note(record, decision)
+        return True
 
     def admit_check(self, destination: Workload, tunnel: Tunnel, to: OriginalDestination, source_ip: str) -> None:
         """Raise PolicyDenied if a health check is not allowed to ask; it says no more than that.

@@ -19,7 +19,7 @@ import errno
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final
 
@@ -27,21 +27,20 @@ import trio
 
 from node_agent.config import MetricsSection
 from node_agent.errors import CloseReason, ConnectionFailure
-from node_agent.telemetry.archive import RecordArchive
+from node_agent.telemetry.alike import RECORDS_EACH, AlikeRecords, Ending, Likeness, count, likeness
 from node_agent.telemetry.connection_record import ConnectionRecord
 from node_agent.telemetry.failures import Failures
 from node_agent.telemetry.metrics import Metrics
-from node_agent.telemetry.recent import RecentRecords
-from node_agent.telemetry.response_flags import RESPONSE_FLAGS, ResponseFlag
+from node_agent.telemetry.outlet import RecordOutlet
+from node_agent.telemetry.response_flags import RESPONSE_FLAGS
 from node_agent.telemetry.told import access_record, finished_span
 from node_agent.telemetry.tracing import FinishedSpan, Tracer
-from node_agent.telemetry.traffic import Direction, Traffic
+from node_agent.telemetry.traffic import DIRECTIONS, Direction, Traffic
 
 ACCESS_LOGGER: Final = "ringfence.access"
 _RECORDS_A_STEP: Final = 256  # a quarter of a millisecond
 
 _LOG = logging.getLogger("ringfence.connection")
-_ACCESS = logging.getLogger(ACCESS_LOGGER)
 
 # The stages translate what they expect; this is for what slips through.
 _BY_ERRNO: Final[Mapping[int | None, CloseReason]] = {
@@ -95,8 +94,7 @@ class AccessLog:
         self._total = 0
         self._live: dict[str, ConnectionRecord] = {}
         self._closed: dict[tuple[str, ...], int] = {}
-        self._recent = RecentRecords()
-        self._archive = RecordArchive()
+        self._outlet = RecordOutlet(logging.getLogger(ACCESS_LOGGER))
         self._failures = Failures(metrics, max_label_sets=max_label_sets)
         metrics.before_scrape(self._count_live_bytes)
         metrics.gauge("ringfence_connections_open", "Connections that the agent holds now.", lambda: len(self._live))
@@ -159,11 +157,11 @@ class AccessLog:
 
     def recent(self) -> Iterator[Mapping[str, Any]]:
         """The access records of the connections that ended last, newest first."""
-        return self._recent.rows()
+        return self._outlet.recent()
 
     def archive(self) -> Iterator[bytes]:
         """The access records of some thousand connections that ended, for ``archive.find_record``."""
-        return self._archive.blocks()
+        return self._outlet.archive()
 
     def begin(self, record: ConnectionRecord) -> None:
         """Make ``record`` one of the live ones."""
@@ -173,25 +171,51 @@ class AccessLog:
         """Count ``record``, whose close reason is set, and write its line; ``ended_at`` is when, if that is not now."""
         del self._live[record.id]
         reason = record.close_reason or CloseReason.OK
-        closed = (record.direction, reason.value)
-        self._closed[closed] = self._closed.get(closed, 0) + 1
+        self._count_closed(record.direction, reason, 1)
         now, at_s = self._now(), self._wall()
         if ended_at is not None:
             now, at_s = ended_at, at_s - (now - ended_at)
         record.ended(RESPONSE_FLAGS[reason], now=now)
         if reason is not CloseReason.OK:
             self._failures.count(record, reason)
-        if _ACCESS.isEnabledFor(logging.INFO):
-            text = access_record(record, reason, now=now, at_s=at_s)
-            self._recent.add(text, reason)
-            self._archive.add(text, keep=RESPONSE_FLAGS[reason] is ResponseFlag.DENY)
-            _write(text)
+        if self._outlet.is_open:
+            self._outlet.keep(access_record(record, reason, now=now, at_s=at_s), reason)
         if record.trace is not None and self._on_span is not None:
             self._on_span(finished_span(record, reason, now=now, at_s=at_s))
 
+    def _count_closed(self, direction: Direction, reason: CloseReason, connections: int) -> None:
+        closed = (direction, reason.value)
+        self._closed[closed] = self._closed.get(closed, 0) + connections
+
+    def alike(self, note: Callable[[ConnectionRecord, ConnectionRecord], bool]) -> Likeness | None:
+        """What the records of connections have in common that ``note`` writes into the two of any of them.
+
+        None if ``note`` returns False, or if each connection leaves more than what it leaves at its end.
+        """
+        if self._on_opened is not None:
+            return None
+        outbound, inbound = (
+            ConnectionRecord(traffic=self._traffic, record_id="", direction=direction, now=0.0)
+            for direction in DIRECTIONS
+        )
+        return likeness(outbound, inbound, self._traffic) if note(outbound, inbound) else None
+
+    def end_alike(self, endings: Sequence[Ending]) -> None:
+        """Count connections that nobody holds and that ended well, and write their records; ``endings`` become ours."""
+        records = AlikeRecords(
+            endings, id_prefix=self._id_prefix, first=self._total + 1, epoch_s=self._wall() - self._now()
+        )
+        total = RECORDS_EACH * len(endings)
+        self._total += total
+        for direction in DIRECTIONS:
+            self._count_closed(direction, CloseReason.OK, len(endings))
+        count(endings, self._traffic)
+        if self._outlet.is_open:
+            self._outlet.keep_all(records.texts(0, total), records.texts)
+
     def _write_opened(self, record: ConnectionRecord) -> None:
-        if _ACCESS.isEnabledFor(logging.INFO):
-            _write(access_record(record, None, now=self._now(), at_s=self._wall()))
+        if self._outlet.is_open:
+            self._outlet.write(access_record(record, None, now=self._now(), at_s=self._wall()))
 
     def _count_live_bytes(self) -> Iterator[None]:
         for number, record in enumerate(list(self._live.values()), 1):
@@ -199,11 +223,6 @@ class AccessLog:
                 record.count_bytes()
             if not number % _RECORDS_A_STEP:
                 yield
-
-
-def _write(text: str) -> None:
-    # Not Logger.info(): looking for the calling line costs more than all of the rest.
-    _ACCESS.handle(logging.LogRecord(ACCESS_LOGGER, logging.INFO, "", 0, text, None, None))
 
 
 class _Connection:

@@ -10,7 +10,8 @@ Sans-I/O, one thread.
 import json
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final, cast
 
 _RECORDS_A_BLOCK: Final = 64
@@ -33,6 +34,14 @@ class RecordArchive:
         if keep:
             self._kept.add(text)
 
+    def add_all(self, texts: Sequence[str], again: Callable[[int, int], Sequence[str]]) -> None:
+        """Keep many records, by how to make ``texts[begin:end]`` again, which is cheaper than to compress them."""
+        whole = len(texts) - len(texts) % _RECORDS_A_BLOCK
+        for begin in range(0, whole, _RECORDS_A_BLOCK):
+            self._all.add_block(partial(again, begin, begin + _RECORDS_A_BLOCK))
+        for text in texts[whole:]:
+            self._all.add(text)
+
     def blocks(self) -> Iterator[bytes]:
         """Everything, compressed, the newest first; a snapshot."""
         yield from self._all.blocks()
@@ -52,11 +61,14 @@ def find_record(blocks: Iterable[bytes], record_id: str) -> dict[str, Any] | Non
     return None
 
 
+_Texts = Callable[[], Sequence[str]]
+
+
 class _Ring:
     """Blocks of records, the last one still open."""
 
     def __init__(self, blocks: int) -> None:
-        self._blocks: deque[bytes] = deque(maxlen=blocks)
+        self._blocks: deque[bytes | _Texts] = deque(maxlen=blocks)
         self._open: list[str] = []
 
     def add(self, text: str) -> None:
@@ -65,10 +77,16 @@ class _Ring:
             self._blocks.append(_compressed(self._open))
             self._open = []
 
-    def blocks(self) -> list[bytes]:
-        newest = [_compressed(self._open)] if self._open else []
-        return [*newest, *reversed(self._blocks)]
+    def add_block(self, texts: _Texts) -> None:
+        self._blocks.append(texts)
+
+    def blocks(self) -> Iterator[bytes]:
+        open_, blocks = self._open.copy(), list(self._blocks)
+        if open_:
+            yield _compressed(open_)
+        for block in reversed(blocks):
+            yield block if isinstance(block, bytes) else _compressed(block())
 
 
-def _compressed(texts: list[str]) -> bytes:
+def _compressed(texts: Sequence[str]) -> bytes:
     return zlib.compress("\n".join(texts).encode(), _LEVEL)

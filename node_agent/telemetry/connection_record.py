@@ -172,7 +172,7 @@ class ConnectionRecord:
     def opened(self) -> None:
         """The connection is up and its identities are known: count it, and fix its labels."""
         if self._series is None:
-            self._key = self._traffic_key()
+            self._key = self.traffic_key()
             self._series = self._traffic.series(self._key, ResponseFlag.NONE)
             self._series.opened += 1
             if self.connect_ms is not None:
@@ -208,7 +208,7 @@ class ConnectionRecord:
         """Count the end of this connection; called once, by the access log."""
         self.count_bytes()
         self._traffic.lifetime_s[self.direction].observe(now - self.began_at)
-        key = self._key or self._traffic_key()
+        key = self._key or self.traffic_key()
         series = self._traffic.series(key, flag)
         series.closed += 1
         if self._series is None:
@@ -236,7 +236,8 @@ class ConnectionRecord:
             "state": state,
         }
 
-    def _traffic_key(self) -> TrafficKey:
+    def traffic_key(self) -> TrafficKey:
+        """What its counters are labelled by."""
         return TrafficKey(
             reporter="source" if self.direction == "outbound" else "destination",
             source=self.source,

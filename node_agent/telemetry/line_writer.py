@@ -72,7 +72,7 @@ class LineWriter:
         self.dropped_lines = 0
         self._target = target
         self._max_queued_bytes = max_queued_bytes
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[tuple[bytes, int]] = deque()  # with how many lines it is
         self._queued_bytes = 0
         self._refresh = False
         self._closed = False
@@ -81,19 +81,19 @@ class LineWriter:
         self._thread = threading.Thread(target=self._run, name=f"log-{name}", daemon=True)
         self._thread.start()
 
-    def write(self, line: bytes) -> None:
-        """Queue ``line``, or drop and count it when the queue is full."""
+    def write(self, chunk: bytes, *, lines: int = 1) -> None:
+        """Queue whole lines, or drop and count them when the queue is full."""
         with self._changed:
             if not self._finished:
-                if self._queued_bytes + len(line) > self._max_queued_bytes:
-                    self.dropped_lines += 1
+                if self._queued_bytes + len(chunk) > self._max_queued_bytes:
+                    self.dropped_lines += lines
                     return
                 if not self._queue:
                     self._changed.notify()
-                self._queue.append(line)
-                self._queued_bytes += len(line)
+                self._queue.append((chunk, lines))
+                self._queued_bytes += len(chunk)
                 return
-        self._write_out(line, 1)
+        self._write_out(chunk, lines)
 
     def refresh(self) -> None:
         """Let the target follow what was moved, soon."""
@@ -127,12 +127,14 @@ class LineWriter:
     def _take(self) -> tuple[bytes, int]:
         with self._changed:
             taken: list[bytes] = []
-            size = 0
-            while self._queue and (not taken or size + len(self._queue[0]) <= _MAX_WRITE_BYTES):
-                taken.append(self._queue.popleft())
-                size += len(taken[-1])
+            size = lines = 0
+            while self._queue and (not taken or size + len(self._queue[0][0]) <= _MAX_WRITE_BYTES):
+                chunk, lines_here = self._queue.popleft()
+                taken.append(chunk)
+                size += len(chunk)
+                lines += lines_here
             self._queued_bytes -= size
-            return b"".join(taken), len(taken)
+            return b"".join(taken), lines
 
     def _write_out(self, chunk: bytes, lines: int) -> None:
         if not lines:

@@ -94,6 +94,14 @@ class Histogram:
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
+    def observe_all(self, values: Iterable[float]) -> None:
+        """Count each."""
+        bounds, counts, total = self._bounds, self._counts, self._sum
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
+            total += value
+        self._sum = total
+
     def samples(self, values: Labels) -> Iterator[Sample]:
         """As Prometheus wants them: how many up to each bound, the last one is all."""
         upper = [*map(repr, self._bounds), "+Inf"]

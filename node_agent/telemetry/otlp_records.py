@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -83,6 +84,11 @@ class RecordHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Queue one record."""
         self._queue.put(record.getMessage())
+
+    def emit_lines(self, texts: Sequence[str]) -> None:
+        """Queue many (outlet.py)."""
+        for text in texts:
+            self._queue.put(text)
 
 
 def _known(record: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ made for every connection, and read for hardly any.
 
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from node_agent.errors import CloseReason
@@ -31,6 +31,12 @@ class RecentRecords:
         self._last.append(text)
         if reason not in _NOT_WORTH_KEEPING:
             self._failed.append(text)
+
+    def add_all(self, texts: Sequence[str], reason: CloseReason) -> None:
+        """Keep many that ended alike."""
+        self._last.extend(texts)
+        if reason not in _NOT_WORTH_KEEPING:
+            self._failed.extend(texts)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The records, each once, newest first; a snapshot."""

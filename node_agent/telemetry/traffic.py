@@ -124,6 +124,14 @@ class Traffic:
         self._overflowed += series.overflow
         return series
 
+    def count_ended(self, series: Series, connections: int, *, sent_bytes: int, received_bytes: int) -> None:
+        """Count connections that opened, moved these bytes in all, and ended well; ``series`` is of NONE."""
+        series.opened += connections
+        series.closed += connections
+        series.sent_bytes += sent_bytes
+        series.received_bytes += received_bytes
+        self._overflowed += 2 * connections * series.overflow  # looked up at the opening and at the end
+
     def _find(self, key: TrafficKey, flag: ResponseFlag) -> Series:
         values = label_values(key, flag)
         series = self._by_labels.get(values)
