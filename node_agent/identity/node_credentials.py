@@ -16,7 +16,7 @@ from cryptography import x509
 
 from ca.client import CaClient, load_chain
 from ca.csr import build_csr, new_key
-from ca.errors import CaError, CaProtocolError, CaRefused
+from ca.errors import CaError, CaProtocolError, CaRefused, CaUnreachable
 from ca.messages import Issued, RefusalCode
 from ca.spiffe import SpiffeId
 from ca.tls import KeyAndChain
@@ -60,7 +60,7 @@ class NodeCredentials:
         self._rotation = Rotation()
         self._own: KeyAndChain | None = None
         self._issued_at: datetime | None = None
-        self._ended: KeyAndChain | None = None  # has expired; the CA may renew it once more
+        self._ended: KeyAndChain | None = None  # has expired, or is revoked; the CA may renew it once more
         self._refused = False
         self.last_error = self._said = ""
         self._take_up(key_store.load())
@@ -97,14 +97,15 @@ class NodeCredentials:
         return roots
 
     def refused(self, error: CaRefused) -> None:
-        """The CA has refused what the certificate was shown for; one that is revoked is of no use any more.
+        """The CA has refused what the certificate was shown for; one that is revoked is of no use for now.
 
-        The node then has to prove itself anew, with a join token that was made since.
+        The node then has to prove itself anew, with a join token that was made since; or the revocation is undone,
+        which only the CA can tell: so the certificate is shown to it at each attempt, and to nobody else.
         """
         if error.code == RefusalCode.REVOKED and self._own is not None:
             _log.error("the node certificate of %s is revoked: %s", self._identity, error.text)
             self.last_error = f"the CA refuses this node: {error}"
-            self._own = None
+            self._ended, self._own = self._own, None
             self._rotation.dropped()
 
     def roots_replaced(self, roots: Sequence[x509.Certificate]) -> None:
@@ -153,8 +154,7 @@ class NodeCredentials:
         if own is None and self._ended is not None:
             issued = await self._renew_ended(self._ended, csr_der)
         elif own is None:
-            proof = self._proof()
-            issued = await self._ca.attest_with(proof.plugin, proof.evidence, self._node, csr_der)
+            issued = await self._attest(csr_der)
         else:
             issued = await self._ca.renew_node(csr_der, own)
         renewed = KeyAndChain(key=key, chain=_only_chain(issued))
@@ -171,14 +171,34 @@ class NodeCredentials:
             _log.error("the node's key could not be stored: %s", error)
         return roots
 
+    async def _attest(self, csr_der: bytes) -> Issued:
+        proof = self._proof()
+        return await self._ca.attest_with(proof.plugin, proof.evidence, self._node, csr_der)
+
     async def _renew_ended(self, ended: KeyAndChain, csr_der: bytes) -> Issued:
-        """After an outage that was longer than our certificate lives: no new proof is needed, if the CA agrees."""
+        """After an outage that was longer than our certificate lives, or a revocation that may have been undone.
+
+        No new proof is needed, if the CA agrees.
+        """
         try:
             return await self._ca.renew_node(csr_der, ended)
         except CaRefused as error:
+            if error.code == RefusalCode.REVOKED:
+                return await self._attest_anew(error, csr_der)
             if error.code not in (RefusalCode.UNAVAILABLE, RefusalCode.RATE_LIMITED, RefusalCode.INTERNAL):
                 self._ended = None  # from now on by the proof
             raise
+
+    async def _attest_anew(self, revoked: CaRefused, csr_der: bytes) -> Issued:
+        """The operator may have let this node in again with a new token; else what is wrong is that it is revoked."""
+        try:
+            return await self._attest(csr_der)
+        except CaRefused as error:
+            if error.busy or error.code == RefusalCode.REVOKED:
+                raise
+            raise CaRefused(revoked.code, f"{revoked.text}; and its proof is refused, too: {error}") from error
+        except CaUnreachable as error:
+            raise CaRefused(revoked.code, f"{revoked.text}; and {error}") from error
 
     def _failed(self, error: CaError) -> None:
         # Unavailable is not a verdict: the CA, or whoever it asks about us, may answer the next time.

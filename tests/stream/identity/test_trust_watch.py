@@ -158,6 +158,25 @@ async def test_a_revoked_identity_is_dropped_at_once_and_asked_for_again_when_it
         assert (await one.identities.wait_for(WEB)).serial != first.serial
 
 
+async def test_a_node_whose_revocation_is_undone_comes_back_by_itself(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its join token is used up: it comes back with the certificate that it had, which counts again."""
+    monkeypatch.setattr("node_agent.identity.node_credentials.LONGEST_PAUSE_S", 0.5)
+    async with serving(authority) as port, agent(tmp_path, authority, port) as one:
+        await one.until(lambda: one.identities.current(WEB) is not None and acknowledged(authority))
+
+        await changed(authority, lambda store: store.revocations.revoke_node("node-1", at=datetime.now(UTC), why="typo"))
+        await one.until(lambda: one.identities.status()[0]["serial"] is None)
+        await one.until(lambda: "token_invalid" in (one.identities.status()[0]["last_error"] or ""))
+        assert "is revoked since" in one.identities.status()[0]["last_error"]
+        assert one.identities.current(WEB) is None
+
+        await changed(authority, lambda store: store.revocations.undo(RevocationKind.NODE, "node-1"))
+        await one.until(lambda: one.identities.ready() == (True, ""))
+        assert one.identities.current(WEB) is not None
+
+
 async def test_a_revoked_certificate_of_ours_is_replaced(tmp_path: Path, authority: Authority) -> None:
     async with serving(authority) as port, agent(tmp_path, authority, port) as one:
         first = await one.identities.wait_for(WEB)
