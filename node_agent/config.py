@@ -115,6 +115,7 @@ class CaptureSection:
     netns_path: str = "/run/netns/{namespace}_{name}"
     pins: Path = Path("/sys/fs/bpf/ringfence")
     same_node: SameNode = SameNode.TUNNEL
+    connect_balancing: bool = False
 
 
 class OutboundTrafficPolicy(StrEnum):

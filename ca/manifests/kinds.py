@@ -39,6 +39,8 @@ from ca.spiffe import SpiffeId, SpiffeIdError
 LOAD_BALANCING_ANNOTATION: Final = "ringfence.io/load-balancing"
 SAME_NODE_ANNOTATION: Final = "ringfence.io/same-node"
 SAME_NODE: Final = ("tunnel", "lane")
+BALANCE_ANNOTATION: Final = "ringfence.io/balance"
+BALANCE: Final = ("agent", "connect")
 PROXY_PROTOCOL_ANNOTATION: Final = "ringfence.io/proxy-protocol"
 TRUST_DOMAIN_ANNOTATION: Final = "ringfence.io/trust-domain"
 LOAD_BALANCING: Final = ("least-latency", "round-robin")
@@ -55,7 +57,8 @@ def _namespace(top: Fields) -> Namespace:
         name=metadata.name("name", label=True),
         labels=_mesh_labels(metadata),
         egress_nodes=egress_nodes(metadata),
-        same_node=_same_node(metadata),
+        same_node=_asked(metadata, SAME_NODE_ANNOTATION, SAME_NODE),
+        balance=_asked(metadata, BALANCE_ANNOTATION, BALANCE),
     )
 
 
@@ -199,13 +202,15 @@ def _service(top: Fields) -> Service | ExternalService | Skipped:
         selector=spec.labels("selector"),
         publish_not_ready=spec.flag("publishNotReadyAddresses", False),
         load_balancing=annotations.choice(LOAD_BALANCING_ANNOTATION, LOAD_BALANCING, LOAD_BALANCING[0]),
-        same_node=_same_node(metadata),
+        same_node=_asked(metadata, SAME_NODE_ANNOTATION, SAME_NODE),
+        balance=_asked(metadata, BALANCE_ANNOTATION, BALANCE),
     )
 
 
-def _same_node(metadata: Fields) -> str:
+def _asked(metadata: Fields, annotation: str, choices: tuple[str, ...]) -> str:
+    """What an annotation says; empty if it is not there."""
     annotations = metadata.fields("annotations")
-    return annotations.choice(SAME_NODE_ANNOTATION, SAME_NODE) if annotations.has(SAME_NODE_ANNOTATION) else ""
+    return annotations.choice(annotation, choices) if annotations.has(annotation) else ""
 
 
 def _target_port(port: Fields) -> int | str:

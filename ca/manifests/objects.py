@@ -20,13 +20,15 @@ from ca.manifests.traffic import TrafficPolicy
 class Namespace:
     """``egress_nodes``: of the places outside that are declared in it and say nothing themselves (egress.py).
 
-    ``same_node`` is how its workloads are reached on their own node, empty where it does not say.
+    ``same_node`` is how its workloads are reached on their own node, ``balance`` who chooses the endpoints of its
+    services that are not in the mesh; empty where it does not say.
     """
 
     name: str
     labels: Mapping[str, str] = field(default_factory=lambda: NO_LABELS, hash=False)
     egress_nodes: tuple[str, ...] | None = None
     same_node: str = ""
+    balance: str = ""
 
     @property
     def key(self) -> ObjectKey:
@@ -111,7 +113,7 @@ class ServicePortSpec(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """``cluster_ips`` is empty for a headless service; ``same_node`` is as its Namespace's."""
+    """``cluster_ips`` is empty for a headless service; ``same_node`` and ``balance`` are as its Namespace's."""
 
     namespace: str
     name: str
@@ -122,6 +124,7 @@ class Service:
     publish_not_ready: bool = False
     load_balancing: str = "least-latency"
     same_node: str = ""
+    balance: str = ""
 
     @property
     def key(self) -> ObjectKey:

@@ -17,6 +17,7 @@ from node_agent.errors import ConfigError
 from node_agent.model import Workload
 
 if TYPE_CHECKING:
+    from node_agent.capture.connect_balancing import KernelBalancing
     from node_agent.capture.lane import KernelLane
     from node_agent.capture.pinned import Origins
 
@@ -29,7 +30,7 @@ CGROUP: Final = "cgroup"
 class Chosen:
     """``mode`` is the one in effect; ``warning`` says why it is not the one that was asked for.
 
-    ``lane``, or ``no_lane``: why there is none.
+    ``lane``, or ``no_lane``: why there is none; likewise ``balancing``, at connect.
     """
 
     capture: Capture
@@ -37,6 +38,8 @@ class Chosen:
     warning: str | None = None
     lane: "KernelLane | None" = None
     no_lane: str = 'it needs [capture] mode = "inpod-bpf"'
+    balancing: "KernelBalancing | None" = None
+    no_balancing: str = 'it needs [capture] mode = "inpod-bpf" or "cgroup"'
 
 
 def choose(mode: str, *, pins: Path, netns_path: Callable[[Workload], Path], stack: ExitStack) -> Chosen:
@@ -48,7 +51,7 @@ def choose(mode: str, *, pins: Path, netns_path: Callable[[Workload], Path], sta
     if mode == INPOD:
         return Chosen(capture=InPodCapture(netns_path), mode=INPOD)
     if mode == CGROUP:
-        return Chosen(capture=_by_cgroup(pins, stack), mode=CGROUP)
+        return _by_cgroup(pins, stack)
     from bpf.errors import BpfError, UnsupportedError  # noqa: PLC0415
     from bpf.plan import INPOD as INPOD_FEATURE  # noqa: PLC0415
     from node_agent.capture.pinned import Origins  # noqa: PLC0415
@@ -60,6 +63,7 @@ def choose(mode: str, *, pins: Path, netns_path: Callable[[Workload], Path], sta
         stack.callback(steering.close)
         origins = Origins(pins, feature=INPOD_FEATURE)
         stack.callback(origins.close)
+        balancing = _balancing(pins, INPOD_FEATURE, stack)
     except UnsupportedError as error:
         return Chosen(
             capture=InPodCapture(netns_path),
@@ -72,8 +76,8 @@ def choose(mode: str, *, pins: Path, netns_path: Callable[[Workload], Path], sta
     try:
         lane = _lane(pins, stack)
     except BpfError as error:
-        return Chosen(capture=capture, mode=mode, no_lane=str(error))
-    return Chosen(capture=capture, mode=mode, lane=lane)
+        return Chosen(capture=capture, mode=mode, no_lane=str(error), balancing=balancing)
+    return Chosen(capture=capture, mode=mode, lane=lane, balancing=balancing)
 
 
 def _lane(pins: Path, stack: ExitStack) -> "KernelLane":
@@ -88,7 +92,16 @@ def _lane(pins: Path, stack: ExitStack) -> "KernelLane":
     return lane
 
 
-def _by_cgroup(pins: Path, stack: ExitStack) -> Capture:
+def _balancing(pins: Path, feature: str, stack: ExitStack) -> "KernelBalancing":
+    """Also where nobody asks for it now: an agent before us may have."""
+    from node_agent.capture.connect_balancing import KernelBalancing  # noqa: PLC0415
+
+    balancing = KernelBalancing(pins, feature=feature)
+    stack.callback(balancing.close)
+    return balancing
+
+
+def _by_cgroup(pins: Path, stack: ExitStack) -> Chosen:
     """There is no other way to capture what is no pod: without BPF the agent does not start."""
     from bpf.errors import BpfError  # noqa: PLC0415
     from bpf.plan import CAPTURE  # noqa: PLC0415
@@ -100,9 +113,10 @@ def _by_cgroup(pins: Path, stack: ExitStack) -> Capture:
         stack.callback(origins.close)
         capture = CgroupCapture(pins, origins=origins)
         stack.callback(capture.close)
+        balancing = _balancing(pins, CAPTURE, stack)
     except BpfError as error:
         raise ConfigError(f"[capture] mode = {CGROUP!r}: {error}") from error
-    return capture
+    return Chosen(capture=capture, mode=CGROUP, balancing=balancing)
 
 
 class Adopter:

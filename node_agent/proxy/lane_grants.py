@@ -9,19 +9,18 @@ only the agent can do keeps a connection with the agent.
 from collections.abc import Callable
 from typing import Final
 
-from ca.manifests.traffic import LoadBalancing, Timeouts, Traffic
 from ca.spiffe import SpiffeId
 from node_agent.balance import Balancer
 from node_agent.balance.tiers import Near
 from node_agent.config import CAPTURE_PORTS
 from node_agent.model import Endpoint, MtlsMode, OriginalDestination, ServicePort, Workload
 from node_agent.policy import Request
+from node_agent.proxy.only_the_agent import what_only_the_agent_does
 from node_agent.proxy.policy_gate import PolicyGate
 from node_agent.proxy.routes import Route
 from node_agent.registry import Registry
 
 _LANE: Final = "lane"
-_ANY_TIME: Final = Timeouts()
 _WEIGHT_OF_ALL: Final = 1 << 20
 
 
@@ -59,7 +58,9 @@ class LaneRules:
 
         ``is_served``: we serve the workload, in a network that has the lane.
         """
-        if not self._is_wanted(route) or not _is_plain(route.traffic) or not self._is_trusted(source.identity):
+        if not self._is_wanted(route) or not self._is_trusted(source.identity):
+            return []
+        if what_only_the_agent_does(route.traffic, may_check_health=False):
             return []
         if route.service is not None and self._is_split(destination):
             return []
@@ -106,16 +107,3 @@ class LaneRules:
             source_identity=source.identity, source_ip=source_ip, destination=workload, port=port, destination_ip=ip
         )
         return self._is_trusted(workload.identity) and self._policies.allows(request)
-
-
-def _is_plain(traffic: Traffic) -> bool:
-    """Whether a TrafficPolicy wants nothing of a connection but a choice by weights."""
-    balancing = traffic.balancing
-    return (
-        not traffic.restrains
-        and traffic.timeouts == _ANY_TIME
-        and traffic.health_check is None
-        and not traffic.outlier.latency_factor
-        and not balancing.slow_start_s
-        and balancing.policy is not LoadBalancing.CONSISTENT_HASH
-    )

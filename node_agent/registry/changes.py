@@ -52,7 +52,8 @@ class Changes:
     ``mtls_changed``: a PeerAuthentication came, went or changed.  ``policies``:
     each AuthorizationPolicy that is new or another than before, None for gone; for
     the policy engine, which also has to hear of workloads (their labels).
-    ``same_node_changed``: a Namespace says something else of connections on one node.
+    ``same_node_changed``: a Namespace says something else of connections on one node; ``balance_changed``: of who
+    chooses the endpoints of its services.
     """
 
     revision: int
@@ -64,6 +65,7 @@ class Changes:
     mtls_changed: bool = False
     policies: Mapping[ObjectName, AuthorizationPolicy | None] = field(default_factory=dict)
     same_node_changed: bool = False
+    balance_changed: bool = False
 
     def workloads_gone(self) -> list[Workload]:
         """Those removed ones that did not merely enter or leave the mesh."""
@@ -80,4 +82,5 @@ class Changes:
             or self.mtls_changed
             or self.policies
             or self.same_node_changed
+            or self.balance_changed
         )

@@ -75,6 +75,7 @@ class Registry:
         self._traffic_policies = TrafficPolicies()
         self._tcp_routes = TcpRoutes()
         self._same_node: dict[str, str] = {}  # by namespace, of those that say something
+        self._balance: dict[str, str] = {}
         self._revision = 0
 
     @property
@@ -126,7 +127,12 @@ class Registry:
             services_changed,
             services_removed,
             mtls_changed=bool(peer_authentications),
-            same_node_changed=self._put_same_node(namespaces),
+            same_node_changed=_put_asked(
+                self._same_node, {name: each.same_node if each is not None else "" for name, each in namespaces.items()}
+            ),
+            balance_changed=_put_asked(
+                self._balance, {name: each.balance if each is not None else "" for name, each in namespaces.items()}
+            ),
             policies=self._authorization_policies.apply(_of(AuthorizationPolicy, by_kind)),
         )
 
@@ -298,15 +304,12 @@ class Registry:
         found = None if service is None else self._services.named(service)
         return (found.same_node if found is not None else "") or self._same_node.get(namespace, "")
 
-    def _put_same_node(self, namespaces: Mapping[str, Namespace | None]) -> bool:
-        if not namespaces:
-            return False
-        before = dict(self._same_node)
-        for name, namespace in namespaces.items():
-            self._same_node.pop(name, None)
-            if namespace is not None and namespace.same_node:
-                self._same_node[name] = namespace.same_node
-        return self._same_node != before
+    def balance(self, service: ObjectName) -> str:
+        """``connect`` or ``agent``: who is to choose the endpoints of a service that is not in the mesh; empty if
+        neither it nor its namespace says.
+        """
+        found = self._services.named(service)
+        return (found.balance if found is not None else "") or self._balance.get(service.namespace, "")
 
     def _put_nodes(self, nodes: Mapping[str, Node | None]) -> None:
         for name, node in nodes.items():
@@ -324,6 +327,7 @@ class Registry:
         *,
         mtls_changed: bool,
         same_node_changed: bool,
+        balance_changed: bool,
         policies: Mapping[ObjectName, AuthorizationPolicy | None],
     ) -> Changes:
         gone: list[Workload] = []
@@ -347,8 +351,19 @@ class Registry:
             services_removed=frozenset(removed),
             mtls_changed=mtls_changed,
             same_node_changed=same_node_changed,
+            balance_changed=balance_changed,
             policies=policies,
         )
+
+
+def _put_asked(known: dict[str, str], said: Mapping[str, str]) -> bool:
+    """Take in what namespaces ask for; returns whether it is something else than before."""
+    changed = {name: text for name, text in said.items() if text != known.get(name, "")}
+    for name, text in changed.items():
+        known.pop(name, None)
+        if text:
+            known[name] = text
+    return bool(changed)
 
 
 def _same_incarnation(before: Workload, after: Workload) -> bool:

@@ -1,0 +1,221 @@
+"""Connect-time balancing in the kernel: the programs of both capture modes, real sockets, and no agent."""
+
+import os
+import socket
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Final, TypeVar
+
+import pytest
+
+from bpf import pins, preconditions
+from bpf.abi import abi
+from bpf.loader import load
+from bpf.pins import Pins
+from bpf.plan import CAPTURE, FEATURES, INPOD, hook
+from bpf.unloader import unload
+from node_agent.capture.connect_balancing import KernelBalancing, Shares
+from node_agent.capture.pinned import COOKIE, address_bytes, netns_cookie, open_maps
+from node_agent.capture.pod_links import link_hook
+from node_agent.model import EndpointAddress, OriginalDestination
+from tests.cgroup_sockets import in_cgroup
+from tests.mesh_builder import LAB_NAME, in_namespace, wait_for
+
+pytestmark = pytest.mark.mesh
+
+T = TypeVar("T")
+_PORT: Final = 8080
+_OWN: Final = {4: "10.77.0.9", 6: "fd77::9"}
+_ENDPOINTS: Final = {
+    4: ("10.77.1.1", "10.77.1.2", "10.77.1.3"),
+    6: ("fd77::1:1", "fd77::1:2", "fd77::1:3"),
+}
+_SERVICE: Final = {4: OriginalDestination("10.96.7.7", 80), 6: OriginalDestination("fd96::7", 80)}
+_CONNECTS: Final = 600
+_LONG_S: Final = 600.0
+_HOOKS: Final = {
+    "cgroup": ("sock_release", "getpeername4", "getpeername6", "sock_ops", "connect4", "connect6"),
+    "inpod-bpf": ("sock_release", "getpeername4", "getpeername6", "sock_ops", "pod_connect4", "pod_connect6"),
+}
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+@dataclass(kw_only=True)
+class _Ground:
+    """A network namespace with endpoints on its loopback, and a workload in it."""
+
+    mode: str
+    root: Path
+    cgroup: Path
+    netns: Path
+    balancing: KernelBalancing
+    listeners: dict[str, socket.socket]
+
+    def run(self, work: Callable[[], T]) -> T:
+        """In a process of the workload."""
+        return in_cgroup(self.cgroup, self.netns, work)
+
+    def file(self, *weights: float, version: int = 4) -> bool:
+        return self.balancing.file(_SERVICE[version], _shares(version, *weights), time.monotonic())
+
+    def accepted(self) -> Counter[str]:
+        """How many have connected to each endpoint since the last time."""
+        found: Counter[str] = Counter()
+        for ip, listener in self.listeners.items():
+            while True:
+                try:
+                    connection, (client, *_) = listener.accept()
+                except BlockingIOError:
+                    break
+                connection.close()
+                # From the workload's own address; a pod has no other, but this namespace has.
+                assert self.mode != "cgroup" or client == _OWN[6 if ":" in ip else 4]
+                found[ip] += 1
+        return found
+
+    def entries(self, name: str) -> int:
+        feature = CAPTURE if self.mode == "cgroup" else INPOD
+        (found,) = open_maps(Pins(self.root), (name,), feature=feature).values()
+        try:
+            return sum(1 for _ in found)
+        finally:
+            found.close()
+
+
+def _shares(version: int, *weights: float) -> Shares:
+    ips = _ENDPOINTS[version]
+    return tuple((EndpointAddress(ip, _PORT), weight) for ip, weight in zip(ips, weights, strict=False) if weight)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[Path]:
+    root = Path(f"/sys/fs/bpf/rf_{LAB_NAME}_balance")
+    for each in (Pins(root).staging, Pins(root).unloading, root):
+        pins.remove_tree(each)
+    load(root, features=[each for each in FEATURES if each.name in (CAPTURE, INPOD)])
+    yield root
+    unload(root)
+    assert not root.exists()
+
+
+@pytest.fixture(scope="module")
+def netns() -> Iterator[Path]:
+    name = f"rf_{LAB_NAME}_balance"
+    subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+    _run("ip", "netns", "add", name)
+    _run("ip", "-n", name, "link", "set", "lo", "up")
+    for version in (4, 6):
+        for ip in (_OWN[version], *_ENDPOINTS[version]):
+            _run("ip", "-n", name, "addr", "add", f"{ip}/{32 if version == 4 else 128}", "dev", "lo")
+        # What is asked for has a way, as in a cluster; nobody is there.
+        route = f"{_SERVICE[version].ip}/{32 if version == 4 else 128}"
+        _run("ip", "-n", name, f"-{version}", "route", "add", "unreachable", route)
+    yield Path("/run/netns") / name
+    _run("ip", "netns", "del", name)
+
+
+@pytest.fixture(params=list(_HOOKS))
+def ground(request: pytest.FixtureRequest, loaded: Path, netns: Path) -> Iterator[_Ground]:
+    mode: str = request.param
+    cgroup = preconditions.cgroup_root() / f"rf_{LAB_NAME}_balance"
+    cgroup.mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        stack.callback(cgroup.rmdir)
+        stack.callback(wait_for, "the cgroup to be empty", lambda: not (cgroup / "cgroup.procs").read_text())
+        feature = CAPTURE if mode == "cgroup" else INPOD
+        table = "workloads" if mode == "cgroup" else "pods"
+        (workloads,) = open_maps(Pins(loaded), (table,), feature=feature).values()
+        stack.callback(workloads.close)
+        probe = in_namespace(netns, lambda: socket.socket())
+        cookie = netns_cookie(probe)
+        probe.close()
+        structs = abi().structs
+        own4, own6 = address_bytes(_OWN[4])[12:], address_bytes(_OWN[6])
+        if mode == "cgroup":
+            key = COOKIE.pack(cgroup.stat().st_ino)
+            packed = structs["workload"].pack(
+                listener_ip4_be=own4, listener_ip6_be=own6, listener_port_be=1, netns_cookie=cookie
+            )
+        else:
+            key, packed = COOKIE.pack(cookie), structs["pod"].pack(ip4_be=own4, ip6_be=own6)
+        workloads.put(key, packed)
+        stack.callback(workloads.delete, key)
+        for name in _HOOKS[mode]:
+            link_hook(Pins(loaded), "test", hook(name), cgroup)
+        stack.callback(pins.remove_tree, Pins(loaded).links / "test")
+        balancing = KernelBalancing(loaded, feature=feature)
+        stack.callback(balancing.close)
+        stack.callback(lambda: [balancing.withdraw(each, 0.0) for each in balancing.filed])
+        balancing.keep(valid_s=_LONG_S)
+        listeners = {ip: stack.enter_context(_listener(netns, ip)) for ips in _ENDPOINTS.values() for ip in ips}
+        yield _Ground(
+            mode=mode, root=loaded, cgroup=cgroup, netns=netns, balancing=balancing, listeners=listeners
+        )
+
+
+def _listener(netns: Path, ip: str) -> socket.socket:
+    def make() -> socket.socket:
+        made = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((ip, _PORT))
+        made.listen(4096)
+        made.setblocking(False)
+        return made
+
+    return in_namespace(netns, make)
+
+
+def _connect(ip: str, port: int) -> socket.socket:
+    made = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET)
+    made.settimeout(30.0)
+    try:
+        made.connect((ip, port))
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def test_each_endpoint_gets_its_share_and_the_program_sees_the_cluster_ip(ground: _Ground) -> None:
+    weights = (1.0, 3.0, 6.0)
+    before = ground.balancing.counters()
+    for version in (4, 6):
+        assert ground.file(*weights, version=version)
+    asked = {
+        _SERVICE[4].ip: 4,
+        _SERVICE[6].ip: 6,
+        f"::ffff:{_SERVICE[4].ip}": 4,
+    }
+    for ip, version in asked.items():
+
+        def work(ip: str = ip) -> Counter[str]:
+            seen: Counter[str] = Counter()
+            for _ in range(_CONNECTS):
+                with _connect(ip, 80) as connection:
+                    name, port, *_ = connection.getpeername()
+                    seen[f"{name} {port}"] += 1
+            return seen
+
+        assert ground.run(work) == {f"{ip} 80": _CONNECTS}
+        got = ground.accepted()
+        assert sum(got.values()) == _CONNECTS
+        for endpoint, weight in zip(_ENDPOINTS[version], weights, strict=True):
+            share = weight / sum(weights)
+            # Seven standard deviations: once in 10^11 times.
+            assert abs(got[endpoint] - _CONNECTS * share) < 7 * sqrt(_CONNECTS * share * (1 - share)), got
+    after = ground.balancing.counters()
+    assert {name: after[name] - before[name] for name in after} == {
+        "balanced": len(asked) * _CONNECTS,
+        "refused": 0,
+        "missed": 0,
+    }
+    wait_for("nothing to be remembered", lambda: ground.entries("originals") == ground.entries("flows") == 0)
