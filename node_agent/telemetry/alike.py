@@ -92,8 +92,8 @@ def count(endings: Sequence[Ending], traffic: Traffic) -> None:
     for alike, (connections, sent_bytes, received_bytes) in sums.items():
         for series in alike.series:
             traffic.count_ended(series, connections, sent_bytes=sent_bytes, received_bytes=received_bytes)
-    connect_s = [each.connect_ms / 1000 for each in endings]
-    lifetime_s = [each.duration_ms / 1000 for each in endings]
+    connect_s = sorted([each.connect_ms / 1000 for each in endings])
+    lifetime_s = sorted([each.duration_ms / 1000 for each in endings])
     for direction in DIRECTIONS:
         traffic.connect_s[direction].observe_all(connect_s)
         traffic.lifetime_s[direction].observe_all(lifetime_s)
@@ -118,10 +118,13 @@ class AlikeRecords:
         """Of the records ``begin`` to ``end``, which are even numbers: both of a connection or none."""
         made: list[str] = []
         number, id_prefix, epoch_s = self._first + begin, self._id_prefix, self._epoch_s
+        last_ms, time = -1, ""
         for alike, port, ended_at, duration_ms, connect_ms, sent_bytes, received_bytes in self._endings[
             begin // RECORDS_EACH : end // RECORDS_EACH
         ]:
-            time = timestamp(epoch_s + ended_at)
+            at_s = epoch_s + ended_at
+            if int(at_s * 1000) != last_ms:  # else the text of the last one: many end in a millisecond
+                last_ms, time = int(at_s * 1000), timestamp(at_s)
             moved = f',"sent_bytes":{sent_bytes},"received_bytes":{received_bytes}{durations(duration_ms, connect_ms)}'
             for to_time, to_id, to_port, to_bytes, to_end in (alike.outbound, alike.inbound):
                 made.append(f"{to_time}{time}{to_id}{id_prefix}{number}{to_port}{port}{to_bytes}{moved}{to_end}")

@@ -15,8 +15,9 @@ from functools import partial
 from typing import Any, Final, cast
 
 _RECORDS_A_BLOCK: Final = 64
-_BLOCKS: Final = 64  # 4,096 records
-_KEPT_BLOCKS: Final = 16  # 1,024 denied ones
+_MOST_RECORDS_A_BLOCK: Final = 128  # of those that came together
+_RECORDS: Final = 4096
+_KEPT_RECORDS: Final = 1024  # denied ones
 _LEVEL: Final = 3  # a quarter less time than 1, with less memory
 _MOST_BLOCK_BYTES: Final = 1024 * 1024  # of records of at most some 4 KiB each
 
@@ -25,8 +26,8 @@ class RecordArchive:
     """What the access log puts in, as JSON text without line feeds."""
 
     def __init__(self) -> None:
-        self._all = _Ring(_BLOCKS)
-        self._kept = _Ring(_KEPT_BLOCKS)
+        self._all = _Ring(_RECORDS)
+        self._kept = _Ring(_KEPT_RECORDS)
 
     def add(self, text: str, *, keep: bool) -> None:
         """Keep a record; with ``keep`` longer than the others."""
@@ -36,11 +37,13 @@ class RecordArchive:
 
     def add_all(self, texts: Sequence[str], again: Callable[[int, int], Sequence[str]]) -> None:
         """Keep many records, by how to make ``texts[begin:end]`` again, which is cheaper than to compress them."""
-        whole = len(texts) - len(texts) % _RECORDS_A_BLOCK
-        for begin in range(0, whole, _RECORDS_A_BLOCK):
-            self._all.add_block(partial(again, begin, begin + _RECORDS_A_BLOCK))
-        for text in texts[whole:]:
-            self._all.add(text)
+        if len(texts) < _RECORDS_A_BLOCK:
+            for text in texts:
+                self._all.add(text)
+            return
+        for begin in range(0, len(texts), _MOST_RECORDS_A_BLOCK):
+            end = min(begin + _MOST_RECORDS_A_BLOCK, len(texts))
+            self._all.add_block(partial(again, begin, end), records=end - begin)
 
     def blocks(self) -> Iterator[bytes]:
         """Everything, compressed, the newest first; a snapshot."""
@@ -67,24 +70,29 @@ _Texts = Callable[[], Sequence[str]]
 class _Ring:
     """Blocks of records, the last one still open."""
 
-    def __init__(self, blocks: int) -> None:
-        self._blocks: deque[bytes | _Texts] = deque(maxlen=blocks)
+    def __init__(self, records: int) -> None:
+        self._most = records
+        self._blocks: deque[tuple[bytes | _Texts, int]] = deque()
+        self._records = 0  # in blocks
         self._open: list[str] = []
 
     def add(self, text: str) -> None:
         self._open.append(text)
         if len(self._open) == _RECORDS_A_BLOCK:
-            self._blocks.append(_compressed(self._open))
+            self.add_block(_compressed(self._open), records=_RECORDS_A_BLOCK)
             self._open = []
 
-    def add_block(self, texts: _Texts) -> None:
-        self._blocks.append(texts)
+    def add_block(self, block: bytes | _Texts, *, records: int) -> None:
+        self._blocks.append((block, records))
+        self._records += records
+        while self._records - self._blocks[0][1] >= self._most:
+            self._records -= self._blocks.popleft()[1]
 
     def blocks(self) -> Iterator[bytes]:
         open_, blocks = self._open.copy(), list(self._blocks)
         if open_:
             yield _compressed(open_)
-        for block in reversed(blocks):
+        for block, _ in reversed(blocks):
             yield block if isinstance(block, bytes) else _compressed(block())
 
 

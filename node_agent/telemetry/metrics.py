@@ -18,8 +18,8 @@ where a sum says nothing.
 import itertools
 import logging
 import re
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -94,13 +94,15 @@ class Histogram:
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
-    def observe_all(self, values: Iterable[float]) -> None:
-        """Count each."""
-        bounds, counts, total = self._bounds, self._counts, self._sum
-        for value in values:
-            counts[bisect_left(bounds, value)] += 1
-            total += value
-        self._sum = total
+    def observe_all(self, ascending: Sequence[float]) -> None:
+        """Count each of many: a bisection for each bound instead of one for each value."""
+        counted = 0
+        for number, bound in enumerate(self._bounds):
+            upto = bisect_right(ascending, bound)
+            self._counts[number] += upto - counted
+            counted = upto
+        self._counts[-1] += len(ascending) - counted
+        self._sum += sum(ascending)
 
     def samples(self, values: Labels) -> Iterator[Sample]:
         """As Prometheus wants them: how many up to each bound, the last one is all."""
