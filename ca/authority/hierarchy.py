@@ -23,7 +23,7 @@ from ca.authority.keys import read_key, write_durably
 from ca.authority.records import AuthorityKind, AuthorityRecord, AuthorityState
 from ca.authority.rotation import longest_uncut_lifetime
 from ca.authority.store import Store
-from ca.svid import SvidError
+from ca.svid import SvidError, check_signing_certificate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +68,7 @@ def load(config: AuthorityConfig, store: Store, *, passphrase: bytes, at: dateti
         key = read_key(store.keys, issuer.key_id, passphrase)
         signing = profile.Issuer(certificate=intermediate, key=key)
     except (profile.ProfileError, SvidError) as exc:
-        raise AuthorityError(
-            f"{config.database}: the stored authority does not fit [ca] trust_domain = {config.trust_domain!r}: {exc}; "
-            "set the trust domain that it was made for, or restore a backup"
-        ) from exc
+        raise _does_not_fit(config, exc) from exc
     _require_time_left(config, intermediate, at=at)
     require_long_enough(intermediate, svid_ttl_s=config.svid_ttl_s)
     return Hierarchy(
@@ -80,6 +77,21 @@ def load(config: AuthorityConfig, store: Store, *, passphrase: bytes, at: dateti
         roots=published_roots(records),
         bundle_sequence=_bundle_sequence(records),
     )
+
+
+def require_ours(config: AuthorityConfig, records: Sequence[AuthorityRecord]) -> None:
+    """Refuse to work on an authority of another trust domain than ca.toml names.
+
+    Raises:
+        AuthorityError: there is no authority, or it is of another trust domain.
+    """
+    if not records:
+        raise _nothing_there(config)
+    try:
+        for record in (each for each in records if each.state is not AuthorityState.RETIRED):
+            check_signing_certificate(record.certificate, trust_domain=config.trust_domain)
+    except SvidError as exc:
+        raise _does_not_fit(config, exc) from exc
 
 
 def chain_of(record: AuthorityRecord, records: Sequence[AuthorityRecord]) -> list[x509.Certificate]:
@@ -154,7 +166,18 @@ def _signing(config: AuthorityConfig, records: Sequence[AuthorityRecord]) -> Aut
             f"{config.database}: there is a root, but no intermediate to sign with: have the request of "
             "`ringfence ca init --intermediate-csr` signed, then run: ringfence ca install-intermediate FILE"
         )
-    raise AuthorityError(f"{config.database}: there is no authority here yet; make one with: ringfence ca init")
+    raise _nothing_there(config)
+
+
+def _nothing_there(config: AuthorityConfig) -> AuthorityError:
+    return AuthorityError(f"{config.database}: there is no authority here yet; make one with: ringfence ca init")
+
+
+def _does_not_fit(config: AuthorityConfig, problem: Exception) -> AuthorityError:
+    return AuthorityError(
+        f"{config.database}: the stored authority does not fit [ca] trust_domain = {config.trust_domain!r}: {problem}; "
+        "set the trust domain that it was made for, or restore a backup"
+    )
 
 
 def _require_time_left(config: AuthorityConfig, intermediate: x509.Certificate, *, at: datetime) -> None:

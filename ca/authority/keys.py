@@ -60,10 +60,10 @@ def read_passphrase(path: Path | None) -> bytes:
         # O_NONBLOCK: opening a FIFO must not wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as exc:
-        raise AuthorityError(
-            f"{path}: the passphrase file can not be read: {exc.strerror}; "
-            f"make it: (umask 077; openssl rand -hex 32 > {path})"
-        ) from exc
+        remedy = "run this as its owner, or as root"
+        if isinstance(exc, FileNotFoundError):  # the command would overwrite one that is there
+            remedy = f"make it: (umask 077; openssl rand -hex 32 > {path})"
+        raise AuthorityError(f"{path}: the passphrase file can not be read: {exc.strerror}; {remedy}") from exc
     try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
@@ -122,7 +122,13 @@ class KeyFiles:
 
     def add(self, key_id: str, encrypted_pem: bytes) -> None:
         """Write the file whole, or not at all."""
-        write_durably(key_path(self._directory, key_id), encrypted_pem, mode=0o600, exclusive=True)
+        path = key_path(self._directory, key_id)
+        try:
+            write_durably(path, encrypted_pem, mode=0o600, exclusive=True)
+        except FileExistsError:
+            raise
+        except OSError as exc:
+            raise AuthorityError(f"{path}: the key can not be written: {exc.strerror}; nothing was changed") from exc
 
     def read(self, key_id: str) -> bytes:
         """Read the file."""

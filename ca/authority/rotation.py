@@ -196,6 +196,7 @@ def _has_descendants(key: SigningKey, keys: Sequence[SigningKey]) -> bool:
 class Duty(StrEnum):
     """What can be due; the text is for people."""
 
+    INSTALL = "have the first intermediate signed, and install it"
     PREPARE = "prepare the next intermediate"
     ACTIVATE = "activate the prepared intermediate"
     INTERMEDIATE_ENDS = "the intermediate ends"
@@ -228,6 +229,8 @@ def upcoming(keys: Iterable[SigningKey], *, at: datetime, root_key_at_hand: bool
         else:
             found.append((Duty.ACTIVATE, active.activate_at, prepared, False))
         found.append((Duty.INTERMEDIATE_ENDS, active.not_after, active, False))
+    elif root is not None:
+        found.append((Duty.INSTALL, root.since, root, True))
     if root is not None:
         next_root = prepared_root(keys)
         if next_root is None:

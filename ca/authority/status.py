@@ -109,6 +109,8 @@ def is_ours(root: AuthorityRecord, *, trust_domain: str) -> bool:
 def _commands(each: Due, *, foreign: bool) -> list[str]:
     if not each.needs_operator:
         return []
+    if each.what is Duty.INSTALL:
+        return ["ringfence ca install-intermediate FILE"]
     if each.what is Duty.PREPARE and not foreign:
         return ["ringfence ca rotate intermediate --root-key FILE"]
     if each.what is Duty.PREPARE:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ca.authority.backup import write_backup
 from ca.authority.config import AuthorityConfig
-from ca.authority.keys import read_passphrase
+from ca.authority.keys import ask_passphrase
 from ca.authority.restoration import restore
 from node_agent.cli.ca.command import Commands, add_command, add_passphrase
 
@@ -38,7 +38,7 @@ def _backup(arguments: argparse.Namespace) -> int:
 
 def _restore(arguments: argparse.Namespace) -> int:
     config = AuthorityConfig.load(arguments.config)
-    passphrase = read_passphrase(arguments.passphrase_file or config.passphrase_file)
+    passphrase = ask_passphrase(arguments.passphrase_file or config.passphrase_file)
     found = restore(config, arguments.file, passphrase=passphrase, at=datetime.now(UTC))
     made_at = f"{found.made_at:%Y-%m-%d %H:%M:%S} UTC"
     print(f"restored the authority of {config.trust_domain} as of {made_at} to {config.database}")

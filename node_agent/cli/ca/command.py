@@ -9,6 +9,7 @@ from typing import Final, TypeAlias
 
 from ca.authority.config import AuthorityConfig
 from ca.authority.errors import AuthorityError
+from ca.authority.hierarchy import require_ours
 from ca.authority.store import Store
 from node_agent.cli.terminal import printable
 
@@ -46,10 +47,15 @@ def add_root_key(command: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def opened(arguments: argparse.Namespace) -> Iterator[tuple[AuthorityConfig, Store]]:
-    """The configuration, and its store for the length of the block."""
+    """The configuration, and the store of the authority that it is about, for the length of the block.
+
+    Raises:
+        AuthorityError: there is no authority, or it is of another trust domain than the configuration says.
+    """
     config = AuthorityConfig.load(arguments.config)
     store = Store.open(config.database)
     try:
+        require_ours(config, store.authorities())
         yield config, store
     finally:
         store.close()

@@ -11,10 +11,8 @@ import argparse
 import json
 from typing import Any
 
-from ca.authority.config import AuthorityConfig
 from ca.authority.errors import AuthorityError
-from ca.authority.store import Store
-from node_agent.cli.ca.command import Commands, add_command
+from node_agent.cli.ca.command import Commands, add_command, opened
 
 
 def add_commands(commands: Commands) -> None:
@@ -27,8 +25,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def _instances(arguments: argparse.Namespace) -> int:
-    store = Store.open(AuthorityConfig.load(arguments.config).database)
-    try:
+    with opened(arguments) as (_, store):
         if arguments.forget is not None:
             if not store.instances.forget(arguments.forget):
                 raise AuthorityError(
@@ -45,8 +42,6 @@ def _instances(arguments: argparse.Namespace) -> int:
             }
             for each in store.instances.read()
         ]
-    finally:
-        store.close()
     if arguments.json:
         print(json.dumps(found, indent=2))
     else:

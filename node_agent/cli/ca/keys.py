@@ -2,7 +2,6 @@
 
 import argparse
 import os
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,9 +11,8 @@ from ca.authority.errors import AuthorityError
 from ca.authority.installation import install
 from ca.authority.keys import KeyFile, ask_passphrase, write_durably
 from ca.authority.records import AuthorityState
-from ca.authority.store import Store
 from ca.authority.succession import Succession
-from node_agent.cli.ca.command import Commands, add_command, add_passphrase, add_root_key
+from node_agent.cli.ca.command import Commands, add_command, add_passphrase, add_root_key, opened
 
 
 def add_commands(commands: Commands) -> None:
@@ -77,10 +75,9 @@ def _init_under(config: AuthorityConfig, arguments: argparse.Namespace) -> int:
 
 
 def _install(arguments: argparse.Namespace) -> int:
-    config = AuthorityConfig.load(arguments.config)
     certificates = external.read_certificates(arguments.chain)
-    passphrase = ask_passphrase(arguments.passphrase_file or config.passphrase_file)
-    with closing(Store.open(config.database)) as store:
+    with opened(arguments) as (config, store):
+        passphrase = ask_passphrase(arguments.passphrase_file or config.passphrase_file)
         succession = Succession(config=config, store=store, passphrase=passphrase)
         try:
             key = install(succession, certificates, at=datetime.now(UTC))

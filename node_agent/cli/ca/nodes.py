@@ -7,12 +7,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from ca.authority import attestation
-from ca.authority.config import AuthorityConfig
-from ca.authority.errors import AuthorityError
 from ca.authority.records import TokenRecord
-from ca.authority.store import Store
 from ca.spiffe import SpiffeId, SpiffeIdError
-from node_agent.cli.ca.command import Commands, add_command
+from node_agent.cli.ca.command import Commands, add_command, opened
 
 _DEFAULT_TOKEN_TTL_S: Final = 600
 _MAX_TOKEN_TTL_S: Final = 7 * 86_400
@@ -21,16 +18,11 @@ _MAX_TOKEN_TTL_S: Final = 7 * 86_400
 def add_commands(commands: Commands) -> None:
     """Add the commands of this file to ``ringfence ca``."""
     token = add_command(commands, "token", _token, "make a one-time join token for a node and print it")
-    token.add_argument("--node", required=True, metavar="NAME", help="the only node that may use it")
+    token.add_argument("--node", type=_node_name, required=True, metavar="NAME", help="the only node that may use it")
     token.add_argument("--ttl-s", type=_token_ttl_s, default=_DEFAULT_TOKEN_TTL_S, metavar="S", help="%(default)s")
 
 
 def _token(arguments: argparse.Namespace) -> int:
-    config = AuthorityConfig.load(arguments.config)
-    try:
-        SpiffeId.node(config.trust_domain, arguments.node)
-    except SpiffeIdError as exc:
-        raise AuthorityError(f"--node {arguments.node!r}: {exc}") from exc
     at = datetime.now(UTC)
     token = attestation.format_token(secrets.token_bytes(attestation.TOKEN_RANDOM_BYTES))
     record = TokenRecord(
@@ -38,12 +30,9 @@ def _token(arguments: argparse.Namespace) -> int:
         node=arguments.node,
         expires_at=at + timedelta(seconds=arguments.ttl_s),
     )
-    store = Store.open(config.database)
-    try:
+    with opened(arguments) as (_, store):
         store.add_token(record, at=at)
         shut_out = store.revocations.shut_out().get(arguments.node)
-    finally:
-        store.close()
     if shut_out is not None:
         print(
             f"ringfence ca token: {arguments.node} is revoked since {shut_out[0]:%Y-%m-%dT%H:%M:%SZ}; "
@@ -52,6 +41,14 @@ def _token(arguments: argparse.Namespace) -> int:
         )
     print(token)
     return 0
+
+
+def _node_name(text: str) -> str:
+    try:
+        SpiffeId.node("any", text)
+    except SpiffeIdError as exc:
+        raise argparse.ArgumentTypeError(f"{text!r}: {exc}") from exc
+    return text
 
 
 def _token_ttl_s(text: str) -> int:

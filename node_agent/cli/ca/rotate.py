@@ -10,22 +10,20 @@ A command that was interrupted can be run again, and goes on where it was.
 import argparse
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from ca.authority import external, profile, rotation
-from ca.authority.config import AuthorityConfig
 from ca.authority.errors import AuthorityError
 from ca.authority.keys import KeyFile, ask_passphrase, write_durably
 from ca.authority.records import AuthorityKind, AuthorityState
 from ca.authority.root_succession import RootSuccession
 from ca.authority.rotation import SigningKey
 from ca.authority.status import due, is_ours
-from ca.authority.store import Store
 from ca.authority.succession import RootAccess, Succession
-from node_agent.cli.ca.command import Commands, add_command, add_passphrase, add_root_key
+from node_agent.cli.ca.command import Commands, add_command, add_passphrase, add_root_key, opened
 from node_agent.cli.ca.keys import require_new
 from node_agent.cli.ca.status import due_table
 from node_agent.cli.ca.wait import wait_for_agents, wait_for_federation
@@ -67,10 +65,9 @@ def add_commands(commands: Commands) -> None:
 
 def _rotate(arguments: argparse.Namespace) -> int:
     _require_consistent(arguments)
-    config = AuthorityConfig.load(arguments.config)
     if arguments.what is None:
-        return _say_what_is_due(config)
-    with _opened(config, arguments) as succession:
+        return _say_what_is_due(arguments)
+    with _succession(arguments) as succession:
         if arguments.what == "intermediate":
             return _rotate_intermediate(succession, arguments)
         if arguments.emergency:
@@ -105,10 +102,9 @@ def _require_consistent(arguments: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _opened(config: AuthorityConfig, arguments: argparse.Namespace) -> Iterator[Succession]:
-    passphrase = ask_passphrase(arguments.passphrase_file or config.passphrase_file)
-    store = Store.open(config.database)
-    try:
+def _succession(arguments: argparse.Namespace) -> Iterator[Succession]:
+    with opened(arguments) as (config, store):
+        passphrase = ask_passphrase(arguments.passphrase_file or config.passphrase_file)
         root = None
         if arguments.root_key is not None or arguments.root_passphrase_file is not None:
             root = RootAccess(
@@ -118,12 +114,10 @@ def _opened(config: AuthorityConfig, arguments: argparse.Namespace) -> Iterator[
                 else ask_passphrase(arguments.root_passphrase_file),
             )
         yield Succession(config=config, store=store, passphrase=passphrase, root=root)
-    finally:
-        store.close()
 
 
-def _say_what_is_due(config: AuthorityConfig) -> int:
-    with closing(Store.open(config.database)) as store:
+def _say_what_is_due(arguments: argparse.Namespace) -> int:
+    with opened(arguments) as (config, store):
         found = due(config, store, at=_now())
     print(due_table(found, Paint(sys.stdout)))
     return 0

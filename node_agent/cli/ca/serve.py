@@ -6,7 +6,7 @@ import trio
 
 from ca.authority import logs
 from ca.authority.config import AuthorityConfig
-from ca.authority.keys import read_passphrase
+from ca.authority.keys import ask_passphrase
 from ca.authority.serve import serve
 from node_agent.cli.ca.command import Commands, add_command, add_passphrase
 
@@ -19,7 +19,7 @@ def add_commands(commands: Commands) -> None:
 
 def _serve(arguments: argparse.Namespace) -> int:
     config = AuthorityConfig.load(arguments.config)
-    passphrase = read_passphrase(arguments.passphrase_file or config.passphrase_file)
+    passphrase = ask_passphrase(arguments.passphrase_file or config.passphrase_file)
     logs.set_up()
 
     async def main() -> None:

@@ -3,14 +3,11 @@
 import argparse
 import json
 import sys
-from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
-from ca.authority.config import AuthorityConfig
 from ca.authority.status import describe
-from ca.authority.store import Store
-from node_agent.cli.ca.command import Commands, add_command
+from node_agent.cli.ca.command import Commands, add_command, opened
 from node_agent.cli.table import Cell, table
 from node_agent.cli.terminal import Paint, duration, printable
 
@@ -23,8 +20,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    config = AuthorityConfig.load(arguments.config)
-    with closing(Store.open(config.database)) as store:
+    with opened(arguments) as (config, store):
         found = describe(config, store, at=datetime.now(UTC))
     print(json.dumps(found, indent=2) if arguments.json else render(found, Paint(sys.stdout)))
     return 0
@@ -32,10 +28,12 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def render(found: dict[str, Any], paint: Paint) -> str:
     """The whole status as tables; empty ones are left out."""
+    issued = found["certificates_issued"]
     sections = [
         f"authority of {found['trust_domain']}; SVIDs live {duration(found['svid_ttl_s'])}; "
-        f"{found['certificates_issued']} certificates issued; trust version {found['trust_version']}",
+        f"{issued} certificate{'' if issued == 1 else 's'} issued; trust version {found['trust_version']}",
         _keys(found, paint),
+        _jwt_keys(found, paint),
         _agents(found, paint),
         _revocations(found, paint),
         _federation(found, paint),
@@ -69,7 +67,7 @@ def _keys(found: dict[str, Any], paint: Paint) -> str:
             each["key_id"][:16],
             duration(each["age_s"]),
             _at(each["not_after"]),
-            "here" if each["key_here"] else "elsewhere",
+            _where(each),
         ]
         for each in found["authorities"]
         if each["state"] != "retired"
@@ -77,6 +75,19 @@ def _keys(found: dict[str, Any], paint: Paint) -> str:
     retired = sum(each["state"] == "retired" for each in found["authorities"])
     lines = [table(["KEY", "STATE", "ID", "AGE", "ENDS (UTC)", "PRIVATE HALF"], rows, paint)]
     return "\n".join([*lines, f"and {retired} retired"] if retired else lines)
+
+
+def _where(key: dict[str, Any]) -> Cell:
+    """A root's key may be offline, or be somebody else's; what is to sign SVIDs has to be here."""
+    if key["key_here"]:
+        return "here"
+    signs = key["kind"] == "intermediate" and key["state"] in ("active", "prepared")
+    return ("missing", "red") if signs else "elsewhere"
+
+
+def _jwt_keys(found: dict[str, Any], paint: Paint) -> str:
+    rows: list[list[Cell]] = [[each["state"], each["key_id"][:16], _at(each["since"])] for each in found["jwt_keys"]]
+    return table(["KEY FOR JWT-SVIDS", "ID", "SINCE (UTC)"], rows, paint) if rows else ""
 
 
 def _agents(found: dict[str, Any], paint: Paint) -> str:
@@ -100,7 +111,8 @@ def _revocations(found: dict[str, Any], paint: Paint) -> str:
         [
             f"{each['kind']} {each['value']}",
             _at(each["at"]),
-            "-" if each["until"] is None else _at(each["until"]),
+            # A node is shut out until somebody lets it in, whenever its certificates have ended.
+            "undone" if each["until"] is None or each["kind"] == "node" else _at(each["until"]),
             str(each["certificates"]),
             each["why"] or "-",
         ]

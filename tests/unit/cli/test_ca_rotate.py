@@ -265,7 +265,7 @@ def test_status_shows_keys_agents_revocations_and_what_is_due_at_a_glance(ca: Ca
         r"^root +active +[0-9a-f]{16} +\S+ +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d +here$",
         r"^node-1 +behind +1 +\S+ ago ",
         r"^node-2 +behind +0 +never ",
-        r"^identity spiffe://cluster.local/ns/a/sa/b +\S+ \S+ +- +0 +left$",
+        r"^identity spiffe://cluster.local/ns/a/sa/b +\S+ \S+ +undone +0 +left$",
         r"^prepare the next intermediate +in 1\d\dd\d\dh ",
         r"^rotate the root +in \d+d\d\dh .* you$",
     ):
@@ -303,8 +303,10 @@ def test_under_a_pki_the_commands_are_those_of_a_request(tmp_path: Path) -> None
     founding.create_under(config, ForeignPki(at=at).certificate, passphrase=PASSPHRASE, at=at)
     with closing(Store.open(config.database)) as store:
         found: dict[str, Any] = describe(config, store, at=datetime.now(UTC))
-    (due,) = [each for each in found["due"] if each["overdue"]]
-    assert due["commands"][0] == "ringfence ca rotate root --root-cert FILE --csr FILE"
+    assert [each["commands"][0] for each in found["due"] if each["overdue"]] == [
+        "ringfence ca install-intermediate FILE",
+        "ringfence ca rotate root --root-cert FILE --csr FILE",
+    ]
 
 
 def root_id(authority: Authority) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import socket
 import subprocess
 from pathlib import Path
 
@@ -60,6 +61,19 @@ def test_two_that_differ_or_one_that_is_short_make_nothing(config: str, tmp_path
     assert not (tmp_path / "state").exists()
 
 
+def test_the_server_asks_at_a_terminal_too(config: str, tmp_path: Path) -> None:
+    assert at_a_terminal(["ca", "init", "--config", config], TYPED, TYPED)[0] == 0
+    with socket.socket() as taken:  # so that it ends by itself, after it has read its keys
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with (tmp_path / "ca.toml").open("a") as file:
+            file.write(f'address = "127.0.0.1:{taken.getsockname()[1]}"\n')
+        code, screen = at_a_terminal(["ca", "serve", "--config", config], TYPED)
+        assert (code, "can not listen" in screen) == (1, True), screen
+    code, screen = at_a_terminal(["ca", "serve", "--config", config], TYPED + "?")
+    assert (code, "wrong passphrase" in screen) == (1, True), screen
+
+
 def test_without_a_terminal_nobody_is_asked(config: str) -> None:
 
     done = subprocess.run(
@@ -68,7 +82,7 @@ def test_without_a_terminal_nobody_is_asked(config: str) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=120,
     )
     assert done.returncode == 1
     assert "no passphrase: keys on disk are always encrypted" in done.stderr
