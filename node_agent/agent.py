@@ -29,7 +29,7 @@ from node_agent.balance import Balancer
 from node_agent.capture import Chosen, choose
 from node_agent.carrier import Carrier, InProcess
 from node_agent.config import Config, HostPort, SameNode
-from node_agent.data_path import DataPath, build_data_path
+from node_agent.data_path import build_data_path
 from node_agent.drain import Drain
 from node_agent.errors import AgentError, CloseReason
 from node_agent.explanation.routes import explanation_routes
@@ -39,6 +39,7 @@ from node_agent.identity.identities import utc_now
 from node_agent.model import Workload
 from node_agent.own_identity import build_identity
 from node_agent.policy import PolicyEngine
+from node_agent.proxy.connect_building import build_connects
 from node_agent.proxy.pods import Pods
 from node_agent.registry import Registry, Update
 from node_agent.registry.changes import RegistryObject
@@ -62,7 +63,6 @@ from node_agent.telemetry.unix_socket import UnixListener
 
 if TYPE_CHECKING:
     from node_agent.explanation.service import Explanations
-    from node_agent.proxy.connects import Connects
     from node_agent.proxy.lanes import Lanes
     from node_agent.workload_api.endpoint import WorkloadApi
     from node_agent.workload_api.process import PeerProcess
@@ -139,7 +139,6 @@ class _Agent:
         self._identities, self._trust, self._trust_watch = parts.identities, parts.trust, parts.watch
         chosen = choose(config.capture.mode, pins=config.capture.pins, netns_path=self._netns_path, stack=stack)
         self._lanes: Lanes | None = None
-        self._connects: Connects | None = None
         self._carrier: Carrier = (
             self._in_process(metrics, rng, stack, chosen)
             if stream_locks is None
@@ -167,7 +166,7 @@ class _Agent:
             warnings=lambda: [
                 *([] if chosen.warning is None else [chosen.warning]),
                 *self._lane_problem(chosen.no_lane),
-                *self._balancing_problem(chosen.no_balancing),
+                *self._connects.problems(),
                 *self._identities.warnings(),
                 *self._trust_watch.warnings(),
                 *self._registry.faults(),
@@ -228,6 +227,7 @@ class _Agent:
             live=self._carrier.connections.live,
             archive=self._carrier.connections.archive,
             families=self._carrier.families,
+            at_connect=self._connects.describe,
         )
 
     def _lane_problem(self, no_lane: str) -> Iterator[str]:
@@ -238,33 +238,6 @@ class _Agent:
         elif self._config.capture.same_node is SameNode.LANE:
             why = no_lane if self._config.agent.workers == 1 else "it needs [agent] workers = 1"
             yield f'[capture] same_node = "lane" can not be had, "tunnel" is in effect: {why}'
-
-    def _balancing_problem(self, no_balancing: str) -> Iterator[str]:
-        """Why services are not balanced at connect, if they are to be."""
-        if self._connects is not None:
-            if self._connects.problem is not None:
-                yield f"services are not balanced at connect: {self._connects.problem}"
-        elif self._config.capture.connect_balancing:
-            yield f"[capture] connect_balancing = true can not be had: {no_balancing}"
-
-    def _build_connects(
-        self, chosen: Chosen, metrics: Metrics, balancer: Balancer, data_path: DataPath | None = None
-    ) -> None:
-        """Balance at connect where the capture can; ``data_path`` is this process's own, if it carries connections."""
-        if chosen.balancing is None:
-            return
-        from node_agent.proxy.connect_building import build_connects  # noqa: PLC0415  # not with mode inpod
-
-        self._connects = build_connects(
-            chosen.balancing,
-            config=self._config,
-            registry=self._registry,
-            balancer=balancer,
-            trust=self._trust,
-            health=None if data_path is None else data_path.health,
-            pods=lambda: () if data_path is None else data_path.server.pods(),
-            metrics=metrics,
-        )
 
     def _in_process(self, metrics: Metrics, rng: random.Random, stack: ExitStack, chosen: Chosen) -> InProcess:
         def relay_crashed(error: BaseException) -> None:
@@ -292,7 +265,16 @@ class _Agent:
             lane=lane,
         )
         self._lanes = data_path.lanes
-        self._build_connects(chosen, metrics, data_path.balancer, data_path)
+        self._connects = build_connects(
+            chosen,
+            config=self._config,
+            registry=self._registry,
+            balancer=data_path.balancer,
+            trust=self._trust,
+            metrics=metrics,
+            health=data_path.health,
+            pods=data_path.server.pods,
+        )
         return InProcess(data_path, metrics=metrics)
 
     def _in_workers(
@@ -300,7 +282,14 @@ class _Agent:
     ) -> Carrier:
         from node_agent.workers.carrier import InWorkers  # noqa: PLC0415  # one process does not need it
 
-        self._build_connects(chosen, metrics, Balancer(rng=rng))
+        self._connects = build_connects(
+            chosen,
+            config=self._config,
+            registry=self._registry,
+            balancer=Balancer(rng=rng),
+            trust=self._trust,
+            metrics=metrics,
+        )
         return InWorkers(
             config=self._config,
             registry=self._registry,
@@ -368,8 +357,7 @@ class _Agent:
                 await serving.start(self._load_registry)
                 await serving.start(self._dns.run)
                 await services.start(self._carrier.run)
-                if self._connects is not None:
-                    services.start_soon(self._connects.run)
+                services.start_soon(self._connects.run)
                 if self._workload_api is not None:
                     services.start_soon(self._workload_api.run)
                 await self._pods.run()
@@ -402,8 +390,7 @@ class _Agent:
     def _apply(self, update: Update) -> None:
         changes = self._registry.apply(update)
         self._policies.apply(changes.policies, gone=changes.workloads_removed)
-        if self._connects is not None:
-            self._connects.follow(changes)
+        self._connects.follow(changes)
         self._carrier.updated(update, changes)
 
     def _unresolved(self) -> Iterator[str]:

@@ -10,9 +10,11 @@ from ca.manifests.traffic import Limits, RateLimit
 from node_agent.explanation.places import Places, Share, Source, Target
 from node_agent.explanation.ways import Row, Way, Ways, describe
 from node_agent.identity.trust import TrustStore
+from node_agent.model import ServicePort
 from node_agent.policy import PolicyEngine
 from node_agent.registry import Registry
 
+AtConnect = Callable[[ServicePort], tuple[bool, str]]
 EndpointRows = Callable[[str | None], Iterable[Mapping[str, Any]]]
 
 _ALLOWED: Final = "allowed"
@@ -23,7 +25,8 @@ _DEPENDS: Final = "depends"
 class Explainer:
     """Reads what the data path reads.
 
-    ``endpoint_rows`` are those of ``ringfence endpoints``; ``directory`` is what was read of the manifests.
+    ``endpoint_rows`` are those of ``ringfence endpoints``; ``directory`` is what was read of the manifests;
+    ``at_connect`` says whether the kernel balances a service on this node, and why not if it is asked to.
     """
 
     def __init__(
@@ -36,11 +39,13 @@ class Explainer:
         endpoint_rows: EndpointRows,
         directory: Callable[[], DirectoryState],
         registry_only: bool,
+        at_connect: AtConnect = lambda _port: (False, ""),
     ) -> None:
         self._node = node
         self._registry = registry
         self._endpoint_rows = endpoint_rows
         self._directory = directory
+        self._at_connect = at_connect
         self.places = Places(registry, registry_only=registry_only)
         self.ways = Ways(registry=registry, engine=engine, trust=trust)
 
@@ -111,10 +116,12 @@ class Explainer:
         """What restrains connections to a service port."""
         traffic: Traffic = self._registry.traffic(share.service)
         policy = self._registry.traffic_policy(share.service)
+        is_balanced, why_not = self._at_connect(share.service)
         return {
             "service": str(share.service),
             "policy": None if policy is None else f"{policy.namespace}/{policy.name}",
             "load_balancing": str(traffic.balancing.policy),
+            "at_connect": {"balanced": is_balanced, "why_not": why_not or None} if is_balanced or why_not else None,
             "locality": str(traffic.locality.mode),
             "limits": _set(traffic.limits, Limits()),
             "rate_limit": _set(traffic.rate_limit, RateLimit()),

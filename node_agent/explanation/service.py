@@ -5,7 +5,7 @@ from typing import Any
 
 from ca.manifests import DirectoryState
 from node_agent.config import Config, OutboundTrafficPolicy
-from node_agent.explanation.explainer import EndpointRows, Explainer
+from node_agent.explanation.explainer import AtConnect, EndpointRows, Explainer
 from node_agent.explanation.past import PastConnections
 from node_agent.explanation.policies import Policies
 from node_agent.identity.trust import TrustStore
@@ -29,8 +29,10 @@ class Explanations:
         live: Callable[[], Iterable[Mapping[str, Any]]],
         archive: Callable[[], Iterable[bytes]],
         families: Callable[[], Iterable[FamilyReading]],
+        at_connect: AtConnect,
     ) -> None:
-        """``live`` and ``archive`` are the connections of the whole agent, ``families`` its metrics."""
+        """``live`` and ``archive`` are the connections of the whole agent, ``families`` its metrics; ``at_connect``
+        as the ``Explainer``'s."""
         node = config.agent.node
         self.explainer = Explainer(
             node=node,
@@ -40,6 +42,7 @@ class Explanations:
             endpoint_rows=endpoint_rows,
             directory=directory,
             registry_only=config.proxy.outbound_traffic_policy is OutboundTrafficPolicy.REGISTRY_ONLY,
+            at_connect=at_connect,
         )
         self.past = PastConnections(explainer=self.explainer, registry=registry, live=live, archive=archive)
         self.policies = Policies(

@@ -9,7 +9,7 @@ agent, and are refused if there is none.
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
@@ -34,9 +34,9 @@ _SAY_AGAIN_S: Final = 10.0
 _ALL_AGAIN_S: Final = 30.0
 _FULL: Final = "the kernel's maps are full"
 _COUNTERS: Final = {
-    "ringfence_connect_balanced_total": "Connections that the kernel sent straight to an endpoint of a service, without the agent.",
+    "ringfence_connect_balanced_total": "Connections that the kernel sent straight to an endpoint of a service.",
     "ringfence_connect_refused_total": "Connections that the kernel refused because nobody serves the service.",
-    "ringfence_connect_missed_total": "Connections that went through the agent because their service's endpoints were being replaced.",
+    "ringfence_connect_missed_total": "Connections that went to the agent because their endpoints were being replaced.",
 }
 
 
@@ -80,7 +80,7 @@ class Connects:
         self._sources = Sources()
         self._is_loaded = False
         self._wake = trio.Event()
-        self.problem: str | None = None  # what the kernel refused
+        self._problem: str | None = None  # what the kernel refused
         balancer.on_health_changed.append(self._health_changed)
         for name, help_text in _COUNTERS.items():
             metrics.counter(name, help_text, self._reading_of(name.split("_")[2]))
@@ -99,16 +99,19 @@ class Connects:
         return lambda: self._kernel.counters()[counter]
 
     def describe(self, port: ServicePort) -> tuple[bool, str]:
-        """Whether connections to a service port do without the agent, and why not, for people."""
-        if port.is_external:
-            return False, "it is outside of the mesh"
+        """Whether connections to a service port do without the agent, and why not, for people, if that is asked for."""
+        if port.is_external or not self._rules.is_wanted(port):
+            return False, ""
         found = [each for each in self._outcomes.get(port.service, {}).values() if each.port == port]
-        if not self._rules.is_wanted(port):
-            return False, "nobody asks for it (annotation ringfence.io/balance, [capture] connect_balancing)"
         if not found:
             return False, "it has no cluster IP"
         why = next((each.why for each in found if each.why), "")
         return not why, why
+
+    def problems(self) -> Iterator[str]:
+        """What the kernel refused."""
+        if self._problem is not None:
+            yield f"services are not balanced at connect: {self._problem}"
 
     # -- what changes -----------------------------------------------------------------
 
@@ -215,13 +218,13 @@ class Connects:
             has_room = self._kernel.file(destination, decision.shares, now)
         except OSError as error:
             why = f"the kernel takes no entry: {error.strerror}"
-            if self.problem != why:
+            if self._problem != why:
                 _log.warning("connect-time balancing of %s: %s", destination, why)
-            self.problem = why
+            self._problem = why
             return why
         if has_room:
             self._owners[destination] = name
-            self.problem = None
+            self._problem = None
         return "" if has_room else _FULL
 
     def _take_back(self, name: ObjectName, destination: OriginalDestination, now: float) -> None:
