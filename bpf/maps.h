@@ -39,6 +39,13 @@
 #define MAX_BALANCED     4096 /* addresses and ports of services that are balanced at connect; others go to the agent */
 #define MAX_BALANCE_ROWS 16384 /* of all of them together: one for each endpoint, at least one for each */
 
+#define MAX_SOCKMAP_FLOWS    8192 /* directions of connections that the kernel relays; further ones the agent does */
+#define SOCKMAP_PACKET_BYTES 2048 /* what a packet may cost in a send buffer beside its bytes */
+
+#define SOCKMAP_REDIRECTS 0 /* sockmap_flow.state; another one says why the agent has to relay it */
+#define SOCKMAP_BACKLOG   1 /* the receiver does not take it as fast as it comes */
+#define SOCKMAP_NO_SINK   2 /* the receiver's socket is closed */
+
 #define LANE_SYN_SENT    1 /* flags of a lane_connection, and of a lane_end */
 #define LANE_ESTABLISHED 2
 #define LANE_FIN_ACKED   4  /* the server has acknowledged the client's FIN */
@@ -219,4 +226,23 @@ struct balance_row {
     __u32 other_ip_be[4];
     __u32 port_be;
     __u32 other_port_be;
+};
+
+/* sockmap_flows[sockmap_slots[socket cookie]]: one direction of a connection that the kernel relays. */
+struct sockmap_flow {
+    __u64 cookie;         /* of the socket that it comes from; written by the agent, as the next three */
+    __u64 written_before; /* bytes that the other socket had been given when the kernel took over */
+    __u64 consumed;       /* bytes of `passed` that the agent has given to the other socket */
+    __u64 wanted;         /* 1: the kernel is to relay again as soon as all that it has passed is consumed */
+    __u64 redirected;     /* bytes that the kernel has relayed; written by the program, as the next three */
+    __u64 passed;         /* bytes that were left to the agent */
+    __u64 state;          /* SOCKMAP_REDIRECTS, or why not */
+    __u64 packets;        /* handed on since all of them had arrived in the other socket */
+};
+
+/* In the ring sockmap_demotions: a direction is the agent's from now on. */
+struct sockmap_demotion {
+    __u64 cookie;
+    __u32 slot;
+    __u32 reason;
 };

@@ -177,9 +177,20 @@ HOOKS: Final = (
     ),
 )
 
+MAP_HOOKS: Final = (
+    Hook(
+        name="sockmap",
+        program_type=ProgramType.SK_SKB,
+        attach_type=AttachType.SK_SKB_STREAM_VERDICT,
+        refuses=False,
+    ),
+)
+"""Hooks of a map's sockets: the agent attaches the program to the map, of the same version; there is no dispatcher."""
+
 CAPTURE: Final = "capture"
 INPOD: Final = "inpod"
 LANE: Final = "lane"
+SOCKMAP: Final = "sockmap"
 
 _CAPTURE_MAPS: Final = (
     MapRow(name="workloads", value="workload"),
@@ -277,9 +288,30 @@ FEATURES: Final = (
             KernelNumber(define="SOCK_DONE_BIT", kind="sock_flags", member="SOCK_DONE"),
         ),
     ),
+    Feature(
+        name=SOCKMAP,
+        min_kernel=(6, 16),
+        needs="redirection between sockets that loses no bytes",
+        sources=("sockmap.c",),
+        maps=(
+            MapRow(name="sockmap_sources", type=MapType.SOCKHASH, value_bytes=8),
+            MapRow(name="sockmap_sinks", type=MapType.SOCKHASH, value_bytes=8),
+            MapRow(name="sockmap_slots"),
+            MapRow(name="sockmap_flows", value="sockmap_flow"),
+            MapRow(name="sockmap_demotions"),
+        ),
+        programs=(Program(function="sockmap_verdict", hook="sockmap"),),
+        numbers=(
+            KernelNumber(define="TCP_BYTES_ACKED_OFFSET", kind="tcp_sock", member="bytes_acked"),
+            KernelNumber(define="TCP_WRITE_SEQ_OFFSET", kind="tcp_sock", member="write_seq"),
+            KernelNumber(define="TCP_SND_UNA_OFFSET", kind="tcp_sock", member="snd_una"),
+            KernelNumber(define="SOCK_WMEM_QUEUED_OFFSET", kind="sock", member="sk_wmem_queued"),
+            KernelNumber(define="SOCK_SNDBUF_OFFSET", kind="sock", member="sk_sndbuf"),
+        ),
+    ),
 )
 
 
 def hook(name: str) -> Hook:
-    """The row of ``HOOKS``."""
-    return next(each for each in HOOKS if each.name == name)
+    """The row of ``HOOKS`` or ``MAP_HOOKS``."""
+    return next(each for each in (*HOOKS, *MAP_HOOKS) if each.name == name)

@@ -54,6 +54,7 @@ class AttachType(IntEnum):
 
     CGROUP_INET_INGRESS = 0
     CGROUP_SOCK_OPS = 3
+    SK_SKB_STREAM_VERDICT = 5
     CGROUP_INET4_CONNECT = 10
     CGROUP_INET6_CONNECT = 11
     CGROUP_INET4_GETPEERNAME = 29
@@ -285,6 +286,11 @@ def create_link(*, program: int, target: int, attach_type: int) -> int:
     ``target`` is a descriptor, or the index of an interface of our own network namespace (TCX).
     """
     return _bpf(28, struct.pack("IIIIIIII", program, target, attach_type, 0, 0, 0, 0, 0))
+
+
+def attach_to_map(map_fd: int, *, program: int, attach_type: int) -> None:
+    """BPF_PROG_ATTACH: call ``program`` for sockets that are put into a SOCKHASH from now on, instead of another."""
+    _bpf(8, struct.pack("IIII", map_fd, program, attach_type, 0))
 
 
 def update_link(link: int, *, program: int) -> None:

@@ -62,6 +62,7 @@ from node_agent.telemetry.scrape import metrics_preparation, metrics_routes
 from node_agent.telemetry.unix_socket import UnixListener
 
 if TYPE_CHECKING:
+    from node_agent.capture.sockmap import KernelSockmap
     from node_agent.explanation.service import Explanations
     from node_agent.proxy.lanes import Lanes
     from node_agent.workload_api.endpoint import WorkloadApi
@@ -139,6 +140,7 @@ class _Agent:
         self._identities, self._trust, self._trust_watch = parts.identities, parts.trust, parts.watch
         chosen = choose(config.capture.mode, pins=config.capture.pins, netns_path=self._netns_path, stack=stack)
         self._lanes: Lanes | None = None
+        self._no_sockmap = "it needs [agent] workers = 1" if config.relay.sockmap else ""
         self._carrier: Carrier = (
             self._in_process(metrics, rng, stack, chosen)
             if stream_locks is None
@@ -166,6 +168,7 @@ class _Agent:
             warnings=lambda: [
                 *([] if chosen.warning is None else [chosen.warning]),
                 *self._lane_problem(chosen.no_lane),
+                *self._sockmap_problem(),
                 *self._connects.problems(),
                 *self._identities.warnings(),
                 *self._trust_watch.warnings(),
@@ -250,6 +253,11 @@ class _Agent:
             from node_agent.proxy.lane_building import LaneParts  # noqa: PLC0415  # most have none
 
             lane = LaneParts(kernel=chosen.lane, netns_path=self._netns_path)
+        sockmap: KernelSockmap | None = None
+        if self._config.relay.sockmap:
+            from node_agent.capture.sockmap import open_sockmap  # noqa: PLC0415  # most have none
+
+            sockmap, self._no_sockmap = open_sockmap(self._config.capture.pins, stack)
         data_path = build_data_path(
             config=self._config,
             registry=self._registry,
@@ -263,6 +271,7 @@ class _Agent:
             stack=stack,
             spans=self._exports.spans if self._exports is not None else None,
             lane=lane,
+            sockmap=sockmap,
         )
         self._lanes = data_path.lanes
         self._connects = build_connects(

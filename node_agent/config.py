@@ -139,6 +139,13 @@ class ProxySection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RelaySection:
+    """``[relay]``: who moves the bytes; ``sockmap``: the kernel, of plaintext with small messages."""
+
+    sockmap: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ListenSection:
     """``[listen]``: the agent's own listeners on the node; ``sight`` is for other agents, None when it is off."""
 
@@ -178,6 +185,7 @@ class Config:
     registry: RegistrySection = RegistrySection()
     capture: CaptureSection = CaptureSection()
     proxy: ProxySection = ProxySection()
+    relay: RelaySection = RelaySection()
     listen: ListenSection = ListenSection()
     workload_api: WorkloadApiSection = WorkloadApiSection()
     metrics: MetricsSection = MetricsSection()
@@ -197,6 +205,7 @@ _SECTIONS: Final[Mapping[str, type]] = {
     "registry": RegistrySection,
     "capture": CaptureSection,
     "proxy": ProxySection,
+    "relay": RelaySection,
     "listen": ListenSection,
     "workload_api": WorkloadApiSection,
     "metrics": MetricsSection,

@@ -50,6 +50,7 @@ from node_agent.telemetry.traffic import DIRECTIONS
 from node_agent.tunnel import PendingHandshakes, TunnelClient, TunnelServer
 
 if TYPE_CHECKING:
+    from node_agent.capture.sockmap import KernelSockmap
     from node_agent.proxy.lane_building import LaneParts
     from node_agent.proxy.lanes import Lanes
 
@@ -120,13 +121,14 @@ def build_data_path(
     ledger: Ledger | None = None,
     spans: SpanQueue | None = None,
     lane: "LaneParts | None" = None,
+    sockmap: "KernelSockmap | None" = None,
 ) -> DataPath:
     """Wire the data path of this process; ``stack`` closes what has to be closed.  Inside trio only.
 
     ``run`` is a part of the ids of access records, drawn if it is not given;
     ``ledger`` is where limits are counted, if that is not in this process alone;
     ``spans`` takes those of traced connections; ``lane`` is there where connections
-    may go without us.
+    may go without us; ``sockmap`` where the kernel may relay plaintext.
     """
 
     def verify(tls: ssl.SSLSocket, at: datetime) -> PeerCertificate:
@@ -147,7 +149,7 @@ def build_data_path(
     policies = PolicyGate(
         engine=engine, registry=registry, live=live, counts=PolicyCounts(metrics), clock=time.monotonic
     )
-    relay = Relay(on_crash=on_relay_crash)
+    relay = Relay(on_crash=on_relay_crash, sockmap=sockmap)
     stack.callback(relay.close)
     handshakes = metrics.histogram(
         "ringfence_tunnel_handshake_duration_seconds",
@@ -260,6 +262,10 @@ def build_data_path(
             listeners=server.listeners,
         ),
     )
+    if sockmap is not None:
+        from node_agent.telemetry.sockmap_metrics import register_sockmap  # noqa: PLC0415  # most have none
+
+        register_sockmap(metrics, sockmap)
     return DataPath(
         access_log=access_log,
         live=live,

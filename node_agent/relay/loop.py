@@ -90,8 +90,12 @@ class RelayLoop:
 
     def interrupt_on(self, fd: int) -> None:
         """Let ``serve`` return after the batch in which ``fd`` is readable."""
+        self.watch(fd, self._on_interrupt)
+
+    def watch(self, fd: int, handler: EventHandler) -> None:
+        """Call ``handler`` when ``fd`` is readable; it is no connection, and does not keep the loop busy."""
         self._own_descriptors += 1
-        self.adopt(fd, IN, self._on_interrupt)
+        self.adopt(fd, IN, handler)
 
     def _on_interrupt(self, _event: int) -> None:
         self.interrupt()

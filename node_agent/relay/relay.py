@@ -6,7 +6,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
@@ -18,6 +18,9 @@ from node_agent.relay.meter import Meter
 from node_agent.relay.plain_pair import PlainPair
 from node_agent.relay.settlement import Settlement
 from node_agent.relay.tunnel_pair import TunnelPair
+
+if TYPE_CHECKING:
+    from node_agent.relay.kernel import Sockmap
 
 _log = logging.getLogger("ringfence.relay")
 
@@ -50,6 +53,9 @@ class Pair(Protocol):
     def cut(self, reason: CutReason | None) -> None: ...
 
 
+_KernelPair = Callable[[socket.socket, socket.socket, Callable[[Outcome], None]], Pair]
+
+
 class _Relaying:
     """One pair and the trio task that waits for it."""
 
@@ -76,12 +82,16 @@ class Relay(trio.abc.Instrument):
     deadline or a finished pair ends our turn.
     """
 
-    def __init__(self, *, on_crash: Callable[[BaseException], None]) -> None:
-        """``on_crash`` gets the exception that ended the loop: a bug, the agent must not go on without its relay."""
+    def __init__(self, *, on_crash: Callable[[BaseException], None], sockmap: "Sockmap | None" = None) -> None:
+        """``on_crash`` gets the exception that ended the loop: a bug, the agent must not go on without its relay.
+
+        ``sockmap``: plaintext may be relayed by the kernel; it stays the caller's.
+        """
         self._token = trio.lowlevel.current_trio_token()
         self._on_crash = on_crash
         self._loop = RelayLoop()
         self._loop.interrupt_on(_trio_epoll_fd())
+        self._in_kernel = None if sockmap is None else _kernel_pairs(self._loop, sockmap)
         self.pairs: set[Pair] = set()  # those being relayed, for who wants to look at them
         self.has_woken_a_task = False
         self.has_crashed = False
@@ -183,13 +193,30 @@ class Relay(trio.abc.Instrument):
     ) -> Outcome:
         """Relay between two sockets; takes both over and closes both."""
         waiting = _Relaying(self)
-        pair = PlainPair(loop=self._loop, first=first, second=second, on_done=waiting.done, meter=meter)
+        pair: Pair
+        if self._in_kernel is not None and meter is None:  # the kernel counts bytes, but does not pause
+            pair = self._in_kernel(first, second, waiting.done)
+        else:
+            pair = PlainPair(loop=self._loop, first=first, second=second, on_done=waiting.done, meter=meter)
         on_start(pair)
         return await _wait(pair, waiting, _nobody_to_tell)
 
 
 def _nothing() -> None:
     pass
+
+
+def _kernel_pairs(loop: RelayLoop, sockmap: "Sockmap") -> _KernelPair:
+    """What makes pairs that the kernel may relay."""
+    from node_agent.relay.kernel import Kernel  # noqa: PLC0415  # most have none
+    from node_agent.relay.sockmap_pair import SockmapPair  # noqa: PLC0415
+
+    kernel = Kernel(loop=loop, sockmap=sockmap)
+
+    def make(first: socket.socket, second: socket.socket, on_done: Callable[[Outcome], None]) -> Pair:
+        return SockmapPair(loop=loop, kernel=kernel, first=first, second=second, on_done=on_done)
+
+    return make
 
 
 def _trio_epoll_fd() -> int:

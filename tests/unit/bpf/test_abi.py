@@ -3,7 +3,7 @@
 import pytest
 
 from bpf.abi import abi, parse
-from bpf.plan import FEATURES, HOOKS
+from bpf.plan import FEATURES, HOOKS, MAP_HOOKS
 from node_agent.capture import rules
 
 
@@ -50,7 +50,7 @@ def test_the_agents_mark_is_one_number() -> None:
 
 
 def test_every_row_of_the_plan_names_things_that_exist() -> None:
-    hooks = {each.name for each in HOOKS}
+    hooks = {each.name for each in (*HOOKS, *MAP_HOOKS)}
     for feature in FEATURES:
         assert {row.hook for row in feature.programs} <= hooks
         for row in feature.maps:
