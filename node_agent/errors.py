@@ -86,6 +86,13 @@ class PolicyDenied(ConnectionFailure):
         self.policy = policy
 
 
+class HandshakeBrokenOff(ConnectionFailure):
+    """The peer left in the middle of the TLS handshake, and has shown nothing that is wrong: it may be ending."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(CloseReason.HANDSHAKE_FAILED, detail)
+
+
 class RemoteProtocolError(ConnectionFailure):
     """The peer broke the tunnel protocol: close the tunnel (as in h11)."""
 

@@ -9,7 +9,7 @@ is what we think of the peer.
 import ssl
 from typing import Final
 
-from node_agent.errors import CloseReason, ConnectionFailure
+from node_agent.errors import CloseReason, ConnectionFailure, HandshakeBrokenOff
 
 # What is wrong with a certificate, or is not allowed in a chain, rather than
 # a chain that leads nowhere.
@@ -61,7 +61,6 @@ _REASONS: Final = {
     "TLSV1_ALERT_ACCESS_DENIED": (CloseReason.CERTIFICATE_UNTRUSTED, "the peer does not accept ours"),
     "SSLV3_ALERT_BAD_CERTIFICATE": (CloseReason.CERTIFICATE_INVALID, "the peer says that ours is invalid"),
     "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": (CloseReason.CERTIFICATE_INVALID, "the peer says that ours is invalid"),
-    "UNEXPECTED_EOF_WHILE_READING": (CloseReason.HANDSHAKE_FAILED, "the peer closed the connection"),
 }
 
 
@@ -73,12 +72,14 @@ def handshake_failure(error: OSError) -> ConnectionFailure:
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         return ConnectionFailure(_verification_reason(error.verify_code), f"the peer's: {error.verify_message}")
-    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-        return ConnectionFailure(CloseReason.HANDSHAKE_FAILED, "the peer closed the connection")
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError):
+        return HandshakeBrokenOff("the peer closed the connection")
+    if isinstance(error, ssl.SSLError) and error.reason == "UNEXPECTED_EOF_WHILE_READING":
+        return HandshakeBrokenOff("the peer closed the connection (UNEXPECTED_EOF_WHILE_READING)")
     if isinstance(error, ssl.SSLError):
         reason, text = _REASONS.get(error.reason or "", (CloseReason.HANDSHAKE_FAILED, "TLS"))
         return ConnectionFailure(reason, f"{text} ({error.reason})" if error.reason else text)
-    return ConnectionFailure(CloseReason.HANDSHAKE_FAILED, error.strerror or type(error).__name__)
+    return HandshakeBrokenOff(error.strerror or type(error).__name__)
 
 
 def _verification_reason(code: int) -> CloseReason:

@@ -22,6 +22,7 @@ _log = logging.getLogger("ringfence.pods")
 ACCEPTS_A_TURN: Final = 64
 _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _ACCEPT_BACKOFF_S: Final = 0.1
+_MOST_WAITING: Final = 4096  # the backlog of a listener (capture/sockets.py)
 
 Handler = Callable[[Pod, socket.socket, PeerAddress], Awaitable[None]]
 
@@ -73,6 +74,8 @@ class LocalServer:
         self._live = live
         self._accepts_a_turn = accepts_a_turn
         self._serving: set[Pod] = set()
+        self._accepting = 0  # pods whose listeners are open
+        self._none_accepts = trio.Event()
 
     async def serve(self, pod: Pod, accepting: trio.CancelScope) -> None:
         """Accept until draining or the pod's end, then wait for (or end) its connections."""
@@ -80,11 +83,20 @@ class LocalServer:
         try:
             async with trio.open_nursery() as connections:
                 connections.start_soon(self._end_with_pod, pod, connections.cancel_scope)
-                with accepting:
-                    async with trio.open_nursery() as listeners:
-                        for kind, listener in pod.listeners.by_kind():
-                            listeners.start_soon(self._accept, pod, listener, self._handlers[kind], connections)
-                pod.listeners.close()  # from now on a connect is refused
+                self._accepting += 1
+                try:
+                    with accepting:
+                        async with trio.open_nursery() as listeners:
+                            for kind, listener in pod.listeners.by_kind():
+                                listeners.start_soon(self._accept, pod, listener, self._handlers[kind], connections)
+                    if not pod.gone.is_set():
+                        self._accept_the_last(pod, connections)
+                finally:
+                    pod.listeners.close()  # from now on a connect is refused
+                    self._accepting -= 1
+                    if not self._accepting:
+                        self._none_accepts.set()
+                        self._none_accepts = trio.Event()
         finally:
             self._serving.discard(pod)
             self._tunnels.forget(pod.workload.uid)
@@ -111,7 +123,11 @@ class LocalServer:
         self._live.cut_workload(pod.workload.uid, reason, detail)
 
     async def wait_until_none(self) -> None:
-        """Return when no connection of any pod is alive."""
+        """Return when nothing is accepted any more, and no connection of any pod is alive."""
+        while self._accepting:
+            await self._none_accepts.wait()
+        for _ in range(2):  # what was just accepted is begun in the next turn of the run loop, and alive from then on
+            await trio.lowlevel.checkpoint()
         await self._live.wait_until_none()
 
     async def _end_with_pod(self, pod: Pod, scope: trio.CancelScope) -> None:
@@ -122,16 +138,32 @@ class LocalServer:
         """Hand every connection of ``listener`` to ``handler``, for ever."""
         while True:
             await trio.lowlevel.wait_readable(listener)
-            for _ in range(self._accepts_a_turn):
-                try:
-                    connection, address = listener.accept()
-                except BlockingIOError:
-                    break
-                except OSError as error:
-                    if error.errno in _OUT_OF_DESCRIPTORS:
-                        _log.error("cannot accept for %s: %s", pod.workload.name, error.strerror)
-                        await trio.sleep(_ACCEPT_BACKOFF_S)
-                        break
-                    continue  # that connection is gone already (accept(2): ECONNABORTED and the network's errors)
-                connection.setblocking(False)
-                connections.start_soon(handler, pod, connection, peer_address(address))
+            if self._accept_some(pod, listener, handler, connections, most=self._accepts_a_turn):
+                await trio.sleep(_ACCEPT_BACKOFF_S)
+
+    def _accept_the_last(self, pod: Pod, connections: trio.Nursery) -> None:
+        """Serve those whose connect has succeeded: what is not accepted is reset with the listener.
+
+        Not tunnels: nothing new goes through one while we drain, and who dialled it tries another endpoint.
+        """
+        for kind, listener in pod.listeners.by_kind():
+            if kind != "tunnel":
+                self._accept_some(pod, listener, self._handlers[kind], connections, most=_MOST_WAITING)
+
+    def _accept_some(
+        self, pod: Pod, listener: socket.socket, handler: Handler, connections: trio.Nursery, *, most: int
+    ) -> bool:
+        """Hand what waits on ``listener`` to ``handler``; whether we are out of descriptors."""
+        for _ in range(most):
+            try:
+                connection, address = listener.accept()
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno in _OUT_OF_DESCRIPTORS:
+                    _log.error("cannot accept for %s: %s", pod.workload.name, error.strerror)
+                    return True
+                continue  # that connection is gone already (accept(2): ECONNABORTED and the network's errors)
+            connection.setblocking(False)
+            connections.start_soon(handler, pod, connection, peer_address(address))
+        return False

@@ -13,7 +13,7 @@ import trio
 from ca.manifests import Traffic
 from ca.manifests.traffic import Timeouts
 from node_agent.balance import Balancer, Client, Near, NoEndpoints, Pick
-from node_agent.errors import CloseReason, ConnectionFailure, PolicyDenied
+from node_agent.errors import CloseReason, ConnectionFailure, HandshakeBrokenOff, PolicyDenied
 from node_agent.frames import Open
 from node_agent.identity import Identities
 from node_agent.model import Endpoint, EndpointKey, OriginalDestination, PeerAddress, ServicePort
@@ -45,6 +45,15 @@ ANOTHER_MAY_WORK: Final = frozenset(
 )
 """Failures of one endpoint before any application byte was sent.  Wrong certificates are not among
 them: an impostor must be seen, not silently avoided."""
+
+
+def another_may_work(failure: ConnectionFailure) -> bool:
+    """Whether it may be worth while to try another endpoint.
+
+    An agent that ends resets who was about to shake hands with it: HandshakeBrokenOff.
+    """
+    return failure.reason in ANOTHER_MAY_WORK or isinstance(failure, HandshakeBrokenOff)
+
 
 _NO_WAY_TO_THE_PEER: Final = frozenset(
     {
@@ -132,11 +141,12 @@ class Connector:
                 raise
             except ConnectionFailure as failure:
                 pick.failed(trio.current_time())
-                if failure.reason not in ANOTHER_MAY_WORK or not self._may_retry(service, traffic, record):
+                if not another_may_work(failure) or not self._may_retry(service, traffic, record):
                     raise
                 last = failure
                 tried.add(pick.endpoint.key)
-                if pick.endpoint.egress is not None and failure.reason in _NO_WAY_TO_THE_PEER:
+                no_way = failure.reason in _NO_WAY_TO_THE_PEER or isinstance(failure, HandshakeBrokenOff)
+                if pick.endpoint.egress is not None and no_way:
                     tried.update(each.key for each in route.candidates if each.egress == pick.endpoint.egress)
             except BaseException:
                 pick.release(trio.current_time())

@@ -1,5 +1,6 @@
 """The source's end: get a tunnel to an endpoint, ask for a connection, hear the verdict."""
 
+import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -266,17 +267,21 @@ class TunnelClient:
         sock = dialler.make_socket(key.endpoint_ip)
         try:
             await connect(sock, key.endpoint_ip, TUNNEL_PORT, timeout_s=connect_timeout_s)
-            if dialler.reached is not None:
-                dialler.reached(CONNECTED)
-            tls = dialler.context.wrap_socket(sock, do_handshake_on_connect=False, suppress_ragged_eofs=False)
         except ConnectionFailure as failure:
             sock.close()
             raise ConnectionFailure(CloseReason.PEER_UNAVAILABLE, failure.detail) from failure
         except BaseException:
             sock.close()
             raise
+        owned: socket.socket = sock
         try:
+            if dialler.reached is not None:
+                dialler.reached(CONNECTED)
             began = trio.current_time()
+            # An agent that ends has reset us by now; ``wrap_socket`` would raise that too, and leave a socket behind.
+            if number := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise OSError(number, os.strerror(number))
+            owned = tls = dialler.context.wrap_socket(sock, do_handshake_on_connect=False, suppress_ragged_eofs=False)
             with trio.fail_after(handshake_timeout_s):
                 await shake_hands(tls)
             self._on_handshake(trio.current_time() - began)
@@ -285,16 +290,16 @@ class TunnelClient:
                 dialler.reached(PROVEN)
             return tunnel
         except trio.TooSlowError as error:
-            tls.close()
+            owned.close()
             raise ConnectionFailure(
                 CloseReason.HANDSHAKE_TIMEOUT,
                 f"no TLS handshake with {key.endpoint_ip} within {handshake_timeout_s:g} s",
             ) from error
         except OSError as error:
-            tls.close()
+            owned.close()
             raise self._fault(error) from error
         except BaseException:
-            tls.close()
+            owned.close()
             raise
 
     def _checked(self, tls: ssl.SSLSocket, key: TunnelKey, dialler: Dialler) -> Tunnel:

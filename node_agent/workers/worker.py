@@ -314,7 +314,7 @@ class Worker:
             accepting.cancel()
 
     async def _end_when_idle(self) -> None:
-        await self._data_path.live.wait_until_none()
+        await self._data_path.server.wait_until_none()
         self._ended.set()
 
 

@@ -41,7 +41,7 @@ _STORE: Final = "spiffe://cluster.local/ns/default/sa/store"
 _CLAIM: Final = """\
 apiVersion: v1
 kind: Pod
-metadata: {name: impostor, namespace: default, labels: {ringfence.io/mesh: enabled}}
+metadata: {name: impostor, namespace: default, labels: {ringfence.io/mesh: enabled, app: store}}
 spec: {nodeName: node-9, serviceAccountName: store}
 """
 
@@ -260,6 +260,27 @@ def test_an_endpoint_that_resets(scene: Scene) -> None:
 
     scene.agent.handle = handle
     scene.fails("handshake_failed")
+
+
+def test_a_service_loses_nobody_to_an_endpoint_that_leaves_within_the_handshake(scene: Scene) -> None:
+    """As an agent does that ends: whoever was waiting to be accepted is reset."""
+    mesh = scene.mesh
+    mesh.pod("good", node=2, service_account="store", labels={"app": "store"}).serve_whoami(PORT)
+    cluster, _ = mesh.service("store", app="store", port=80, target_port=PORT)
+
+    def reset(connection: socket.socket) -> None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    for handle in (socket.socket.close, reset):
+        mesh.begin_test()
+        scene.agent.handle = handle
+
+        def has_tried_both() -> bool:
+            assert scene.client.ask_whoami(cluster, 80)[0] == "good"
+            return any(record["attempts"] == 2 for record in mesh.records(1, direction="outbound"))
+
+        wait_for("one that met the impostor first", has_tried_both, deadline_s=30)
+        assert {record["close_reason"] for record in mesh.records(1, direction="outbound")} == {"ok"}
 
 
 def test_an_endpoint_that_does_not_answer(scene: Scene) -> None:

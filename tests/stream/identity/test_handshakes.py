@@ -8,7 +8,7 @@ from cryptography import x509
 
 from ca.anchors import distinct
 from ca.spiffe import SpiffeId
-from node_agent.errors import CloseReason, ConnectionFailure
+from node_agent.errors import CloseReason, ConnectionFailure, HandshakeBrokenOff
 from node_agent.identity import handshake_failure, peer_identity
 from node_agent.identity.credentials import assemble
 from node_agent.identity.peers import PeerCertificate
@@ -212,6 +212,8 @@ def test_a_peer_that_goes_away_has_failed_the_handshake() -> None:
     incoming.write_eof()
     server.step()
     assert _reason(server) is CloseReason.HANDSHAKE_FAILED
+    for error in (ConnectionResetError(104, "Connection reset by peer"), ssl.SSLEOFError(8, "EOF")):
+        assert isinstance(handshake_failure(error), HandshakeBrokenOff)
     assert handshake_failure(ConnectionResetError(104, "Connection reset by peer")).detail == "Connection reset by peer"
 
 

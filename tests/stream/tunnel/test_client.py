@@ -1,6 +1,8 @@
 """The source's end under pressure: storms, cancelled connections, dead peers; fakes for the sockets, virtual time."""
 
 import random
+import socket
+import ssl
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -11,10 +13,11 @@ import trio
 import trio.testing
 
 from ca.spiffe import SpiffeId
-from node_agent.errors import CloseReason, ConnectionFailure
+from node_agent.errors import CloseReason, ConnectionFailure, HandshakeBrokenOff
 from node_agent.frames import HEADER_BYTES, Check, FrameType, Open, Verdict, decode_open, encode_verdict
+from node_agent.identity.handshake import handshake_failure
 from node_agent.model import ObjectName, OriginalDestination, PeerAddress
-from node_agent.tunnel import Dialler, Tunnel, TunnelClient, TunnelKey, TunnelLost
+from node_agent.tunnel import Dialler, Tunnel, TunnelClient, TunnelKey, TunnelLost, connect
 
 _CONNECT_TIMEOUT_S = 5.0
 _MAX_DIALS = 32
@@ -351,3 +354,59 @@ async def test_an_open_that_can_not_even_be_sent_is_not_waited_for_for_ever(
         await client.open(_key(), _MESSAGE, _DIALLER)
     assert caught.value.reason is CloseReason.VERDICT_TIMEOUT
     assert client.busy_count == 0
+
+
+@pytest.mark.parametrize("moment", ["before we speak", "when we have spoken"])
+async def test_a_peer_that_ends_before_it_has_accepted_us_has_broken_off(
+    monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Its kernel has connected us already, and resets us with the listener: another endpoint may serve us."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        monkeypatch.setattr("node_agent.tunnel.client.TUNNEL_PORT", port)
+
+        async def connect_and_lose(sock: socket.socket, ip: str, port: int, *, timeout_s: float) -> None:
+            await connect(sock, ip, port, timeout_s=timeout_s)
+            if moment == "before we speak":
+                listener.close()
+                await trio.lowlevel.wait_readable(sock)  # the reset is there
+
+        monkeypatch.setattr("node_agent.tunnel.client.connect", connect_and_lose)
+        client = TunnelClient(
+            connect_timeout_s=30.0,
+            handshake_timeout_s=30.0,
+            verify=lambda *_: pytest.fail("nobody proved anything"),
+            fault=handshake_failure,
+        )
+        made: list[socket.socket] = []
+
+        def make_socket(_ip: str) -> socket.socket:
+            made.append(socket.socket())
+            made[0].setblocking(False)
+            return made[0]
+
+        dialler = Dialler(
+            make_socket=make_socket,
+            context=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            not_after=datetime.now(UTC) + timedelta(hours=1),
+        )
+        dialler.context.check_hostname = False
+        key = _key()._replace(endpoint_ip="127.0.0.1")
+
+        async with trio.open_nursery() as nursery:
+            if moment == "when we have spoken":
+                nursery.start_soon(_close_when_spoken_to, listener)
+            with pytest.raises(HandshakeBrokenOff) as caught:
+                await client.open(key, _MESSAGE, dialler)
+        assert caught.value.reason is CloseReason.HANDSHAKE_FAILED
+        assert caught.value.detail == "Connection reset by peer"
+        assert made[0].fileno() == -1
+        assert client.dialling_count == client.busy_count == 0
+
+
+async def _close_when_spoken_to(listener: socket.socket) -> None:
+    listener.setblocking(False)
+    await trio.lowlevel.wait_readable(listener)
+    connection, _ = listener.accept()
+    await trio.lowlevel.wait_readable(connection)
+    connection.close()  # what was not read makes it a reset
