@@ -242,6 +242,11 @@ class _Agent:
             why = no_lane if self._config.agent.workers == 1 else "it needs [agent] workers = 1"
             yield f'[capture] same_node = "lane" can not be had, "tunnel" is in effect: {why}'
 
+    def _sockmap_problem(self) -> Iterator[str]:
+        """Why the kernel relays nothing, if it is to."""
+        if self._no_sockmap:
+            yield f"[relay] sockmap = true can not be had, plaintext is relayed by the agent: {self._no_sockmap}"
+
     def _in_process(self, metrics: Metrics, rng: random.Random, stack: ExitStack, chosen: Chosen) -> InProcess:
         def relay_crashed(error: BaseException) -> None:
             crash = AgentError(f"the relay ended by a bug: {error!r}")
