@@ -7,6 +7,7 @@ import signal
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -26,6 +27,7 @@ from ca.authority.server import Server
 from ca.authority.server_certificate import ServerCertificate
 from ca.authority.signer import Signer
 from ca.authority.store import Store
+from ca.authority.store.claim import close_to_others
 from ca.authority.trust_assembly import assemble
 from ca.authority.trust_feed import TrustFeed
 from ca.trust import Trust
@@ -46,6 +48,7 @@ async def serve(
     _allow_many_files(config.limits.connections)
     store = Store.open(config.database, serving=True)
     try:
+        _close_to_others(config)
         catch_up_at_start(config, store, passphrase=passphrase)
         loaded = hierarchy.load(config, store, passphrase=passphrase, at=datetime.now(UTC))
         hierarchy.write_bundle(config, loaded.roots)
@@ -119,6 +122,14 @@ async def serve(
         log("stopped")
     finally:
         store.close()
+
+
+def _close_to_others(config: AuthorityConfig) -> None:
+    """What was copied or restored by hand may be open to other users; in PostgreSQL it is not here."""
+    if isinstance(config.database, Path):
+        for directory in (config.state_dir, config.keys_dir):
+            if directory.exists() and close_to_others(directory):
+                log("closed_to_others", level=logging.WARNING, directory=str(directory))
 
 
 def _load(config: AuthorityConfig, store: Store, caretaker: Caretaker, guard: RevocationGuard) -> tuple[Trust, Revoked]:

@@ -90,8 +90,12 @@ class Database(Protocol):
         answer can have become old.
         """
 
-    def hurry(self) -> None:
-        """From now on give up what takes longer than an agent waits."""
+    def begin_serving(self) -> None:
+        """From now on give up what takes longer than an agent waits; a file is for this server alone.
+
+        Raises:
+            AuthorityError: another server has the file.
+        """
 
     def close(self) -> None:
         """Give the connection back; not usable after."""

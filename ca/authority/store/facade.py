@@ -53,10 +53,12 @@ class Store:
     def open(cls, location: DatabaseLocation, *, create: bool = False, serving: bool = False) -> Self:
         """Open the database and bring its schema up to date.
 
-        ``serving``: give up what takes longer than an agent waits; a command waits for minutes.
+        ``serving``: give up what takes longer than an agent waits, where a command waits for minutes; and be the only
+        server of a file.
 
         Raises:
-            AuthorityError: it is not there (and not ``create``), damaged, not reachable, or from a newer version.
+            AuthorityError: it is not there (and not ``create``), damaged, not reachable, from a newer version, or
+                another server has it.
         """
         database: Database
         keys: KeyStore
@@ -70,7 +72,7 @@ class Store:
         try:
             migrate(database)  # as long as it takes: it may make an index of all that was ever issued
             if serving:
-                database.hurry()
+                database.begin_serving()
         except BaseException:
             database.close()
             raise

@@ -60,7 +60,7 @@ class PostgresDatabase:
 
     @classmethod
     def open(cls, address: PostgresAddress, *, create: bool = False) -> Self:
-        """Connect, patiently; see ``hurry``.
+        """Connect, patiently; see ``begin_serving``.
 
         Raises:
             AuthorityError: not reachable, not to be trusted with records, or (without ``create``) without an authority.
@@ -74,7 +74,7 @@ class PostgresDatabase:
             raise
         return database
 
-    def hurry(self) -> None:
+    def begin_serving(self) -> None:
         """From now on give up what takes longer than an agent waits."""
         with self._turn:
             self.close()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from ca.authority.errors import AuthorityError, StoreConflict, StoreError
+from ca.authority.store.claim import Claim
 from ca.authority.store.database import Dialect, Parameters, Row
 
 _BUSY_TIMEOUT_S: Final = 5.0
@@ -28,24 +29,33 @@ class SqliteDatabase:
         self._path = path
         self._connection = connection
         self._turn = threading.RLock()
+        self._claim: Claim | None = None
 
     @classmethod
     def open(cls, path: Path, *, create: bool = False) -> Self:
         """Open the file, or make it.
 
         Raises:
-            AuthorityError: it is not there (and not ``create``), or damaged.
+            AuthorityError: it is not there (and not ``create``), damaged, or not to be written by us.
         """
-        if not create and not path.exists():
-            raise AuthorityError(f"{path}: there is no authority here yet; make one with: ringfence ca init")
         try:
+            if not create and not path.exists():
+                raise AuthorityError(f"{path}: there is no authority here yet; make one with: ringfence ca init")
             connection = sqlite3.connect(
                 path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=64
             )
             path.chmod(0o600)
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
-        except (sqlite3.Error, OSError) as exc:
+        except PermissionError as exc:
+            raise AuthorityError(f"{path}: {exc.strerror}; run this as the authority's own user, or as root") from exc
+        except (sqlite3.OperationalError, OSError) as exc:
+            why = exc.strerror if isinstance(exc, OSError) else exc
+            raise AuthorityError(
+                f"{path}: the database can not be opened: {why}; its directory and disk have to be writable, also for "
+                "commands that only look"
+            ) from exc
+        except sqlite3.Error as exc:
             raise AuthorityError(f"{path}: the database can not be opened: {exc}; restore it from a backup") from exc
         return cls(path, connection)
 
@@ -83,8 +93,9 @@ class SqliteDatabase:
             finally:
                 self._connection.execute("ROLLBACK")
 
-    def hurry(self) -> None:
+    def begin_serving(self) -> None:
         """A file of this machine does not keep anybody waiting, but for a writer, and then ``_BUSY_TIMEOUT_S``."""
+        self._claim = Claim(self._path.parent)
 
     def is_leader(self) -> bool:
         """The file is on one machine and has one server."""
@@ -113,6 +124,9 @@ class SqliteDatabase:
         """Close the connection."""
         with self._turn:
             self._connection.close()
+            if self._claim is not None:
+                self._claim.release()
+                self._claim = None
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

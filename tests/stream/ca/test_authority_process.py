@@ -139,7 +139,6 @@ def test_init_makes_an_authority_once(tmp_path: Path) -> None:
     [
         (["init"], "passphrase_file"),
         (["serve"], "passphrase_file"),
-        (["token", "--node", "a/b"], "--node 'a/b'"),
         (["token", "--node", "n"], "ringfence ca init"),
         (["status"], "ringfence ca init"),
     ],
