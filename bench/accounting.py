@@ -28,7 +28,7 @@ def with_descendants(pids: Iterable[int]) -> list[int]:
         if entry.name.isdigit() and (fields := _stat(int(entry.name))):
             children.setdefault(int(fields[1]), []).append(int(entry.name))
     found: list[int] = []
-    waiting = list(pids)
+    waiting = list(set(pids))  # a peer may name one process twice
     while waiting:
         pid = waiting.pop()
         found.append(pid)

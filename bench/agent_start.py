@@ -16,13 +16,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from bench import accounting
 from bench.authority import TRUST_DOMAIN, AuthorityProcess, end_in_order, node_name
+from bench.namespaces import namespaces
 from bench.testbed import ROOT, BenchError
 
 _GIVE_UP_S: Final = 60.0
@@ -57,7 +56,7 @@ def main() -> None:
     options = parser.parse_args()
     prefix = f"rfbench{os.getpid()}-"
     names = [f"app-{number}" for number in range(options.identities)]
-    with _namespaces([prefix + name for name in names]):
+    with namespaces([prefix + name for name in names]):
         with AuthorityProcess(nodes=1, pods_a_node=options.identities) as authority:
             json.dump(_start(authority, options.identities, prefix), sys.stdout)
 
@@ -126,28 +125,6 @@ def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
     return port
-
-
-@contextmanager
-def _namespaces(names: list[str]) -> Iterator[None]:
-    """Network namespaces with loopback; they go with this process, however it ends."""
-    guard = subprocess.Popen(
-        ["/bin/sh", "-c", 'cat >/dev/null; for each in "$@"; do ip netns del "$each"; done', "guard", *names],
-        stdin=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        for name in names:
-            for command in (["netns", "add", name], ["-n", name, "link", "set", "lo", "up"]):
-                done = subprocess.run(["ip", *command], capture_output=True, text=True, check=False)
-                if done.returncode:
-                    raise BenchError(f"ip {' '.join(command)}: {done.stderr.strip()}")
-        yield
-    finally:
-        assert guard.stdin is not None
-        guard.stdin.close()
-        guard.wait()
 
 
 if __name__ == "__main__":

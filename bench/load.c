@@ -4,6 +4,7 @@
  *   load echo PORT                              serve: send back what comes
  *   load conns HOST PORT SECONDS CONCURRENCY    HTTP GET, one a connection, to the end of the connection
  *   load pingpong HOST PORT SECONDS BYTES       one connection, one message under way
+ *   load connects HOST PORT COUNT FD        for each byte read: COUNT times connect, accept it at the listener FD, close
  *   load hold HOST PORT COUNT CONCURRENCY       open COUNT, one byte there and back on each, hold until stdin ends
  *
  * One thread, one epoll.  Prints one line of JSON; times are microseconds of CLOCK_MONOTONIC,
@@ -256,6 +257,36 @@ static int pingpong(const struct sockaddr_in *to, double seconds, int bytes) {
     return 0;
 }
 
+/* --- connects ------------------------------------------------------------------ */
+
+/* Client and acceptor are one: connect(2) returns when the kernel has done the handshake with itself, and nobody has to be
+ * woken.  A reset at the end, or the ports would be in TIME_WAIT soon.  Only connect(2) is timed. */
+static int connects(const struct sockaddr_in *to, int count, int listener) {
+    struct linger reset = {.l_onoff = 1};
+    char go;
+    while (read(0, &go, 1) == 1) {
+        double start = now_us();
+        samples_used = 0;
+        alarm(30); /* an accept that waits for what went elsewhere */
+        for (int i = 0; i < count; i++) {
+            int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), accepted;
+            if (fd < 0)
+                die("socket");
+            double before = now_us();
+            if (connect(fd, (const struct sockaddr *)to, sizeof *to))
+                die("connect");
+            add_sample(now_us() - before);
+            if ((accepted = accept(listener, NULL, NULL)) < 0)
+                die("accept");
+            setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+            close(fd);
+            close(accepted);
+        }
+        print_samples((now_us() - start) / 1e6, 0);
+    }
+    return 0;
+}
+
 /* --- idle connections ---------------------------------------------------------- */
 
 static int hold(const struct sockaddr_in *to, int count, int concurrency) {
@@ -310,6 +341,8 @@ int main(int argc, char **argv) {
             return conns(&to, atof(argv[4]), atoi(argv[5]));
         if (!strcmp(argv[1], "pingpong"))
             return pingpong(&to, atof(argv[4]), atoi(argv[5]));
+        if (!strcmp(argv[1], "connects"))
+            return connects(&to, atoi(argv[4]), atoi(argv[5]));
         if (!strcmp(argv[1], "hold"))
             return hold(&to, atoi(argv[4]), atoi(argv[5]));
     }

@@ -129,9 +129,7 @@ class Testbed:
             self.pods[pod["name"]] = Pod(
                 name=pod["name"], node=pod["node"], ipv4=pod["ipv4"], netns=f"/run/netns/{pod['netns']}"
             )
-        self.load = self.directory / "load"
-        source = Path(__file__).with_name("load.c")
-        subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-o", str(self.load), str(source)], check=True)
+        self.load = compile_load(self.directory)
         for kind in self._kinds:
             self._start_applications(self.pods[f"{kind}-server"])
 
@@ -219,6 +217,14 @@ class Testbed:
                 return
             time.sleep(0.01)
         raise BenchError(f"{process.args!r} does not listen on port {port}: {_read(log)[-2000:]}")
+
+
+def compile_load(directory: Path) -> Path:
+    """Make the program of load.c in ``directory``."""
+    program = directory / "load"
+    source = Path(__file__).with_name("load.c")
+    subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-o", str(program), str(source)], check=True)
+    return program
 
 
 def _listening(pid: int) -> set[int]:
