@@ -1,6 +1,5 @@
 """Connect-time balancing in the kernel: the programs of both capture modes, real sockets, and no agent."""
 
-import os
 import socket
 import subprocess
 import time
@@ -135,7 +134,7 @@ def ground(request: pytest.FixtureRequest, loaded: Path, netns: Path) -> Iterato
         table = "workloads" if mode == "cgroup" else "pods"
         (workloads,) = open_maps(Pins(loaded), (table,), feature=feature).values()
         stack.callback(workloads.close)
-        probe = in_namespace(netns, lambda: socket.socket())
+        probe = in_namespace(netns, socket.socket)
         cookie = netns_cookie(probe)
         probe.close()
         structs = abi().structs
@@ -157,9 +156,7 @@ def ground(request: pytest.FixtureRequest, loaded: Path, netns: Path) -> Iterato
         stack.callback(lambda: [balancing.withdraw(each, 0.0) for each in balancing.filed])
         balancing.keep(valid_s=_LONG_S)
         listeners = {ip: stack.enter_context(_listener(netns, ip)) for ips in _ENDPOINTS.values() for ip in ips}
-        yield _Ground(
-            mode=mode, root=loaded, cgroup=cgroup, netns=netns, balancing=balancing, listeners=listeners
-        )
+        yield _Ground(mode=mode, root=loaded, cgroup=cgroup, netns=netns, balancing=balancing, listeners=listeners)
 
 
 def _listener(netns: Path, ip: str) -> socket.socket:
