@@ -4,10 +4,10 @@ Everything is unpacked beside its place, judged, and only then moved there.  The
 database comes last: an authority that was cut off half-way has none, and the
 same restore can be run again.
 
-The journal, the tokens and the revocations are those of the backup.  What came
-after is lost with the machine that was lost: the caller is told of when the
-backup is, because certificates issued, and revocations made, since then are not
-in it, and a token used since then is unused again.
+The journal and the revocations are those of the backup.  What came after is
+lost with the machine that was lost: the caller is told of when the backup is,
+because certificates issued, and revocations made, since then are not in it.
+Which join tokens were used since then nobody knows: none of them counts.
 """
 
 import os
@@ -32,6 +32,7 @@ from ca.authority.store import Store
 from ca.authority.store.copying import copy_tables
 from ca.authority.store.database import Transaction
 from ca.authority.store.sqlite import SqliteDatabase
+from ca.authority.store.tokens import void_all
 from ca.authority.store.trust import leap
 from ca.svid import SvidError
 
@@ -45,7 +46,7 @@ class Restored:
     made_at: datetime
     certificates: int
     keys: int
-    pending_tokens: int
+    voided_tokens: int
 
 
 def restore(config: AuthorityConfig, path: Path, *, passphrase: bytes, at: datetime) -> Restored:
@@ -68,14 +69,16 @@ def restore(config: AuthorityConfig, path: Path, *, passphrase: bytes, at: datet
             )
         (staged / archive.KEYS).mkdir(mode=0o700, exist_ok=True)
         with closing(_judged(config, path, staged, passphrase=passphrase)) as store:
+            pending = len(store.pending_tokens(at=at))
             with store.database.transaction() as transaction:
                 leap(transaction)
+                void_all(transaction)
             roots = published_roots(store.authorities())
             restored = Restored(
                 made_at=manifest.made_at,
                 certificates=store.certificate_count(),
                 keys=len(manifest.keys),
-                pending_tokens=len(store.pending_tokens(at=at)),
+                voided_tokens=pending,
             )
             if not isinstance(config.database, Path):
                 _copy_into(config, store, manifest, staged)

@@ -46,6 +46,11 @@ class Tokens:
         return [TokenRecord(token_hash=row[0], node=row[1], expires_at=from_seconds(row[2])) for row in rows]
 
 
+def void_all(transaction: Transaction) -> None:
+    """Forget every token that is not known to be used."""
+    transaction.execute("DELETE FROM tokens WHERE used_at IS NULL")
+
+
 def use_up(transaction: Transaction, token_hash: bytes, *, used_by: str, at: datetime) -> None:
     """Use a token, in the transaction that journals what it buys; of two who try, the second waits and fails.
 

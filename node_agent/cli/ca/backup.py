@@ -45,6 +45,7 @@ def _restore(arguments: argparse.Namespace) -> int:
     print(f"  {found.certificates} certificates in the journal, {found.keys} signing keys")
     print(f"  not in it: certificates issued after {made_at}; they stay valid until they expire")
     print(f"  not in it: revocations made after {made_at}; make them again with: ringfence ca revoke")
-    if found.pending_tokens:
-        print(f"  {found.pending_tokens} join tokens can be used, also those that were used after {made_at}")
+    if found.voided_tokens:
+        many = "1 join token is" if found.voided_tokens == 1 else f"{found.voided_tokens} join tokens are"
+        print(f"  {many} void, being used perhaps after {made_at}; make new ones with: ringfence ca token")
     return 0
