@@ -176,6 +176,7 @@ class _Agent:
                 *self._registry.egress_problems(),
                 *self._unresolved(),
             ],
+            at_connect=self._connects.describe,
         )
         self._workload_api = self._enable_workload_api(metrics, stack) if config.workload_api.enabled else None
         register_gauges(

@@ -76,8 +76,10 @@ class Report:
         not_carrying: Callable[[], list[str]],
         log: LogControl,
         warnings: Callable[[], list[str]],
+        at_connect: Callable[[ServicePort], tuple[bool, str]],
     ) -> None:
-        """``workers`` are the rows of worker processes; ``not_carrying`` says why connections can not be served."""
+        """``workers`` are the rows of worker processes; ``not_carrying`` says why connections can not be served;
+        ``at_connect`` whether the kernel balances a service."""
         self._config = config
         self._registry = registry
         self._identities = identities
@@ -91,6 +93,7 @@ class Report:
         self._not_carrying = not_carrying
         self._log = log
         self._warnings = warnings
+        self._at_connect = at_connect
         self._started_at = time.monotonic()
         self.directory = DirectoryState()
         self.loaded_at: float | None = None
@@ -217,7 +220,9 @@ class Report:
                 "egress_nodes": (
                     list(self._registry.egress_nodes(service)) if isinstance(service, ExternalService) else []
                 ),
-                "ports": [{"name": port.name, "port": port.port} for port in ports],
+                "ports": [
+                    {"name": port.name, "port": port.port, "at_connect": self._at_connect(port)[0]} for port in ports
+                ],
                 "load_balancing": str(self._registry.traffic(ports[0]).balancing.policy) if ports else None,
                 "endpoints": len(endpoints),
                 "ready": sum(endpoint.ready for endpoint in endpoints.values()),

@@ -49,10 +49,15 @@ def view(rows: Sequence[Row], paint: Paint) -> str:
         ("NAME", lambda r: text(r.get("name"))),
         ("~~ADDRESSES", lambda r: ",".join(map(str, (*(r.get("cluster_ips") or ()), *(r.get("hosts") or ())))) or "-"),
         ("~PORTS", lambda r: ",".join(_port(p) for p in r.get("ports") or ()) or "-"),
-        ("~~~BALANCING", lambda r: text(r.get("load_balancing"))),
+        ("~~~BALANCING", _balancing),
         *egress,
         (">READY", ready),
     )
+
+
+def _balancing(row: Row) -> str:
+    at_connect = any(each.get("at_connect") for each in row.get("ports") or ())
+    return f"{text(row.get('load_balancing'))}{', at connect' if at_connect else ''}"
 
 
 def _port(port: Row) -> str:

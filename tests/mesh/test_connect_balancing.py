@@ -153,10 +153,15 @@ def ground(request: pytest.FixtureRequest, loaded: Path, netns: Path) -> Iterato
         stack.callback(pins.remove_tree, Pins(loaded).links / "test")
         balancing = KernelBalancing(loaded, feature=feature)
         stack.callback(balancing.close)
-        stack.callback(lambda: [balancing.withdraw(each, 0.0) for each in balancing.filed])
+        stack.callback(_withdraw_all, balancing)
         balancing.keep(valid_s=_LONG_S)
         listeners = {ip: stack.enter_context(_listener(netns, ip)) for ips in _ENDPOINTS.values() for ip in ips}
         yield _Ground(mode=mode, root=loaded, cgroup=cgroup, netns=netns, balancing=balancing, listeners=listeners)
+
+
+def _withdraw_all(balancing: KernelBalancing) -> None:
+    for each in balancing.filed:
+        balancing.withdraw(each, 0.0)
 
 
 def _listener(netns: Path, ip: str) -> socket.socket:
