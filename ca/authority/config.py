@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from ca.authority.attestation.settings import AttestationSettings, read_settings
+from ca.authority.config_lines import line_of, meant
 from ca.authority.errors import ConfigError
 from ca.authority.federation.relation import Profile
 from ca.authority.federation.settings import BundleEndpointSettings
@@ -99,11 +100,22 @@ class AuthorityConfig:
             ConfigError: naming the file, the key and the remedy.
         """
         try:
-            document = tomllib.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            document = tomllib.loads(text)
         except OSError as exc:
             raise ConfigError(f"{path}: can not be read: {exc.strerror}; give the CA's ca.toml with --config") from exc
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
             raise ConfigError(f"{path}: is not valid TOML: {exc}") from exc
+        try:
+            return cls._read(path, document)
+        except ConfigError as exc:
+            line = line_of(text, exc.section, exc.key)
+            if line is None:
+                raise
+            raise ConfigError(f"{path}:{line}: {str(exc).removeprefix(f'{path}: ')}") from exc
+
+    @classmethod
+    def _read(cls, path: Path, document: Mapping[str, Any]) -> Self:
         reader = _Reader(path, document)
         host, port = reader.address("ca", "address", f":{_DEFAULT_PORT}")
         state_dir = reader.path("ca", "state_dir", "/var/lib/ringfence/ca")
@@ -139,16 +151,20 @@ class _Reader:
         self._tables: dict[str, Mapping[str, Any]] = {}
         for section, table in document.items():
             if section not in _KEYS:
-                raise ConfigError(f"{path}: unknown section [{section}]; there are {_listed(_KEYS)}")
+                hint = meant(section, _KEYS)
+                raise ConfigError(
+                    f"{path}: unknown section [{section}]; there are {_listed(_KEYS)}{hint}", section=section
+                )
             if not isinstance(table, dict):
-                raise ConfigError(f"{path}: {section} must be a section: write [{section}]")
+                raise ConfigError(f"{path}: {section} must be a section: write [{section}]", section=section)
             for key in table:
                 if key not in _KEYS[section]:
-                    raise self._wrong(section, key, f"is unknown; [{section}] has {_listed(_KEYS[section])}")
+                    hint = meant(key, _KEYS[section])
+                    raise self._wrong(section, key, f"is unknown; [{section}] has {_listed(_KEYS[section])}{hint}")
             self._tables[section] = table
 
     def _wrong(self, section: str, key: str, problem: str) -> ConfigError:
-        return ConfigError(f"{self._path}: [{section}] {key}: {problem}")
+        return ConfigError(f"{self._path}: [{section}] {key}: {problem}", section=section, key=key)
 
     def _text(self, section: str, key: str, default: str | None) -> str | None:
         value = self._tables.get(section, {}).get(key, default)
@@ -246,7 +262,7 @@ class _Reader:
                 refresh_hint_s=hint_s,
             )
         except ValueError as exc:
-            raise ConfigError(f"{self._path}: [{section}]: {exc}") from exc
+            raise ConfigError(f"{self._path}: [{section}]: {exc}", section=section) from exc
 
     def trust_domain(self, section: str, key: str, default: str) -> str:
         text = self._text(section, key, default) or default

@@ -25,7 +25,12 @@ class StoreConflict(StoreError):
 
 
 class ConfigError(AuthorityError):
-    """ca.toml is wrong; the text names file, key and remedy."""
+    """ca.toml is wrong; the text names file, key and remedy, ``section`` and ``key`` what it is about, if known."""
+
+    def __init__(self, text: str, *, section: str = "", key: str | None = None) -> None:
+        super().__init__(text)
+        self.section = section
+        self.key = key
 
 
 class Refusal(Exception):

@@ -20,6 +20,7 @@ from ca.authority.attestation.instance_document import INSTANCE_DOCUMENT, Docume
 from ca.authority.attestation.join_token import JOIN_TOKEN
 from ca.authority.attestation.kubernetes import KUBERNETES
 from ca.authority.attestation.token_review import TokenRules
+from ca.authority.config_lines import meant
 from ca.authority.errors import ConfigError
 
 _IN_POD: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -114,14 +115,15 @@ class _Section:
         self._path = path
         self._name = name
         if not isinstance(table, dict):
-            raise ConfigError(f"{path}: {name} must be a section: write [{name}]")
+            raise ConfigError(f"{path}: {name} must be a section: write [{name}]", section=name)
         self._table: Mapping[str, Any] = table
         for key in table:
             if key not in KEYS[name] and key not in also:
-                raise self.wrong(key, f"is unknown; [{name}] has {', '.join((*KEYS[name], *also))}")
+                names = (*KEYS[name], *also)
+                raise self.wrong(key, f"is unknown; [{name}] has {', '.join(names)}{meant(key, names)}")
 
     def wrong(self, key: str, problem: str) -> ConfigError:
-        return ConfigError(f"{self._path}: [{self._name}] {key}: {problem}")
+        return ConfigError(f"{self._path}: [{self._name}] {key}: {problem}", section=self._name, key=key)
 
     def text(self, key: str, default: str, *, form: re.Pattern[str]) -> str:
         value = self._table.get(key, default)

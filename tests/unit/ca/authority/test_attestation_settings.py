@@ -104,5 +104,5 @@ def test_the_defaults_are_those_of_a_pod(tmp_path: Path) -> None:
 def test_a_mistake_is_named_with_its_place_and_its_remedy(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(ConfigError) as error:
         settings(tmp_path, text.replace('"@"', f'"{certificate_file(tmp_path)}"'))
-    assert str(error.value).startswith(f"{tmp_path / 'ca.toml'}: ")
+    assert str(error.value).startswith(f"{tmp_path / 'ca.toml'}:")
     assert says in str(error.value)
