@@ -16,7 +16,7 @@ RINGFENCE: Final = [sys.executable, "-m", "node_agent.cli.main"]
 
 
 def ringfence(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*RINGFENCE, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=30)
+    return subprocess.run([*RINGFENCE, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120)
 
 
 class Process:

@@ -44,7 +44,7 @@ STATE_DIR: Final = Path(f"/run/ringfence-lab-{LAB_NAME}")
 _LAB: Final = str(ROOT / "scripts" / "lab")
 _ENVIRONMENT: Final = {**os.environ, "RINGFENCE_LAB": LAB_NAME}
 
-DEADLINE_S: Final = 15.0
+DEADLINE_S: Final = 60.0
 """How long a test waits for a thing that takes milliseconds on an idle machine."""
 
 
@@ -208,7 +208,7 @@ class Pod:
             return read_all(connection).decode().split()
 
     def run(
-        self, *command: str, check: bool = True, timeout_s: float = 60.0, stdin: bytes = b""
+        self, *command: str, check: bool = True, timeout_s: float = 180.0, stdin: bytes = b""
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a program in the pod by ``scripts/lab exec`` and wait for it."""
         done = subprocess.run(
@@ -310,7 +310,7 @@ class Mesh:
             self._objects.clear()
             self.lab("delete", *names)
 
-    def lab(self, *arguments: str, check: bool = True, stdin: str = "", timeout_s: float = 60.0) -> str:
+    def lab(self, *arguments: str, check: bool = True, stdin: str = "", timeout_s: float = 180.0) -> str:
         """Run ``scripts/lab`` and return what it printed on standard output."""
         done = subprocess.run(
             [_LAB, *arguments],

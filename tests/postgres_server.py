@@ -25,7 +25,7 @@ from tests.mesh_builder import wait_for
 
 _BINARIES: Final = max(Path("/usr/lib/postgresql").glob("*/bin"))
 _USER: Final = "postgres"  # PostgreSQL refuses to run as root
-_DEADLINE_S: Final = 30.0
+_DEADLINE_S: Final = 60.0
 _ENOUGH_BYTES: Final = 2 * 1024**3
 _HBA: Final = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import pyte
 
-_DEADLINE_S: Final = 20.0
+_DEADLINE_S: Final = 60.0
 
 
 class PtyScreen:

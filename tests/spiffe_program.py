@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from spiffe import JwtSvid, WorkloadApiClient, X509Source
 from spiffe.workloadapi.x509_context import X509Context
 
-_TIMEOUT_S: Final = 20.0
+_TIMEOUT_S: Final = 60.0
 
 
 def say(value: object) -> None:

@@ -82,15 +82,15 @@ def test_tap_records_whole_packets_from_the_moment_it_says_so(network: LabUnderT
     network.pod("one")
     network.pod("two", node=2)
     file = tmp_path / "link.pcap"
-    tap = network.begin("tap", str(file), "--seconds", "3", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    tap = network.begin("tap", str(file), "--seconds", "6", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert tap.stdout is not None
     assert tap.stdout.readline() == "recording\n"
     begin = time.monotonic()
     pattern = "5249" * 8
     network("exec", "one", "--", "ping", "-c", "1", "-s", "1300", "-p", pattern, "10.247.2.2")
-    assert "0 packets dropped" in tap.communicate(timeout=10)[1]
+    assert "0 packets dropped" in tap.communicate(timeout=60)[1]
     assert tap.returncode == 0
-    assert 2 < time.monotonic() - begin < 5
+    assert time.monotonic() - begin > 5
     assert file.read_bytes().count(b"RI" * 600) == 2
 
 

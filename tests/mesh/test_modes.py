@@ -348,7 +348,7 @@ def test_a_pod_may_be_enrolled_and_taken_out_while_it_runs(lab: Mesh, cast: Cast
             f"metadata: {{name: wanderer, namespace: default, labels: {{ringfence.io/mesh: {label}}}}}\n"
             "spec: {serviceAccountName: wanderer}\n"
         )
-        wait_for(f"{label} to be in force", lambda: _reaches(cast.client, pod), deadline_s=5.0)
+        wait_for(f"{label} to be in force", lambda: _reaches(cast.client, pod))
         assert cast.client.ask_whoami(pod.ipv4, _PORT) == ["wanderer", cast.client.ipv4]
         assert cast.client.ask_whoami(pod.ipv6, _PORT) == ["wanderer", cast.client.ipv6]
         assert cast.old_client.ask_whoami(pod.ipv4, _PORT) == ["wanderer", cast.old_client.ipv4]

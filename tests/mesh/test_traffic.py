@@ -271,7 +271,7 @@ def _first_bytes(server: Pod, connect: Callable[[], socket.socket], size: int) -
         connection.sendall(b"hello")
         accepted, _ = listener.accept()
         with accepted:
-            accepted.settimeout(15)
+            accepted.settimeout(60)
             received = b""
             while len(received) < size:
                 received += accepted.recv(size - len(received))

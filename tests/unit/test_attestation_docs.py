@@ -53,7 +53,7 @@ def test_what_openssl_signs_as_shown_is_what_the_agent_shows_and_the_ca_believes
     (tmp_path / "document.json").write_text(json.dumps(document))
     (commands,) = [each for each in blocks("sh") if "openssl" in each]
     shell = ["bash", "-euo", "pipefail", "-c", commands]
-    subprocess.run(shell, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    subprocess.run(shell, cwd=tmp_path, check=True, capture_output=True, timeout=120)
 
     text = next(each for each in blocks("toml") if "certificate_file" in each)
     (tmp_path / "ca.toml").write_text(text.replace("/etc/ringfence", str(tmp_path)))

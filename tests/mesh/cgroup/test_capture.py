@@ -206,7 +206,7 @@ def test_a_program_that_listens_on_all_addresses_is_reached_through_the_agent_al
         assert not _reaches(old, node.ipv6, _PORT)
         assert not _reaches(node, node.ipv4, _PORT), "neither from the node itself"
         # Judged by the policies of the neighbour, so nothing for the server.
-        with client.connect(neighbour.ipv4, _PORT, timeout_s=15) as connection, pytest.raises(ConnectionResetError):
+        with client.connect(neighbour.ipv4, _PORT, timeout_s=60) as connection, pytest.raises(ConnectionResetError):
             connection.recv(1)
         with mesh.applied(_STRICT):
             assert not _is_answered(old, server.ipv4)
@@ -379,7 +379,7 @@ def _rules(netns: Path) -> bytes:
 def test_a_process_of_no_workload_does_not_get_out_by_a_workloads_socket(client: Pod, server: Pod) -> None:
     made = client.inside(socket.socket)
     with made:
-        made.settimeout(5)
+        made.settimeout(60)
         with pytest.raises(ConnectionRefusedError):
             made.connect((server.ipv4, _PORT))
     assert client.cgroup is not None

@@ -151,7 +151,7 @@ async def test_polls_of_federated_trust_domains_that_fail_are_told(
     store.federation.add(nobody, None, check=lambda _: None)
     store.close()
     async with serving(authority):
-        with trio.fail_after(20):
+        with trio.fail_after(30):
             while not (await scraped(authority)).get(
                 "ringfence_ca_federation_failed_polls{trust_domain=other.example}"
             ):

@@ -165,7 +165,7 @@ async def _client(served: ServedBundle) -> AsyncIterator[trio.SSLStream[trio.Soc
 
 async def _answer(stream: trio.SSLStream[trio.SocketStream]) -> bytes:
     received = bytearray()
-    with trio.move_on_after(5):
+    with trio.move_on_after(30):
         while data := await stream.receive_some(65536):
             received += data
     return bytes(received)

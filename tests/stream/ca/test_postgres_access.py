@@ -220,7 +220,7 @@ def test_without_psycopg_the_error_says_how_to_get_it(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=120,
     )
     assert done.returncode == 1
     assert "pip install 'ringfence[postgres]'" in done.stderr

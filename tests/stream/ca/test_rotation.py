@@ -143,7 +143,7 @@ async def test_the_trust_that_is_watched_has_the_new_root_at_once(authority: Aut
         assert isinstance(first, Trust)
         with succession(authority) as found:
             RootSuccession(found).prepare(at=datetime.now(UTC))
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             second = await ask(stream, WatchTrust(version=first.version))
         assert isinstance(second, Trust)
         assert second.own.x509_der[:1] == first.own.x509_der

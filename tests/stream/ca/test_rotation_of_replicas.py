@@ -75,7 +75,7 @@ async def test_what_an_operator_rotates_is_signed_with_by_all_within_seconds(
         finally:
             store.close()
         for port in (first_port, second_port):
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 issuer = ""
                 while issuer != key_id:
                     await trio.sleep(0.1)

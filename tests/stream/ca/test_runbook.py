@@ -27,7 +27,7 @@ ROOT: Final = Path(__file__).parents[3]
 PAGE: Final = (ROOT / "docs/ca.md").read_text()
 RUNBOOK: Final = PAGE.split("\n## Runbook\n")[1].split("\n## ", maxsplit=1)[0]
 THREATS: Final = PAGE.split("\n## Threat model\n")[1].split("\n## ", maxsplit=1)[0]
-_SERVING_S: Final = 20.0
+_SERVING_S: Final = 60.0
 
 # `serve` in the background, until it serves; the other commands as they are, with the configuration of this machine.
 _RINGFENCE: Final = """\
@@ -86,7 +86,7 @@ class Machine:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=120,
         )
         assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
         return done.stdout

@@ -120,7 +120,7 @@ async def test_readiness_says_that_the_clock_may_be_wrong(tmp_path: Path, author
     authority.pod("web", node="node-1", account="web")
     async with serving(authority) as port, agent(tmp_path, authority, port, "node-1", off_by(7200)) as one:
         one.set_wanted(frozenset({workload("web")}))
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while "is this node's clock right" not in one.ready()[1]:
                 await trio.sleep(0.05)
 

@@ -87,6 +87,8 @@ async def test_an_agent_that_starts_before_its_authority_catches_up(tmp_path: Pa
         agent = identities(tmp_path, authority.client(port), token=authority.token("node-1"), wait_s=0.5)
         await nursery.start(agent.run)
         agent.set_wanted(frozenset({workload("web")}))
+        while f"port {port}: Connection refused" not in agent.ready()[1]:
+            await trio.sleep(0.01)
         with pytest.raises(ConnectionFailure) as caught:
             await agent.wait_for(workload("web"))
         assert caught.value.reason is CloseReason.IDENTITY_UNAVAILABLE
@@ -97,7 +99,7 @@ async def test_an_agent_that_starts_before_its_authority_catches_up(tmp_path: Pa
             config=type(authority.config).load(config_file), config_file=config_file, hierarchy=authority.hierarchy
         )
         async with serving(fixed):
-            with trio.fail_after(10.0):
+            with trio.fail_after(30):
                 while not agent.ready()[0]:
                     await trio.sleep(0.05)
             nursery.cancel_scope.cancel()
@@ -112,13 +114,15 @@ async def test_a_workload_that_is_not_placed_here_is_refused_and_the_others_are_
         agent = identities(tmp_path, authority.client(port), token=authority.token("node-1"), wait_s=0.8)
         await nursery.start(agent.run)
         agent.set_wanted(frozenset({workload("web"), workload("cart")}))
+        while agent.current(workload("web")) is None:
+            await trio.sleep(0.01)
         assert (await agent.wait_for(workload("web"))).identity == workload("web")
         with pytest.raises(ConnectionFailure, match="not_scheduled"):
             await agent.wait_for(workload("cart"))
         assert "not_scheduled" in agent.ready()[1]
 
         authority.pod("cart", node="node-1", account="cart")
-        with trio.fail_after(10.0):
+        with trio.fail_after(30):
             while not agent.ready()[0]:
                 await trio.sleep(0.05)
         nursery.cancel_scope.cancel()

@@ -31,6 +31,8 @@ from tests.handshakes import context, shake_hands
 WEB: Final = workload("web")
 CART: Final = workload("cart")
 
+_WAIT_S: Final = 60.0  # identity_wait_s: what is said at once is said in a small part of it
+
 
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
@@ -57,7 +59,7 @@ class Agent:
     dropped: list[SpiffeId] = field(default_factory=list)
 
     async def until(self, look: Callable[[], Any]) -> None:
-        with trio.fail_after(15):
+        with trio.fail_after(30):
             while not look():
                 await trio.sleep(0.01)
 
@@ -87,7 +89,7 @@ async def agent(
         utc_now=utc_now,
         rng=rng,
     )
-    identities = Identities(ca=client, node=node, identity_wait_s=5.0, rng=rng, trust=trust)
+    identities = Identities(ca=client, node=node, identity_wait_s=_WAIT_S, rng=rng, trust=trust)
     watch = TrustWatch(
         ca=client,
         own=lambda: node.own,
@@ -146,7 +148,7 @@ async def test_a_revoked_identity_is_dropped_at_once_and_asked_for_again_when_it
         assert one.identities.current(WEB) is None
         assert one.identities.current(CART) is kept
         with (
-            trio.fail_after(1),
+            trio.fail_after(_WAIT_S / 2),
             pytest.raises(ConnectionFailure, match="is revoked .*: stolen") as caught,
         ):
             await one.identities.wait_for(WEB)
@@ -166,7 +168,9 @@ async def test_a_node_whose_revocation_is_undone_comes_back_by_itself(
     async with serving(authority) as port, agent(tmp_path, authority, port) as one:
         await one.until(lambda: one.identities.current(WEB) is not None and acknowledged(authority))
 
-        await changed(authority, lambda store: store.revocations.revoke_node("node-1", at=datetime.now(UTC), why="typo"))
+        await changed(
+            authority, lambda store: store.revocations.revoke_node("node-1", at=datetime.now(UTC), why="typo")
+        )
         await one.until(lambda: one.identities.status()[0]["serial"] is None)
         await one.until(lambda: "token_invalid" in (one.identities.status()[0]["last_error"] or ""))
         assert "is revoked since" in one.identities.status()[0]["last_error"]
@@ -226,7 +230,7 @@ async def test_an_agent_that_starts_without_the_ca_still_refuses_who_was_revoked
         with pytest.raises(ConnectionFailure) as caught:
             again.trust.require_trusted(WEB, 1)
         assert caught.value.reason is CloseReason.IDENTITY_REVOKED
-        with trio.fail_after(1), pytest.raises(ConnectionFailure, match="revoked"):
+        with trio.fail_after(_WAIT_S / 2), pytest.raises(ConnectionFailure, match="revoked"):
             await again.identities.wait_for(WEB)
 
 

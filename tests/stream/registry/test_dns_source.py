@@ -30,7 +30,7 @@ def _servers(*servers: DnsServer) -> tuple[HostPort, ...]:
 
 
 async def _until(look: Callable[[], bool]) -> None:
-    with trio.fail_after(15):
+    with trio.fail_after(30):
         while not look():
             await trio.sleep(0.01)
 
@@ -139,7 +139,7 @@ async def test_a_source_starts_though_nobody_answers(server: DnsServer) -> None:
     source = DnsSource(servers=_servers(server), draw=lambda: 0.0, on_update=lambda _: None)
     source.want({"api.example"})
     async with trio.open_nursery() as nursery:
-        with trio.fail_after(15):
+        with trio.fail_after(30):
             await nursery.start(source.run)
         assert list(source.objects()) == []
         nursery.cancel_scope.cancel()

@@ -14,7 +14,7 @@ from node_agent.registry import Update
 from node_agent.registry import file_source as module
 from node_agent.registry.file_source import FileSource
 
-PATIENCE_S = 10.0
+PATIENCE_S = 40.0
 
 
 class Told:

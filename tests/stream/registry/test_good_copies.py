@@ -13,7 +13,7 @@ from node_agent.registry import Update
 from node_agent.registry.file_source import FileSource
 from node_agent.registry.good_copies import GoodCopies
 
-PATIENCE_S = 10.0
+PATIENCE_S = 40.0
 DENY = """\
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy

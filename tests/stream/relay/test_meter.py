@@ -12,6 +12,7 @@ from node_agent.frames import FrameType
 from node_agent.relay import Ending
 from tests.background import in_background
 from tests.relay_builder import (
+    DEADLINE_S,
     EOF,
     QUIET_S,
     RelayBench,
@@ -121,7 +122,7 @@ def test_a_reset_of_the_application_is_heard_while_it_waits(bench: RelayBench) -
     meter = _Fixed(_FOR_EVER_S)
     one, other = bench.path(meter=meter)
     one.app.sendall(b"x" * 100_000)
-    assert meter.paused.wait(5)
+    assert meter.paused.wait(DEADLINE_S)
     reset(one.app)
     assert one.finish.wait().ending is Ending.PLAIN_RESET
     assert was_reset(other.app)
@@ -132,7 +133,7 @@ def test_a_reset_at_the_other_end_is_heard_while_it_waits(bench: RelayBench) -> 
     meter = _Fixed(_FOR_EVER_S)
     one, other = bench.path(meter=meter)
     one.app.sendall(b"x")
-    assert meter.paused.wait(5)
+    assert meter.paused.wait(DEADLINE_S)
     assert other.app.recv(1) == b"x"
     reset(other.app)
     assert was_reset(one.app)
@@ -144,7 +145,7 @@ def test_a_reset_of_either_socket_is_heard_while_it_waits(bench: RelayBench, tur
     meter = _Fixed(_FOR_EVER_S)
     joined = bench.plain(meter=meter)
     joined.first.sendall(b"x")
-    assert meter.paused.wait(5)
+    assert meter.paused.wait(DEADLINE_S)
     one, other = (joined.second, joined.first) if turned else (joined.first, joined.second)
     reset(one)
     assert was_reset(other)
@@ -155,7 +156,7 @@ def test_a_cut_is_heard_while_it_waits(bench: RelayBench) -> None:
     meter = _Fixed(_FOR_EVER_S)
     one, other = bench.path(meter=meter)
     one.app.sendall(b"x" * 100_000)
-    assert meter.paused.wait(5)
+    assert meter.paused.wait(DEADLINE_S)
     one.pair.cut(CloseReason.DRAINED)
     assert one.finish.wait().ending is Ending.CUT
     assert was_reset(other.app)
@@ -178,7 +179,7 @@ def test_bytes_already_inside_tls_are_not_forgotten_by_one_that_begins_with_a_pa
     meter._since = time.monotonic()  # somebody else has just used up what there was
     joined = bench.tunnel(start=False, meter=meter)
     joined.peer.send(b"VERDICT!" + data(b"banner") + EOF)
-    joined.tunnel.settimeout(5)
+    joined.tunnel.settimeout(DEADLINE_S)
     assert joined.tunnel.recv(8) == b"VERDICT!"
     joined.tunnel.setblocking(False)
     bench.loop.call_soon(joined.pair.start)

@@ -13,6 +13,7 @@ from node_agent.relay import Ending, Outcome
 from node_agent.relay.loop import ARENA_BYTES
 from tests.background import in_background
 from tests.relay_builder import (
+    DEADLINE_S,
     EOF,
     RESET,
     JoinedTunnel,
@@ -166,7 +167,7 @@ def test_largest_frame(bench: RelayBench) -> None:
 def test_bytes_already_inside_tls_at_the_start_are_not_forgotten(bench: RelayBench) -> None:
     joined = bench.tunnel(start=False)
     joined.peer.send(b"VERDICT!" + data(b"banner") + EOF)
-    joined.tunnel.settimeout(5)
+    joined.tunnel.settimeout(DEADLINE_S)
     assert joined.tunnel.recv(8) == b"VERDICT!"
     joined.tunnel.setblocking(False)
     bench.loop.call_soon(joined.pair.start)
@@ -198,7 +199,7 @@ def test_leftover_survives_an_application_that_reads_late(bench: RelayBench) -> 
     assert outcome.ending is Ending.COMPLETE
     # What the relay did not take out of TLS is still in the tunnel.
     rest = b""
-    joined.tunnel.settimeout(5)
+    joined.tunnel.settimeout(DEADLINE_S)
     while len(outcome.leftover + rest) < len(following):
         rest += joined.tunnel.recv(100)
     assert outcome.leftover + rest == following

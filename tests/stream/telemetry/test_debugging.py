@@ -33,13 +33,13 @@ async def test_a_profile_is_begun_in_every_process_and_fetched_when_it_is_over(t
     others, path = OtherProcesses(), tmp_path / "agent.sock"
     async with serving(debug_routes(ProcessDebugging(), others), path):
         assert (await ask_json(path, "/debug/profile"))["processes"][0]["running"] is False
-        assert await put(path, b'{"seconds": 0.2}') == (200, {"seconds": 0.2})
-        assert (await put(path, b'{"seconds": 0.2}'))[0] == 409
-        assert others.profiled == [0.2]
+        assert await put(path, b'{"seconds": 1}') == (200, {"seconds": 1})
+        assert (await put(path, b'{"seconds": 1}'))[0] == 409
+        assert others.profiled == [1]
         while (answer := await ask_json(path, "/debug/profile"))["processes"][0]["running"]:
             await trio.sleep(0.01)
         own, other = answer["processes"]
-        assert (own["process"], own["seconds"], own["samples"] > 0) == ("agent", 0.2, True)
+        assert (own["process"], own["seconds"], own["samples"] > 0) == ("agent", 1, True)
         assert other == {"process": "worker 1", "asked": "/debug/profile"}
 
 

@@ -155,7 +155,7 @@ async def test_descriptors_arrive_at_a_process_that_has_none_left() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(parent.write)
             for turn in range(2):
-                with trio.fail_after(5):
+                with trio.fail_after(30):
                     async with trio.open_nursery() as receiving:
                         receiving.start_soon(receive)
                         await trio.testing.wait_all_tasks_blocked()  # it has its spare ones

@@ -110,7 +110,7 @@ async def test_workers_are_ready_with_their_state_answer_and_end_when_they_have_
         names = {family.name for family in parent.workers.figures.families(())}
         assert {"ringfence_connections_open", "ringfence_tunnels_idle", "ringfence_process_open_fds"} <= names
         parent.workers.drain()
-        with trio.fail_after(15):
+        with trio.fail_after(30):
             await parent.workers.pods.wait_until_none()
         assert all(map(is_gone, pids))
         assert parent.workers.crashes == 0
@@ -124,7 +124,7 @@ async def test_a_worker_logs_as_it_is_told_also_one_that_is_started_later(
         parent.workers.set_log_levels(LogLevels(level="error", modules={"ringfence.worker": "debug"}))
         os.kill(parent.pids()[0] or 0, signal.SIGKILL)
         said = ""
-        with trio.fail_after(20):
+        with trio.fail_after(30):
             while "the first state is complete" not in said:
                 await trio.sleep(0.01)
                 said += capfd.readouterr().err
@@ -137,7 +137,7 @@ async def test_every_worker_is_profiled_and_looked_into() -> None:
     async with running() as parent:
         await parent.until_ready()
         parent.workers.start_profile(0.2)
-        with trio.fail_after(20):
+        with trio.fail_after(30):
             while True:
                 await parent.workers.refresh(say.Topic.PROFILE)
                 profiles = parent.workers.figures.debugging(say.Topic.PROFILE)
@@ -158,7 +158,7 @@ async def test_a_worker_that_is_killed_is_replaced_and_gets_the_state_of_that_mo
         first, second = parent.pids()
         parent.workers.update(Update(upserts=(pod("late", "10.0.0.1"),)))
         os.kill(first, signal.SIGKILL)
-        with trio.fail_after(20):
+        with trio.fail_after(30):
             while parent.pids()[0] in {first, None}:
                 await trio.sleep(0.01)
         await parent.until_ready()
@@ -183,7 +183,7 @@ async def test_a_worker_that_does_not_answer_keeps_its_last_figures_and_nobody_w
         before = parent.workers.figures.count(RESIDENT_BYTES, worker=1)
         os.kill(first, signal.SIGSTOP)
         try:
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 await parent.workers.refresh(say.Topic.COUNTS)
             assert parent.workers.figures.count(RESIDENT_BYTES, worker=1) == before
         finally:
@@ -212,7 +212,7 @@ def post_start(worker: WorkerProcess) -> None:
 
 
 async def until(said: list[say.Message], kind: type) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(30):
         while not any(isinstance(message, kind) for message in said):
             await trio.sleep(0.01)
 

@@ -81,7 +81,7 @@ def shell(program: str, script: str, environ: dict[str, str], *arguments: str) -
     if program == "zsh":
         command = [executable, "-f", "-c", script, "zsh", *arguments]
     done = subprocess.run(
-        command, env=environ, cwd=environ["HOME"], capture_output=True, text=True, timeout=60, check=False
+        command, env=environ, cwd=environ["HOME"], capture_output=True, text=True, timeout=120, check=False
     )
     return done.stdout
 

@@ -157,7 +157,7 @@ def test_a_terminal_that_is_not_utf_8_gets_what_it_can_show(agent: FakeAgent) ->
         [sys.executable, "-c", program, "workloads", "--agent", str(agent.server_address)],
         env={**os.environ, "PYTHONIOENCODING": "latin-1"},
         capture_output=True,
-        timeout=30,
+        timeout=120,
         check=True,
     )
     assert b"caf\xe9-\\u6f22" in done.stdout

@@ -71,7 +71,7 @@ def test_somebody_who_is_not_root(tmp_path: Path) -> None:
             [sys.executable, "-c", program, str(ROOT), "status", "--agent", str(server.server_address)],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
             check=False,
         )
     assert done.returncode == 1

@@ -36,7 +36,7 @@ except ZeroDivisionError:
 def run_program(*, stdout: int, stderr: int) -> "subprocess.CompletedProcess[bytes]":
     root = Path(__file__).parents[3]
     command = [sys.executable, "-c", _PROGRAM]
-    return subprocess.run(command, cwd=root, check=True, timeout=30, stdout=stdout, stderr=stderr)
+    return subprocess.run(command, cwd=root, check=True, timeout=120, stdout=stdout, stderr=stderr)
 
 
 def test_at_exit_every_access_record_is_on_stdout_and_the_rest_on_stderr() -> None:
