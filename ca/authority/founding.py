@@ -4,8 +4,10 @@ The keys are written first and the certificates last, in one transaction: an
 ``init`` that was cut off leaves no authority, and can be run again.
 """
 
+import re
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
@@ -19,6 +21,8 @@ from ca.authority.records import AuthorityKind, AuthorityRecord, AuthorityState
 from ca.authority.rehearsal import rehearse
 from ca.authority.store import Store
 from ca.csr import PrivateKey, new_key
+
+_IPV4: Final = re.compile(r"[0-9]+(\.[0-9]+){3}", re.ASCII)
 
 
 def create(
@@ -135,7 +139,25 @@ def record_of(
     )
 
 
+def require_constrainable(trust_domain: str) -> None:
+    """Refuse a trust domain that a name constraint can not name for every verifier.
+
+    SPIFFE-ID 2.1 allows it.  But RFC 5280 4.2.1.10: the host of a constrained URI "MUST be specified as a fully
+    qualified domain name"; a leading dot means the hosts below, and Go refuses the others when it reads the chain.
+
+    Raises:
+        AuthorityError: an IP address, or a name with an empty label.
+    """
+    if "" in trust_domain.split(".") or _IPV4.fullmatch(trust_domain):
+        raise AuthorityError(
+            f"[ca] trust_domain = {trust_domain!r} can not be written into the name constraint of an intermediate "
+            "(RFC 5280 4.2.1.10): it must be a name, not an IP address, and not begin or end with a dot or have two in "
+            "a row; write a name such as cluster.local"
+        )
+
+
 def _open_empty(config: AuthorityConfig) -> Store:
+    require_constrainable(config.trust_domain)
     make_private(config.state_dir)
     if isinstance(config.database, Path):
         make_private(config.keys_dir)

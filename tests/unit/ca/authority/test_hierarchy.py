@@ -40,6 +40,13 @@ def test_an_authority_is_never_overwritten(tmp_path: Path) -> None:
     assert load(authority).roots == authority.hierarchy.roots
 
 
+@pytest.mark.parametrize("trust_domain", ["10.0.0.1", ".example", "example.", "a..b"])
+def test_a_trust_domain_that_no_name_constraint_can_name_makes_nothing(tmp_path: Path, trust_domain: str) -> None:
+    with pytest.raises(AuthorityError, match=r"RFC 5280 4\.2\.1\.10"):
+        make_authority(tmp_path, at=AT, trust_domain=trust_domain)
+    assert not (tmp_path / "state").exists()
+
+
 def test_the_state_is_for_its_owner_only_and_holds_no_key_in_clear(tmp_path: Path) -> None:
     config = make_authority(tmp_path, at=AT).config
     assert config.state_dir.stat().st_mode & 0o777 == 0o700
