@@ -3,6 +3,7 @@
 serving --begin--> draining (idle tunnels closed, nothing new) --all ended or deadline--> gone
 """
 
+from math import inf
 from types import TracebackType
 
 import trio
@@ -21,13 +22,13 @@ class Drain:
         for scope in list(self._idle):
             scope.cancel()
 
-    def idle(self) -> "Idle":
-        """A block in which nothing would be lost by stopping; it is cancelled when draining begins.
+    def idle(self, at_most_s: float = inf) -> "Idle":
+        """A block in which nothing would be lost by stopping; it is cancelled when draining begins, or after a time.
 
         The block falls through silently then: its caller sees what it sees when
         there is nothing more to come.
         """
-        return Idle(self)
+        return Idle(self, at_most_s)
 
     def enter(self, scope: trio.CancelScope) -> None:
         """Called by an idle block."""
@@ -45,9 +46,9 @@ class Idle:
 
     __slots__ = ("_drain", "_scope")
 
-    def __init__(self, drain: Drain) -> None:
+    def __init__(self, drain: Drain, at_most_s: float) -> None:
         self._drain = drain
-        self._scope = trio.CancelScope()
+        self._scope = trio.CancelScope(deadline=trio.current_time() + at_most_s)
 
     def __enter__(self) -> None:
         self._scope.__enter__()

@@ -195,6 +195,10 @@ def _control(kind: FrameType, fields: Mapping[str, object]) -> bytes:
     return HEADER.pack(kind << TYPE_SHIFT | len(payload)) + payload
 
 
+_ACCEPTED: Final = Verdict(reason=CloseReason.OK)
+_ACCEPTED_PAYLOAD: Final = encode_verdict(_ACCEPTED)[HEADER_BYTES:]
+
+
 def parse_control_header(header: bytes, expected: FrameType) -> int:
     """Return the payload length of a control frame of the ``expected`` type."""
     (word,) = HEADER.unpack(header)
@@ -226,6 +230,8 @@ def decode_verdict(payload: bytes) -> Verdict:
     A reason that this version does not know is a refusal for an unknown
     reason, never an acceptance.
     """
+    if payload == _ACCEPTED_PAYLOAD:
+        return _ACCEPTED  # nearly always: what OPEN asks for is granted, in words that are always the same
     fields = _fields(payload, "VERDICT")
     reason = _text(fields, "reason", 64)
     detail = _text(fields, "detail", 1024)

@@ -157,9 +157,12 @@ class Inbound:
         ``fresh_since`` is when the tunnel was accepted, until it has carried its first connection.
         """
         first = fresh_since is not None
+        patience_s = self._server.patience_s(first=first)
         try:
-            with self._drain.idle():
-                return await self._server.next_open(tunnel, first=first)
+            with self._drain.idle(patience_s):
+                return await self._server.next_open(tunnel)
+            if not self._drain.begun.is_set():
+                raise ConnectionFailure(CloseReason.OPEN_TIMEOUT, f"nothing was asked for {patience_s:g} s")
         except TunnelLost as lost:
             if lost.within_frame:
                 self._record_refusal(pod, peer, lost, began_at=fresh_since, proven=tunnel.peer.identity)

@@ -152,4 +152,4 @@ class _RecordHandler(QueueingHandler):
     """Takes access records many at a time, too (outlet.py)."""
 
     def emit_lines(self, texts: Sequence[str]) -> None:
-        self._writer.write(("\n".join(texts) + "\n").encode("ascii"), lines=len(texts))
+        self._writer.write(("\n".join(texts) + "\n").encode("utf-8", "backslashreplace"), lines=len(texts))

@@ -23,6 +23,8 @@ class RecordOutlet:
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
+        self._handlers: list[logging.Handler] = []  # those that ``_takers`` was made of
+        self._takers: list[TakesLines] | None = []
         self._recent: Final = RecentRecords()
         self._archive: Final = RecordArchive()
 
@@ -49,16 +51,32 @@ class RecordOutlet:
         """The same for many that ended well; ``again(begin, end)`` gives ``texts[begin:end]`` once more, later."""
         self._recent.add_all(texts, CloseReason.OK)
         self._archive.add_all(texts, again)
-        handlers = self._logger.handlers
-        if self._logger.propagate or not all(isinstance(each, TakesLines | logging.NullHandler) for each in handlers):
-            for text in texts:
-                self.write(text)
-            return
-        for each in handlers:
-            if isinstance(each, TakesLines):
-                each.emit_lines(texts)
+        self._write_all(texts)
 
     def write(self, text: str) -> None:
         """Write it."""
-        # Not Logger.info(): looking for the calling line costs more than all of the rest.
-        self._logger.handle(logging.LogRecord(self._logger.name, logging.INFO, "", 0, text, None, None))
+        self._write_all((text,))
+
+    def _write_all(self, texts: Sequence[str]) -> None:
+        takers = None if self._logger.propagate else self._who_takes_lines()
+        if takers is None:
+            for text in texts:
+                # Not Logger.info(): looking for the calling line costs more than all of the rest.
+                self._logger.handle(logging.LogRecord(self._logger.name, logging.INFO, "", 0, text, None, None))
+            return
+        for each in takers:  # a LogRecord and the way through a Handler cost more than to make the text
+            each.emit_lines(texts)
+
+    def _who_takes_lines(self) -> list[TakesLines] | None:
+        """The handlers; None if one of them wants LogRecords."""
+        handlers = self._logger.handlers
+        if handlers != self._handlers:
+            takers: list[TakesLines] = []
+            others = 0
+            for each in handlers:
+                if isinstance(each, TakesLines):
+                    takers.append(each)
+                elif not isinstance(each, logging.NullHandler):
+                    others += 1
+            self._handlers, self._takers = list(handlers), None if others else takers
+        return self._takers

@@ -44,7 +44,7 @@ class _Lines(logging.Handler):
         self.records.append(json.loads(record.getMessage()))
 
     def emit_lines(self, texts: list[str]) -> None:
-        self.many += len(texts)
+        self.many += len(texts) if len(texts) > 1 else 0
         self.records.extend(map(json.loads, texts))
 
 
