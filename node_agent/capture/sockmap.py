@@ -107,7 +107,9 @@ class KernelSockmap:
             pass
 
     def close(self) -> None:
-        """Close our descriptors; every pair must have ended before."""
+        """Close our descriptors; every pair must have ended before, unless everything ends."""
+        for each in self._flows.values():
+            each.release()
         self._words.release()
         self._memory.close()
         self._ring.close()

@@ -88,6 +88,11 @@ class SockmapPair:
         return self._down.moved_bytes
 
     @property
+    def is_joined(self) -> bool:
+        """Whether the kernel knows of it; it may be that it relays nothing of it now."""
+        return self._joined is not None
+
+    @property
     def is_half_closed(self) -> bool:
         """Whether exactly one direction has ended."""
         return self._up.ended != self._down.ended
