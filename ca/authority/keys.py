@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ca.authority.durable import durable_file
 from ca.authority.errors import AuthorityError
+from ca.authority.memory import keep_in_memory
 from ca.csr import PrivateKey, key_to_pem
 
 _MIN_PASSPHRASE_BYTES: Final = 16  # PKCS8 stretches it with 2048 rounds only: it must be random, not remembered
@@ -28,11 +29,12 @@ _GROUP_AND_WORLD: Final = 0o077
 def ask_passphrase(path: Path | None, *, what: str = "the passphrase of the signing keys", new: bool = False) -> bytes:
     """Read the passphrase from its file, or ask for it, if there is none and somebody sits at a terminal.
 
-    A ``new`` one is asked for twice.
+    A ``new`` one is asked for twice.  From now on this process leaves no core dump: what the passphrase opens is in it.
 
     Raises:
         AuthorityError: as ``read_passphrase``; or what was typed is not usable, or not the same twice.
     """
+    keep_in_memory()
     if path is not None or not sys.stdin.isatty():
         return read_passphrase(path)
     passphrase = getpass.getpass(f"{what}: ").encode()

@@ -4,6 +4,7 @@ import os
 import pty
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,20 @@ def test_the_server_asks_at_a_terminal_too(config: str, tmp_path: Path) -> None:
         assert (code, "can not listen" in screen) == (1, True), screen
     code, screen = at_a_terminal(["ca", "serve", "--config", config], TYPED + "?")
     assert (code, "wrong passphrase" in screen) == (1, True), screen
+
+
+def test_who_knows_the_passphrase_leaves_no_core_dump(tmp_path: Path) -> None:
+    file = tmp_path / "passphrase"
+    file.touch(mode=0o600)
+    file.write_text(TYPED)
+    script = (
+        "import ctypes, sys; from pathlib import Path; from ca.authority.keys import ask_passphrase\n"
+        "ask_passphrase(Path(sys.argv[1])); print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"  # PR_GET_DUMPABLE
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(file)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.stdout == "0\n", done.stderr
 
 
 def test_without_a_terminal_nobody_is_asked(config: str) -> None:
