@@ -172,7 +172,7 @@ class Connects:
             self._dirty |= {
                 name
                 for name, outcomes in self._outcomes.items()
-                if not all(each.decision.is_settled for each in outcomes.values())
+                if not all(each.decision.is_settled and each.why != _FULL for each in outcomes.values())
             }
             while self._dirty:
                 self._bring_up_to_date(self._dirty.pop(), trio.current_time())

@@ -2,6 +2,7 @@
 
 import socket
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -62,6 +63,11 @@ class _Ground:
     def run(self, work: Callable[[], T]) -> T:
         """In a process of the workload."""
         return in_cgroup(self.cgroup, self.netns, work)
+
+    def close(self) -> None:
+        for each in self.balancing.filed:
+            self.balancing.withdraw(each, 0.0)
+        self.balancing.close()
 
     def file(self, *weights: float, version: int = 4) -> bool:
         return self.balancing.file(_SERVICE[version], _shares(version, *weights), time.monotonic())
@@ -152,16 +158,11 @@ def ground(request: pytest.FixtureRequest, loaded: Path, netns: Path) -> Iterato
             link_hook(Pins(loaded), "test", hook(name), cgroup)
         stack.callback(pins.remove_tree, Pins(loaded).links / "test")
         balancing = KernelBalancing(loaded, feature=feature)
-        stack.callback(balancing.close)
-        stack.callback(_withdraw_all, balancing)
         balancing.keep(valid_s=_LONG_S)
         listeners = {ip: stack.enter_context(_listener(netns, ip)) for ips in _ENDPOINTS.values() for ip in ips}
-        yield _Ground(mode=mode, root=loaded, cgroup=cgroup, netns=netns, balancing=balancing, listeners=listeners)
-
-
-def _withdraw_all(balancing: KernelBalancing) -> None:
-    for each in balancing.filed:
-        balancing.withdraw(each, 0.0)
+        made = _Ground(mode=mode, root=loaded, cgroup=cgroup, netns=netns, balancing=balancing, listeners=listeners)
+        stack.callback(made.close)
+        yield made
 
 
 def _listener(netns: Path, ip: str) -> socket.socket:
@@ -221,3 +222,112 @@ def test_each_endpoint_gets_its_share_and_the_program_sees_the_cluster_ip(ground
         "missed": 0,
     }
     wait_for("nothing to be remembered", lambda: ground.entries("originals") == ground.entries("flows") == 0)
+
+
+def test_nobody_there_is_refused_at_once_and_what_is_not_filed_goes_to_the_agent(ground: _Ground) -> None:
+    for version in (4, 6):
+        assert ground.file(version=version)
+    asked = [_SERVICE[4].ip, _SERVICE[6].ip, f"::ffff:{_SERVICE[4].ip}"]
+
+    def errors() -> list[str]:
+        """Of TCP to each, to a port that is no service, and of UDP, which nobody refuses."""
+        found = []
+        for ip in asked:
+            for port in (80, 81):
+                try:
+                    _connect(ip, port).close()
+                except OSError as error:
+                    found.append(type(error).__name__)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.connect((_ENDPOINTS[4][0], 80))
+            found.append(str(udp.getpeername()))
+        return found
+
+    before = ground.balancing.counters()["refused"]
+    # There is no agent in this test: what goes to it is refused, too, but not counted.
+    assert ground.run(errors) == ["ConnectionRefusedError"] * 6 + [str((_ENDPOINTS[4][0], 80))]
+    assert ground.balancing.counters()["refused"] == before + 3
+    assert not ground.accepted()
+    for version in (4, 6):
+        assert ground.file(1.0, version=version)
+    assert ground.run(errors) == ["ConnectionRefusedError"] * 3 + [str((_ENDPOINTS[4][0], 80))]
+    assert ground.accepted() == {_ENDPOINTS[4][0]: 2, _ENDPOINTS[6][0]: 1}
+
+
+def test_a_change_under_load_fails_no_connect(ground: _Ground) -> None:
+    """Each connect finds the old endpoints or the new ones, never half of each, and never another service's."""
+    other = OriginalDestination("10.96.7.8", 80)  # whose rows are in the places of the service's old ones
+    nobody: Shares = ()
+    enough = 3000
+
+    def work() -> tuple[int, int]:
+        good = bad = 0
+        while good + bad < enough:
+            try:
+                with _connect(_SERVICE[4].ip, 80):
+                    good += 1
+            except OSError:
+                bad += 1
+        return good, bad
+
+    assert ground.file(1.0)
+    results: list[tuple[int, int]] = []
+    before = ground.balancing.counters()
+    client = threading.Thread(target=lambda: results.append(ground.run(work)))
+    client.start()
+    changes = 0
+    while client.is_alive():
+        changes += 1
+        weights = [1.0 if (changes + place) % 3 else 0.0 for place in range(3)]
+        assert ground.file(*weights)
+        assert ground.balancing.file(other, nobody if changes % 2 else _shares(4, 1.0), time.monotonic())
+        ground.accepted()
+        time.sleep(0.001)  # what is given back rests for a second
+    client.join()
+    assert results == [(enough, 0)]
+    assert changes > 10
+    after = ground.balancing.counters()
+    assert after["balanced"] - before["balanced"] == enough
+    assert after["refused"] == before["refused"]
+
+
+def test_an_agent_finds_what_the_one_before_it_has_filed(ground: _Ground) -> None:
+    for version in (4, 6):
+        assert ground.file(1.0, 2.0, version=version)
+    before = ground.balancing.filed
+    ground.balancing.close()
+    feature = CAPTURE if ground.mode == "cgroup" else INPOD
+
+    def ask() -> str:
+        with _connect(_SERVICE[4].ip, 80) as connection:
+            return str(connection.getpeername())
+
+    assert ground.run(ask)
+    ground.balancing = KernelBalancing(ground.root, feature=feature)
+    assert ground.balancing.filed == before == frozenset(_SERVICE.values())
+    assert ground.run(ask)
+    assert ground.file(0.0, 0.0, 1.0)
+    ground.accepted()
+    assert ground.run(ask)
+    assert ground.accepted() == {_ENDPOINTS[4][2]: 1}
+    ground.balancing.withdraw(_SERVICE[6], time.monotonic())
+    assert ground.entries("balanced") == 1
+
+    # What nobody looks after is not believed for ever.
+    counted = ground.balancing.counters()["missed"]
+    ground.balancing.keep(valid_s=0.0)
+    with pytest.raises(ConnectionRefusedError):  # by the way to the agent, which is not there
+        ground.run(ask)
+    assert ground.balancing.counters()["missed"] == counted + 1
+    ground.balancing.keep(valid_s=_LONG_S)
+    assert ground.run(ask)
+
+
+def test_a_service_that_finds_no_room_is_left_to_the_agent(ground: _Ground) -> None:
+    rows = abi().constants["MAX_BALANCE_ROWS"]
+    many = tuple((EndpointAddress(_ENDPOINTS[4][0], 1 + number), 1.0) for number in range(rows))
+    assert ground.file(1.0)
+    assert not ground.balancing.file(OriginalDestination("10.96.8.8", 80), many, time.monotonic())
+    assert not ground.balancing.file(_SERVICE[4], many, time.monotonic())
+    assert ground.balancing.filed == frozenset()
+    assert ground.entries("balanced") == 0
