@@ -8,7 +8,11 @@ scripts/bench -> cli.py          arguments, rounds, files
                  certificates.py their mutual TLS
                  measures.py     one function a measure: load, and what it cost the peer
                  memory.py       idle, and with many idle connections
+                 alone.py        the measures that are processes of their own, of which the next ones are some
                  registry_scale.py  the registry, without network
+                 connects.py     what BPF adds to a connect, beside netfilter
+                 lane.py         the same-node lane, in a lab of its own
+                 sockmap.py      plaintext relayed by the kernel, in a lab of its own
                  accounting.py   CPU and memory of processes, from /proc
                  load.c          the load that no public tool makes
                  targets.py      the ratios that Ringfence is to reach

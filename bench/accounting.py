@@ -56,6 +56,11 @@ def memory(pid: int) -> Memory:
     return Memory(rss_bytes=rss, pss_bytes=pss)
 
 
+def own_rss_mb() -> float:
+    """Of this process and what it has started."""
+    return memory(os.getpid()).rss_bytes / 1e6
+
+
 def _stat(pid: int) -> list[str]:
     """From field 3 (state) on; empty if the process has gone."""
     try:

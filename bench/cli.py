@@ -13,22 +13,21 @@ from types import FrameType
 from typing import Any, Final
 
 from bench import certificates, machine, measures, memory, peers, report, targets, wire, workers
+from bench.alone import ALONE, TAKE_LONG, measure, what_is
 from bench.peers import PEERS, Peer
 from bench.testbed import ROOT, BenchError, Testbed, require_tools, say
 
 _VENV: Final = ROOT / ".bench-venv"
-_ALONE: Final = {
-    "registry": ("bench.registry_scale", "10,000 services, 100,000 endpoints, 5,000 policies"),
-    "policies": ("bench.policy_scale", "5,000 authorization policies, in five shapes"),
-    "issuing": ("bench.issuing", "the authority's certificates a second"),
-    "storm": ("bench.storm", "1,000 agents that come back at once, and 2,048 silent connections"),
-    "start": ("bench.agent_start", "an agent with 200 identities"),
-    "simulator": ("bench.simulator", "each balancing policy while endpoints fail: a model, no network"),
-}  # each is a process of its own that prints its figures
-_ONCE: Final = ("memory", "workers", *_ALONE)  # after the rounds; they hardly vary, or take long
+_ONCE: Final = ("memory", "workers", *ALONE)  # after the rounds; they hardly vary, or take long
 _MEASURES: Final = (*measures.MEASURES, *_ONCE)
-_FULL: Final = {"rounds": 5, "seconds": 2.0, "idle_connections": 10_000}
-_QUICK: Final = {"rounds": 1, "seconds": 1.0, "idle_connections": 1_000}
+_FULL: Final = {"rounds": 5, "seconds": 2.0, "idle_connections": 10_000, "turns": 15, "only": list(_MEASURES)}
+_QUICK: Final = {
+    "rounds": 1,
+    "seconds": 1.0,
+    "idle_connections": 1_000,
+    "turns": 3,
+    "only": [each for each in _MEASURES if each not in TAKE_LONG],
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -41,6 +40,9 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     began = time.monotonic()
+    left_out = [name for name in _MEASURES if name not in options.only]
+    if left_out:
+        say(f"left out: {', '.join(left_out)}; --only {','.join(left_out)} measures them")
     try:
         require_tools()
         result = _Run(options).result()
@@ -71,19 +73,20 @@ class _Run:
     def result(self) -> dict[str, Any]:
         options = self._options
         envoy = _envoy_binary() if "envoy" in options.peers else None
-        if set(options.only) - set(_ALONE):
+        if set(options.only) - set(ALONE):
             with Testbed(mesh="ringfence" in options.peers, plain=set(options.peers) != {"ringfence"}) as testbed:
                 described = machine.describe(testbed, envoy_binary=envoy)
                 self._with_network(testbed, envoy)
                 commands = testbed.commands()
         else:
             described, commands = machine.describe(None, envoy_binary=None), []
-        for name in _ALONE:
+        for name in ALONE:
             if name in options.only:
                 self._alone(name)
         return {
             "machine": described,
             "options": {"rounds": options.rounds, "seconds_a_load": options.seconds, "peers": options.peers},
+            "left_out": [name for name in _MEASURES if name not in options.only],
             "targets": targets.judge(self._samples),
             "measures": report.summary(self._samples),
             "handshakes": self._handshakes,
@@ -131,8 +134,7 @@ class _Run:
         try:
             figures = run()
         except BenchError as exc:
-            self._failures.append(f"{name}: {exc}")
-            say(f"FAILED: {name}: {exc}")
+            self._failed(name, exc)
             return
         self._take(name, peer.name, figures)
 
@@ -142,13 +144,15 @@ class _Run:
             series.setdefault(figure, []).append(value)
 
     def _alone(self, name: str) -> None:
-        module, what = _ALONE[name]
-        say(f"{name}: {what}")
-        done = subprocess.run([sys.executable, "-m", module], cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            self._failures.append(f"{name}: {done.stderr.strip()[-500:]}")
-            return
-        self._take(name, "ringfence", json.loads(done.stdout))
+        say(f"{name}: {what_is(name)}")
+        try:
+            self._samples[name] = measure(name, vars(self._options))
+        except BenchError as exc:
+            self._failed(name, exc)
+
+    def _failed(self, name: str, why: BenchError) -> None:
+        self._failures.append(f"{name}: {why}")
+        say(f"FAILED: {name}: {why}")
 
 
 def _write(result: dict[str, Any], directory: Path) -> None:
@@ -186,9 +190,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", metavar="DIR", help="bench/results")
     parser.add_argument("--quick", action="store_true", help="one round of short loads, fewer idle connections")
-    parser.add_argument("--only", type=partial(_list, _MEASURES), default=list(_MEASURES), metavar="MEASURE,...")
+    parser.add_argument("--only", type=partial(_list, _MEASURES), metavar="MEASURE,...", help=", ".join(_MEASURES))
     parser.add_argument("--peers", type=partial(_list, PEERS), default=list(PEERS), metavar="PEER,...")
     parser.add_argument("--rounds", type=int, metavar="N", help="interleaved rounds (5)")
     parser.add_argument("--seconds", type=float, metavar="S", help="length of one load (2)")
+    parser.add_argument("--turns", type=int, metavar="N", help="of 200 connects, for capture and connectlb (15)")
     parser.add_argument("--idle-connections", type=int, metavar="N", help="for memory (10000)")
     return parser

@@ -4,6 +4,7 @@
  *   load echo PORT                              serve: send back what comes
  *   load conns HOST PORT SECONDS CONCURRENCY    HTTP GET, one a connection, to the end of the connection
  *   load pingpong HOST PORT SECONDS BYTES       one connection, one message under way
+ *   load messages HOST PORT SECONDS CONNECTIONS  the same on many, 64 bytes
  *   load connects HOST PORT COUNT FD        for each byte read: COUNT times connect, accept it at the listener FD, close
  *   load hold HOST PORT COUNT CONCURRENCY       open COUNT, one byte there and back on each, hold until stdin ends
  *
@@ -16,6 +17,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -257,6 +259,49 @@ static int pingpong(const struct sockaddr_in *to, double seconds, int bytes) {
     return 0;
 }
 
+/* --- messages on many connections ---------------------------------------------- */
+
+#define MESSAGE_BYTES 64
+
+static void send_message(int fd) {
+    if (send(fd, chunk, MESSAGE_BYTES, MSG_NOSIGNAL) != MESSAGE_BYTES)
+        die("send");
+    begun_at[fd] = now_us();
+    reply_bytes[fd] = 0;
+}
+
+static int messages(const struct sockaddr_in *to, double seconds, int connections) {
+    struct epoll_event events[EVENTS];
+    double start = now_us(), last = start;
+    for (int i = 0; i < connections; i++) {
+        int fd = begin_connect(to);
+        struct pollfd up = {.fd = fd, .events = POLLOUT};
+        if (poll(&up, 1, 20000) != 1 || !connected(fd))
+            die("connect");
+        watch(fd, EPOLLIN, EPOLL_CTL_MOD);
+        send_message(fd);
+    }
+    while (last < start + seconds * 1e6) {
+        int ready = epoll_wait(epoll_fd, events, EVENTS, 20000);
+        if (!ready)
+            die("nothing comes back");
+        for (int i = 0; i < ready; i++) {
+            int fd = events[i].data.fd;
+            ssize_t got = recv(fd, chunk, MESSAGE_BYTES - reply_bytes[fd], 0);
+            if (got <= 0)
+                die("recv");
+            reply_bytes[fd] += got;
+            if (reply_bytes[fd] < MESSAGE_BYTES)
+                continue;
+            last = now_us();
+            add_sample(last - begun_at[fd]);
+            send_message(fd);
+        }
+    }
+    print_samples((last - start) / 1e6, 0);
+    return 0;
+}
+
 /* --- connects ------------------------------------------------------------------ */
 
 /* Client and acceptor are one: connect(2) returns when the kernel has done the handshake with itself, and nobody has to be
@@ -341,6 +386,8 @@ int main(int argc, char **argv) {
             return conns(&to, atof(argv[4]), atoi(argv[5]));
         if (!strcmp(argv[1], "pingpong"))
             return pingpong(&to, atof(argv[4]), atoi(argv[5]));
+        if (!strcmp(argv[1], "messages"))
+            return messages(&to, atof(argv[4]), atoi(argv[5]));
         if (!strcmp(argv[1], "connects"))
             return connects(&to, atoi(argv[4]), atoi(argv[5]));
         if (!strcmp(argv[1], "hold"))

@@ -102,6 +102,20 @@ def fairness(testbed: Testbed, peer: Peer, seconds: float) -> Figures:
     }
 
 
+def messages(testbed: Testbed, peer: Peer, seconds: float) -> Figures:
+    """Messages of 64 bytes, there and back, on 64 connections that stay open; not a measure by itself."""
+    host, port = peer.target("echo")
+    before = accounting.cpu_s(peer.processes().values())
+    report = _load(testbed, peer, "messages", host, str(port), str(seconds), "64")
+    cpu_s = accounting.cpu_s(peer.processes().values()) - before
+    return {
+        "requests_per_s": report["per_second"],
+        "p50_us": report["p50_us"],
+        "p99_us": report["p99_us"],
+        "cpu_s_per_10k_requests": cpu_s / report["count"] * 10_000,
+    }
+
+
 MEASURES: Final[Mapping[str, Callable[[Testbed, Peer, float], Figures]]] = {
     "latency": latency,
     "rps64": rps64,

@@ -58,11 +58,14 @@ class Direct:
 
 
 class Ringfence:
-    """The client connects to the application and is captured; agents on both nodes."""
+    """The client connects to the application and is captured; agents on both nodes.
 
-    def __init__(self, testbed: Testbed) -> None:
+    ``server`` may be a pod outside of the mesh, which the agent relays to in plaintext.
+    """
+
+    def __init__(self, testbed: Testbed, *, server: str = "rf-server") -> None:
         self.name = "ringfence"
-        self.client, self.server = testbed.pods["rf-client"], testbed.pods["rf-server"]
+        self.client, self.server = testbed.pods["rf-client"], testbed.pods[server]
         self.tls_port: int | None = 15008
         self._testbed = testbed
         self._pids = self._find()
@@ -74,8 +77,8 @@ class Ringfence:
         return self._pids
 
     def restart(self) -> None:
-        for agent in ("agent-1", "agent-2"):
-            self._testbed.lab("restart", agent)
+        for node in sorted({self.client.node, self.server.node}):
+            self._testbed.lab("restart", f"agent-{node}")
         self._pids = self._find()
 
     def _find(self) -> dict[str, int]:

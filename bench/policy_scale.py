@@ -21,9 +21,9 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Final
 
+from bench import accounting
 from ca.manifests import AuthorizationPolicy, parse_object
 from ca.spiffe import SpiffeId
 from node_agent import process
@@ -55,7 +55,7 @@ def main() -> None:
 def _measure(policies: Iterator[AuthorizationPolicy], requests: list[Request]) -> dict[str, float]:
     held = {ObjectName(each.namespace, each.name): each for each in policies}
     gc.collect()
-    before_mb = _rss_mb()
+    before_mb = accounting.own_rss_mb()
     engine = PolicyEngine()
     engine.apply(held)
     engine.decide(requests[0])  # what is compiled for a destination is compiled once
@@ -70,7 +70,7 @@ def _measure(policies: Iterator[AuthorizationPolicy], requests: list[Request]) -
 
     warm_us = min(_seconds(decide_all) for _ in range(3)) * 1e6 / len(requests)
     gc.collect()
-    memory_mb = _rss_mb() - before_mb
+    memory_mb = accounting.own_rss_mb() - before_mb
     process.tidy_up()  # as the agent does when it has loaded what there is
     changes_ms = sorted(_change_ms(engine, held, requests) for _ in range(_CHANGES))
     return {
@@ -204,13 +204,6 @@ _SHAPES: Final[dict[str, _Shape]] = {
     "one_prefix": (_one_prefix, lambda count: _requests(count, destinations=1, clients=count)),
     "mixed": (_mixed, lambda count: _requests(count, destinations=count, namespaces=_NAMESPACES, clients=count)),
 }
-
-
-def _rss_mb() -> float:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise AssertionError("no VmRSS")
 
 
 if __name__ == "__main__":

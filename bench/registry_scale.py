@@ -15,9 +15,9 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Final, TypeVar
 
+from bench import accounting
 from ca.manifests import (
     EndpointSlice,
     ManifestObject,
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--endpoints", type=int, default=100_000)
     parser.add_argument("--policies", type=int, default=5_000)
     sizes = parser.parse_args()
-    baseline_mb = _rss_mb()
+    baseline_mb = accounting.own_rss_mb()
     registry = Registry("cluster.local")
     began = time.perf_counter()
     each = sizes.endpoints // sizes.services
@@ -58,7 +58,7 @@ def main() -> None:
         for port in registry.service_ports(ObjectName(service.namespace, service.name)):
             registry.endpoints(port, 4)  # made at the first question, then kept: part of what it takes
     gc.collect()
-    figures = {"load_s": load_s, "rss_mb": _rss_mb(), "rss_before_mb": baseline_mb}
+    figures = {"load_s": load_s, "rss_mb": accounting.own_rss_mb(), "rss_before_mb": baseline_mb}
     figures |= _lookups(registry, services=sizes.services, endpoints=sizes.services * each)
     figures |= _changes(registry, services=sizes.services, each=each)
     json.dump(figures, sys.stdout)
@@ -180,13 +180,6 @@ def _changes(registry: Registry, *, services: int, each: int) -> dict[str, float
             assert ready.count(False) == (0 if down is None else 1)
     took_ms.sort()
     return {"change_ms": took_ms[-1], "change_p50_ms": took_ms[len(took_ms) // 2]}
-
-
-def _rss_mb() -> float:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise AssertionError("no VmRSS")
 
 
 if __name__ == "__main__":

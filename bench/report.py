@@ -21,6 +21,10 @@ _TITLES: Final = {
     "start": "Start of an agent with 200 identities",
     "simulator": "What clients feel while endpoints fail, policy by policy (a model)",
     "workers": "Workers: 1 against 2",
+    "capture": "A connect with cgroup capture, with iptables REDIRECT, and direct",
+    "connectlb": "A connect to a cluster IP: chosen at connect, iptables DNAT; and direct",
+    "lane": "The same-node lane, and direct",
+    "sockmap": "Plaintext on an agent: relayed by the kernel (ringfence), and by the agent (relay)",
 }
 
 
@@ -51,6 +55,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     """The targets, then every figure, then the machine."""
     parts = ["# Benchmark", "", _machine_line(result["machine"]), "", "## Targets", ""]
     parts += _targets_table(result["targets"])
+    if result["left_out"]:
+        parts += ["", f"Left out of this run: {', '.join(result['left_out'])}."]
     for measure, peers in result["measures"].items():
         parts += ["", f"## {_TITLES.get(measure, measure)}", "", *_figures_table(peers)]
     if result["failures"]:
@@ -91,7 +97,7 @@ def _targets_table(targets: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _figures_table(peers: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    names = [name for name in PEERS if name in peers]
+    names = sorted(peers, key=lambda name: PEERS.index(name) if name in PEERS else len(PEERS))
     figures = list(dict.fromkeys(figure for name in names for figure in peers[name]))
     rows = [["median (least to greatest)", *names]]
     for figure in figures:

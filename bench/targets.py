@@ -1,9 +1,9 @@
-"""The targets: what Ringfence is to reach, against the better of Envoy and HAProxy in the same run.
+"""The targets: what Ringfence is to reach, against the better of Envoy and HAProxy in the same run, or something else.
 
 A ratio says how Ringfence's figure relates to its reference: the better rival's
-median, or the limit itself where the target is absolute (memory, registry); there,
-``must`` is 1.  Where more is better a target is met from its figure upwards, else
-from its figure downwards.
+median, that of the peer that the target names, or the limit itself where the target
+is absolute (memory, registry); there, ``must`` is 1.  Where more is better a target
+is met from its figure upwards, else from its figure downwards.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,116 +11,77 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
 
-RIVALS: Final = ("envoy", "haproxy")
+Peers = tuple[str, ...]
+RIVALS: Final[Peers] = ("envoy", "haproxy")
+_DIRECT: Final[Peers] = ("direct",)
+_IPTABLES: Final[Peers] = ("iptables",)
+_RELAY: Final[Peers] = ("relay",)
 Samples = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 """measure > peer > figure > one value a round"""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Target:
-    """``limit``: the absolute one that ``must`` and ``stretch`` are given in units of; None: the better rival."""
+    """``figure`` is MEASURE.FIGURE.
+
+    ``limit``: the absolute one that ``must`` and ``stretch`` are in units of; None: the better one of ``against``.
+    """
 
     name: str
-    measure: str
     figure: str
     must: float
     stretch: float
-    more_is_better: bool = False
+    more_is_better: bool
     limit: float | None = None
+    against: Peers = RIVALS
+
+
+def _at_most(name: str, figure: str, must: float, stretch: float, against: Peers = RIVALS) -> Target:
+    return Target(name, figure, must, stretch, more_is_better=False, against=against)
+
+
+def _at_least(name: str, figure: str, must: float, stretch: float, against: Peers = RIVALS) -> Target:
+    return Target(name, figure, must, stretch, more_is_better=True, against=against)
+
+
+def _limit(name: str, figure: str, limit: float, *, stretch: float, more_is_better: bool = False) -> Target:
+    """``stretch`` is in the unit of the limit."""
+    return Target(name, figure, 1.0, stretch / limit, more_is_better=more_is_better, limit=limit)
 
 
 TARGETS: Final = (
-    Target(name="latency p50, 1 connection", measure="latency", figure="p50_us", must=1.0, stretch=0.9),
-    Target(
-        name="requests/s, 64 connections",
-        measure="rps64",
-        figure="requests_per_s",
-        must=1.0,
-        stretch=1.2,
+    _at_most("latency p50, 1 connection", "latency.p50_us", 1.0, 0.9),
+    _at_least("requests/s, 64 connections", "rps64.requests_per_s", 1.0, 1.2),
+    _at_most("p99, 64 connections", "rps64.p99_us", 1.0, 0.8),
+    _at_least("new connections/s", "conns.connections_per_s", 2.0, 3.0),
+    _at_least("bulk Gbit/s, up", "bulk.up_gbit_per_s", 1.0, 1.2),
+    _at_least("bulk Gbit/s, down", "bulk.down_gbit_per_s", 1.0, 1.2),
+    _at_most("p99 of a ping-pong under bulk load", "fairness.p99_us", 1.0, 0.7),
+    _at_most("CPU per GB", "bulk.cpu_s_per_gb", 1.0, 0.8),
+    _at_most("CPU per 10k requests", "rps64.cpu_s_per_10k_requests", 1.0, 0.8),
+    _limit("idle memory of an agent <= 45 MB", "memory.larger_idle_rss_mb", 45, stretch=35),
+    _limit("memory per idle connection, each agent <= 20 KB", "memory.larger_rss_kb_per_connection", 20, stretch=10),
+    _limit("registry: a lookup <= 2 us", "registry.lookup_us", 2, stretch=1),
+    _limit("registry: one endpoint change in force <= 50 ms", "registry.change_ms", 50, stretch=25),
+    _limit("registry: an agent with it <= 250 MB", "registry.rss_mb", 250, stretch=125),
+    _limit("policies: a decision among 5,000 <= 10 us", "policies.decision_us", 10, stretch=5),
+    _limit("policies: one change in force <= 50 ms", "policies.change_slowest_ms", 50, stretch=25),
+    _limit(
+        "issuing: SVIDs/s on one core >= 1,000",
+        "issuing.slowest_svids_per_s",
+        1000,
+        stretch=2000,
         more_is_better=True,
     ),
-    Target(name="p99, 64 connections", measure="rps64", figure="p99_us", must=1.0, stretch=0.8),
-    Target(
-        name="new connections/s",
-        measure="conns",
-        figure="connections_per_s",
-        must=2.0,
-        stretch=3.0,
-        more_is_better=True,
-    ),
-    Target(name="bulk Gbit/s, up", measure="bulk", figure="up_gbit_per_s", must=1.0, stretch=1.2, more_is_better=True),
-    Target(
-        name="bulk Gbit/s, down", measure="bulk", figure="down_gbit_per_s", must=1.0, stretch=1.2, more_is_better=True
-    ),
-    Target(name="p99 of a ping-pong under bulk load", measure="fairness", figure="p99_us", must=1.0, stretch=0.7),
-    Target(name="CPU per GB", measure="bulk", figure="cpu_s_per_gb", must=1.0, stretch=0.8),
-    Target(name="CPU per 10k requests", measure="rps64", figure="cpu_s_per_10k_requests", must=1.0, stretch=0.8),
-    Target(
-        name="idle memory of an agent <= 45 MB",
-        measure="memory",
-        figure="larger_idle_rss_mb",
-        must=1.0,
-        stretch=35 / 45,
-        limit=45,
-    ),
-    Target(
-        name="memory per idle connection, each agent <= 20 KB",
-        measure="memory",
-        figure="larger_rss_kb_per_connection",
-        must=1.0,
-        stretch=0.5,
-        limit=20,
-    ),
-    Target(name="registry: a lookup <= 2 us", measure="registry", figure="lookup_us", must=1.0, stretch=0.5, limit=2),
-    Target(
-        name="registry: one endpoint change in force <= 50 ms",
-        measure="registry",
-        figure="change_ms",
-        must=1.0,
-        stretch=0.5,
-        limit=50,
-    ),
-    Target(
-        name="registry: an agent with it <= 250 MB",
-        measure="registry",
-        figure="rss_mb",
-        must=1.0,
-        stretch=0.5,
-        limit=250,
-    ),
-    Target(
-        name="policies: a decision among 5,000 <= 10 us",
-        measure="policies",
-        figure="decision_us",
-        must=1.0,
-        stretch=0.5,
-        limit=10,
-    ),
-    Target(
-        name="policies: one change in force <= 50 ms",
-        measure="policies",
-        figure="change_slowest_ms",
-        must=1.0,
-        stretch=0.5,
-        limit=50,
-    ),
-    Target(
-        name="issuing: SVIDs/s on one core >= 1,000",
-        measure="issuing",
-        figure="slowest_svids_per_s",
-        must=1.0,
-        stretch=2.0,
-        more_is_better=True,
-        limit=1000,
-    ),
-    Target(
-        name="start of an agent with 200 identities <= 5 s",
-        measure="start",
-        figure="ready_s",
-        must=1.0,
-        stretch=0.5,
-        limit=5,
-    ),
+    _limit("start of an agent with 200 identities <= 5 s", "start.ready_s", 5, stretch=2.5),
+    _limit("cgroup capture adds <= 3 us to a connect", "capture.adds_us", 3, stretch=2),
+    _at_most("cgroup capture, beside iptables REDIRECT", "capture.connect_us", 1.0, 0.9, _IPTABLES),
+    _limit("connect-time balancing adds <= 5 us to a connect", "connectlb.adds_us", 5, stretch=3),
+    _at_most("connect-time balancing, beside iptables DNAT", "connectlb.connect_us", 1.0, 0.9, _IPTABLES),
+    _at_most("same-node lane: latency p50, beside direct", "lane.latency_p50_us", 1.05, 1.0, _DIRECT),
+    _at_least("same-node lane: requests/s, beside direct", "lane.rps64_requests_per_s", 0.95, 1.0, _DIRECT),
+    _at_least("same-node lane: new connections/s, beside direct", "lane.conns_connections_per_s", 0.9, 1.0, _DIRECT),
+    _at_least("sockmap: requests/s, beside the relay", "sockmap.requests_per_s", 1.4, 1.6, _RELAY),
 )
 
 
@@ -130,8 +91,9 @@ def judge(samples: Samples) -> list[dict[str, Any]]:
 
 
 def _judge(target: Target, samples: Samples) -> dict[str, Any]:
-    peers = samples.get(target.measure, {})
-    ours = peers.get("ringfence", {}).get(target.figure, ())
+    measure, _, figure = target.figure.partition(".")
+    peers = samples.get(measure, {})
+    ours = peers.get("ringfence", {}).get(figure, ())
     verdict: dict[str, Any] = {
         "measure": target.name,
         "ratio": None,
@@ -144,11 +106,11 @@ def _judge(target: Target, samples: Samples) -> dict[str, Any]:
         "value": median(ours) if ours else None,
         "reference": target.limit,
         "reference_is": "limit",
-        "figure": f"{target.measure}.{target.figure}",
+        "figure": target.figure,
     }
     references: Sequence[float] = () if target.limit is None else [target.limit] * len(ours)
     if target.limit is None:
-        theirs = {name: peers[name][target.figure] for name in RIVALS if peers.get(name, {}).get(target.figure)}
+        theirs = {name: peers[name][figure] for name in target.against if peers.get(name, {}).get(figure)}
         if theirs:
             choose = max if target.more_is_better else min
             best = choose(theirs, key=lambda name: median(theirs[name]))

@@ -164,6 +164,24 @@ class Testbed:
         """What scripts/lab knows."""
         return json.loads(self.lab("status", "--json"))
 
+    def metric(self, node: int, name: str) -> float:
+        """The sum of an agent's samples of this name."""
+        program = (
+            "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:15020/metrics').read().decode())"
+        )
+        lines = self.lab("exec", f"node-{node}", "--", sys.executable, "-c", program).splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.split("{")[0].split(" ")[0] == name)
+
+    def configure_agents(self, section: str, key: str, value: str) -> None:
+        """Set a key in every agent's configuration; they read it when they are restarted."""
+        for path in Path(f"/run/ringfence-lab-{self.name}").glob("agent-*/agent.toml"):
+            lines = [line for line in path.read_text().splitlines() if not line.startswith(f"{key} ")]
+            header = f"[{section}]"
+            if header not in lines:
+                lines.append(header)
+            lines.insert(lines.index(header) + 1, f"{key} = {value}")
+            path.write_text("\n".join(lines) + "\n")
+
     def start(
         self,
         pod: Pod,

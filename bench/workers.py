@@ -7,7 +7,6 @@ connections, and bulk data on four.
 """
 
 import time
-from pathlib import Path
 from typing import Final
 
 from bench import accounting, measures
@@ -25,7 +24,7 @@ def workers(testbed: Testbed, peer: Peer, seconds: float) -> Figures:
     """One turn with each number of workers; the agents are left with the last one."""
     figures: Figures = {}
     for count in _COUNTS:
-        _set(testbed, count)
+        testbed.configure_agents("agent", "workers", str(count))
         peer.restart()
         time.sleep(_SETTLE_S)
         figures |= {f"{name}_{count}": value for name, value in _turn(testbed, peer, seconds).items()}
@@ -54,11 +53,3 @@ def _turn(testbed: Testbed, peer: Peer, seconds: float) -> Figures:
         "idle_rss_mb": max(each.rss_bytes for each in idle) / 1e6,
         "idle_pss_mb": max(each.pss_bytes for each in idle) / 1e6,
     }
-
-
-def _set(testbed: Testbed, count: int) -> None:
-    """Write the number into both agents' configuration; they read it when they are restarted."""
-    for path in Path(f"/run/ringfence-lab-{testbed.name}").glob("agent-*/agent.toml"):
-        lines = [line for line in path.read_text().splitlines() if not line.startswith("workers")]
-        lines.insert(lines.index("[agent]") + 1, f"workers = {count}")
-        path.write_text("\n".join(lines) + "\n")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from bench import targets
+from bench import alone, measures, targets
 
 
 def verdict(samples: targets.Samples, name: str) -> dict[str, Any]:
@@ -41,6 +41,25 @@ def test_an_absolute_target_is_judged_by_its_limit() -> None:
     found = verdict(samples, "idle memory of an agent <= 45 MB")
     assert found["ratio"] == pytest.approx(0.8)
     assert (found["met"], found["stretch_met"]) == (True, False)
+
+
+def test_a_target_may_name_whom_it_is_against() -> None:
+    rates = {"ringfence": 9_500, "direct": 10_000, "envoy": 90_000}
+    samples = {"lane": {peer: {"conns_connections_per_s": [rate]} for peer, rate in rates.items()}}
+    found = verdict(samples, "same-node lane: new connections/s, beside direct")
+    assert (found["ratio"], found["reference_is"]) == (pytest.approx(0.95), "direct")
+    assert (found["met"], found["stretch_met"]) == (True, False)
+
+
+def test_what_is_to_beat_another_way_does_not_by_being_as_good_as_its_limit_alone() -> None:
+    samples = {"connectlb": {"ringfence": {"connect_us": [14], "adds_us": [4]}, "iptables": {"connect_us": [12]}}}
+    assert verdict(samples, "connect-time balancing adds <= 5 us to a connect")["met"] is True
+    assert verdict(samples, "connect-time balancing, beside iptables DNAT")["met"] is False
+
+
+def test_every_figure_with_a_target_is_of_a_measure_that_is_there() -> None:
+    known = {*measures.MEASURES, *alone.ALONE, "memory", "workers"}
+    assert {each.figure.partition(".")[0] for each in targets.TARGETS} <= known
 
 
 def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
