@@ -190,7 +190,8 @@ def _require_time_left(config: AuthorityConfig, intermediate: x509.Certificate, 
     if not_before > at:
         raise AuthorityError(
             f"{config.database}: the intermediate is valid from {not_before:%Y-%m-%d %H:%M:%S} "
-            f"UTC, but this machine's clock says {at:%Y-%m-%d %H:%M:%S}: set the clock"
+            f"UTC, but this machine's clock says {at:%Y-%m-%d %H:%M:%S}: set the clock; or, if it was wrong when the "
+            "intermediate was made, run: ringfence ca rotate intermediate --force"
         )
 
 

@@ -68,6 +68,24 @@ def test_the_signer_goes_on_with_what_the_server_has_rotated(desk: Desk, caplog:
     assert logged(caplog, "rotation_due") == []
 
 
+def test_a_clock_that_was_wrong_for_a_while_leaves_an_authority_that_signs(desk: Desk) -> None:
+    desk.look_after(400 * DAY)  # past the end of the intermediate
+    desk.look_after(timedelta(minutes=2))
+    desk.look_after(-400 * DAY)
+    issuer = desk.signer.hierarchy.issuer.certificate
+    assert issuer.not_valid_before_utc <= desk.at < issuer.not_valid_after_utc
+    loaded = hierarchy.load(desk.authority.config, desk.store, passphrase=PASSPHRASE, at=desk.at)
+    assert loaded.issuer.certificate == issuer
+
+
+def test_a_wrong_clock_that_nobody_can_undo_here_is_named_with_the_remedy(desk: Desk) -> None:
+    desk.look_after(400 * DAY)
+    desk.take_the_root_key_away()
+    desk.look_after(-400 * DAY)
+    with pytest.raises(AuthorityError, match=r"set the clock; or, .* ringfence ca rotate intermediate --force"):
+        hierarchy.load(desk.authority.config, desk.store, passphrase=PASSPHRASE, at=desk.at)
+
+
 def test_what_needs_an_operator_is_asked_for_once_an_hour_and_as_an_error_once_it_is_late(
     desk: Desk, caplog: pytest.LogCaptureFixture
 ) -> None:

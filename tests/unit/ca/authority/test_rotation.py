@@ -81,6 +81,20 @@ def test_a_prepared_intermediate_waits_until_a_fifth_is_left() -> None:
     assert next_step(keys, at=due) == Activate("i2")
 
 
+def test_an_intermediate_that_a_wrong_clock_made_is_replaced_when_the_clock_is_right_again() -> None:
+    later = BEGIN + 2 * YEAR
+    keys = [root(), intermediate("i1", AuthorityState.RETIRED), intermediate("i2", begin=later)]
+    assert next_step(keys, at=later) is None
+    assert next_step(keys, at=BEGIN + SECOND) == Prepare()
+    ready = intermediate("i3", AuthorityState.PREPARED, begin=BEGIN)
+    assert next_step([*keys, ready], at=BEGIN + SECOND) == Activate("i3")
+    no_better = intermediate("i3", AuthorityState.PREPARED, begin=later)
+    assert next_step([*keys, no_better], at=BEGIN + SECOND) == Retire("i3")
+    # A clock that is before the root's time can make nothing good; a small step of the clock is waited for.
+    assert next_step(keys, at=BEGIN - SECOND) is None
+    assert next_step(keys, at=later - timedelta(minutes=4)) is None
+
+
 def test_a_prepared_intermediate_whose_own_time_has_passed_is_forgotten_and_another_one_made() -> None:
     keys = [root(), intermediate("i1"), intermediate("i2", AuthorityState.PREPARED, begin=BEGIN - YEAR / 2)]
     at = BEGIN + YEAR / 2
