@@ -4,7 +4,7 @@
       ^                                                                                            |
       +------------------- what the kernel handed on is in the receiver's socket ------------------+
 
-Sans-I/O: sockets are the pair's (sockmap_pair.py).
+It does no I/O: sockets are the pair's (sockmap_pair.py), who calls this with what it has done.
 """
 
 import socket
