@@ -1,7 +1,7 @@
 """The composition root: builds every part, starts them in order, drains them in reverse.
 
-Only this file, own_identity.py, data_path.py and the workers' own root build things;
-everything else receives what it needs.  Start-up order is the order of the lines in ``_run``:
+Only this file, own_identity.py, carrier_building.py, data_path.py and the workers' own root
+build things; everything else receives what it needs.  Start-up order is the order of the lines in ``_run``:
 
     logs > configuration > registry (manifests, DNS) > identities > pods (capture, stories) > metrics, readiness, admin
 
@@ -25,11 +25,9 @@ from ca.manifests import DirectoryState
 from node_agent import __version__, process
 from node_agent import config as configuration
 from node_agent.agent_gauges import register_gauges
-from node_agent.balance import Balancer
-from node_agent.capture import Chosen, choose
-from node_agent.carrier import Carrier, InProcess
-from node_agent.config import Config, HostPort, SameNode
-from node_agent.data_path import build_data_path
+from node_agent.capture import choose
+from node_agent.carrier_building import CarrierParts, build_in_process, build_in_workers
+from node_agent.config import Config, HostPort
 from node_agent.drain import Drain
 from node_agent.errors import AgentError, CloseReason
 from node_agent.explanation.routes import explanation_routes
@@ -39,7 +37,6 @@ from node_agent.identity.identities import utc_now
 from node_agent.model import Workload
 from node_agent.own_identity import build_identity
 from node_agent.policy import PolicyEngine
-from node_agent.proxy.connect_building import build_connects
 from node_agent.proxy.pods import Pods
 from node_agent.registry import Registry, Update
 from node_agent.registry.changes import RegistryObject
@@ -62,11 +59,8 @@ from node_agent.telemetry.scrape import metrics_preparation, metrics_routes
 from node_agent.telemetry.unix_socket import UnixListener
 
 if TYPE_CHECKING:
-    from node_agent.capture.sockmap import KernelSockmap
     from node_agent.explanation.service import Explanations
-    from node_agent.proxy.lanes import Lanes
     from node_agent.workload_api.endpoint import WorkloadApi
-    from node_agent.workload_api.process import PeerProcess
 
 _log = logging.getLogger("ringfence.agent")
 
@@ -120,7 +114,6 @@ class _Agent:
     ) -> None:
         self._config = config
         self._logs = logs
-        self._exports = exports
         self._crash: AgentError | None = None
         self._crashed = trio.Event()
         rng = random.SystemRandom()
@@ -139,13 +132,29 @@ class _Agent:
         parts = build_identity(config, rng)
         self._identities, self._trust, self._trust_watch = parts.identities, parts.trust, parts.watch
         chosen = choose(config.capture.mode, pins=config.capture.pins, netns_path=self._netns_path, stack=stack)
-        self._lanes: Lanes | None = None
-        self._no_sockmap = "it needs [agent] workers = 1" if config.relay.sockmap else ""
-        self._carrier: Carrier = (
-            self._in_process(metrics, rng, stack, chosen)
-            if stream_locks is None
-            else self._in_workers(metrics, stream_locks, rng, chosen)
+        carrier_parts = CarrierParts(
+            config=config,
+            chosen=chosen,
+            registry=self._registry,
+            identities=self._identities,
+            trust=self._trust,
+            metrics=metrics,
+            rng=rng,
+            on_crash=self._crashes,
         )
+        carriage = (
+            build_in_process(
+                carrier_parts,
+                engine=self._policies,
+                drain=self._drain,
+                exports=exports,
+                netns_path=self._netns_path,
+                stack=stack,
+            )
+            if stream_locks is None
+            else build_in_workers(carrier_parts, objects=self._objects, stream_locks=stream_locks)
+        )
+        self._carrier, self._connects = carriage.carrier, carriage.connects
         self._slim_down = process.SlimDown()
         self._identities.on_rotated.append(lambda _: self._slim_down.issued())
         self._trust_watch.settled = self._carrier.settled
@@ -167,9 +176,7 @@ class _Agent:
             log=log,
             warnings=lambda: [
                 *([] if chosen.warning is None else [chosen.warning]),
-                *self._lane_problem(chosen.no_lane),
-                *self._sockmap_problem(),
-                *self._connects.problems(),
+                *carriage.problems(),
                 *self._identities.warnings(),
                 *self._trust_watch.warnings(),
                 *self._registry.faults(),
@@ -178,7 +185,18 @@ class _Agent:
             ],
             at_connect=self._connects.describe,
         )
-        self._workload_api = self._enable_workload_api(metrics, stack) if config.workload_api.enabled else None
+        self._workload_api: WorkloadApi | None = None
+        if config.workload_api.enabled:
+            from node_agent.workload_api.building import build_workload_api  # noqa: PLC0415  # it costs memory
+
+            self._workload_api = build_workload_api(
+                path=config.workload_api_socket,
+                identities=self._identities,
+                trust=self._trust,
+                pods=self._pods,
+                metrics=metrics,
+                stack=stack,
+            )
         register_gauges(
             metrics, report=self._report, identities=self._identities, watch=self._trust_watch, trust=self._trust
         )
@@ -233,112 +251,6 @@ class _Agent:
             families=self._carrier.families,
             at_connect=self._connects.describe,
         )
-
-    def _lane_problem(self, no_lane: str) -> Iterator[str]:
-        """Why there is no same-node lane, if there is to be one."""
-        if self._lanes is not None:
-            if self._lanes.problem is not None:
-                yield self._lanes.problem
-        elif self._config.capture.same_node is SameNode.LANE:
-            why = no_lane if self._config.agent.workers == 1 else "it needs [agent] workers = 1"
-            yield f'[capture] same_node = "lane" can not be had, "tunnel" is in effect: {why}'
-
-    def _sockmap_problem(self) -> Iterator[str]:
-        """Why the kernel relays nothing, if it is to."""
-        if self._no_sockmap:
-            yield f"[relay] sockmap = true can not be had, plaintext is relayed by the agent: {self._no_sockmap}"
-
-    def _in_process(self, metrics: Metrics, rng: random.Random, stack: ExitStack, chosen: Chosen) -> InProcess:
-        def relay_crashed(error: BaseException) -> None:
-            crash = AgentError(f"the relay ended by a bug: {error!r}")
-            crash.__cause__ = error
-            self._crashes(crash)
-
-        lane = None
-        if chosen.lane is not None:
-            from node_agent.proxy.lane_building import LaneParts  # noqa: PLC0415  # most have none
-
-            lane = LaneParts(kernel=chosen.lane, netns_path=self._netns_path)
-        sockmap: KernelSockmap | None = None
-        if self._config.relay.sockmap:
-            from node_agent.capture.sockmap import open_sockmap  # noqa: PLC0415  # most have none
-
-            sockmap, self._no_sockmap = open_sockmap(self._config.capture.pins, stack)
-        data_path = build_data_path(
-            config=self._config,
-            registry=self._registry,
-            engine=self._policies,
-            identities=self._identities,
-            trust=self._trust,
-            drain=self._drain,
-            metrics=metrics,
-            rng=rng,
-            on_relay_crash=relay_crashed,
-            stack=stack,
-            spans=self._exports.spans if self._exports is not None else None,
-            lane=lane,
-            sockmap=sockmap,
-        )
-        self._lanes = data_path.lanes
-        self._connects = build_connects(
-            chosen,
-            config=self._config,
-            registry=self._registry,
-            balancer=data_path.balancer,
-            trust=self._trust,
-            metrics=metrics,
-            health=data_path.health,
-            pods=data_path.server.pods,
-        )
-        return InProcess(data_path, metrics=metrics)
-
-    def _in_workers(
-        self, metrics: Metrics, stream_locks: tuple[int, int], rng: random.Random, chosen: Chosen
-    ) -> Carrier:
-        from node_agent.workers.carrier import InWorkers  # noqa: PLC0415  # one process does not need it
-
-        self._connects = build_connects(
-            chosen,
-            config=self._config,
-            registry=self._registry,
-            balancer=Balancer(rng=rng),
-            trust=self._trust,
-            metrics=metrics,
-        )
-        return InWorkers(
-            config=self._config,
-            registry=self._registry,
-            objects=self._objects,
-            identities=self._identities,
-            trust=self._trust,
-            metrics=metrics,
-            stream_locks=stream_locks,
-            on_crash=self._crashes,
-        )
-
-    def _enable_workload_api(self, metrics: Metrics, stack: ExitStack) -> "WorkloadApi":
-        from node_agent.workload_api.endpoint import WorkloadApi  # noqa: PLC0415 - costs memory, and is off by default
-
-        def workload_of(process: "PeerProcess") -> Workload | None:
-            inode = process.network_namespace()
-            if inode is None:
-                return None
-            found = self._pods.workload_in(inode)
-            if found is None and (cgroup := process.cgroup()) is not None:
-                found = self._pods.workload_holding(cgroup)
-            return found
-
-        api = WorkloadApi(
-            path=self._config.workload_api_socket,
-            identities=self._identities,
-            trust=self._trust,
-            workload_of=workload_of,
-            metrics=metrics,
-            utc_now=utc_now,
-        )
-        stack.callback(api.close)
-        self._pods.on_changed.append(api.pods_changed)
-        return api
 
     def _objects(self) -> Iterable[RegistryObject]:
         return chain(self._report.directory.objects.values(), self._dns.objects())
