@@ -21,6 +21,10 @@ BPF_PERCPU_ARRAY(balance_counters, struct balance_counters, 1);
 BPF_HASH(balanced, struct balanced_key, struct balanced, MAX_BALANCED);
 BPF_ARRAY(balance_rows, struct balance_row, MAX_BALANCE_ROWS);
 
+/* Written by flows.c: endpoints that could not be connected to; the agent takes them out.  An LRU: it is only a hint.
+ */
+BPF_TABLE("lru_hash", struct balanced_key, __u64, balance_failed, MAX_BALANCE_FAILED);
+
 /* PASS: the agent has to do it. */
 static inline int balance(struct bpf_sock_addr *ctx, const struct place *asked, struct place *to) {
     struct original_destination original = {};
@@ -65,7 +69,7 @@ static inline int balance(struct bpf_sock_addr *ctx, const struct place *asked, 
     }
     copy_ip(original.ip_be, key.ip_be);
     original.port_be = key.port_be;
-    original.is_direct = 1;
+    original.is_direct = BALANCED;
     if (!remember(ctx, &original))
         return refuse(); /* as it would be on the way to the agent */
     count_one(&counted->balanced);

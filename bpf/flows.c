@@ -6,17 +6,30 @@
  * Reads:   originals[socket cookie], written at connect(2).
  * Writes:  flows[flow_key]; the agent takes the entry out when it accepts.
  *          originals: the entry goes with the connection.
+ *          balance_failed: where a connection was sent that nobody has accepted.
  *
  * All fields are read before the first branch and through volatile: else the
  * compiler merges reads of different branches into one with a computed address,
  * which the verifier refuses ("dereference of modified ctx ptr").
  */
-#include "capture.h"
+#include "balance.h"
 
 static __u64 (*netns_cookie_of)(struct bpf_sock_ops *ctx) = (void *)122;
 static int (*watch)(struct bpf_sock_ops *ctx, int flags) = (void *)59;
 
 #define READ(field) (*(volatile __u32 *)&(field))
+
+/* The agent does not see these connections: it has to hear of an endpoint that does not answer. */
+static inline void tell_failed(const struct original_destination *original, const struct flow_key *flow) {
+    struct balanced_key endpoint = {};
+    __u64 now = bpf_ktime_get_ns();
+
+    if (!original || original->is_direct != BALANCED)
+        return; /* the agent sees it itself */
+    copy_ip(endpoint.ip_be, flow->listener_ip_be);
+    endpoint.port_be = __builtin_bswap16((__u16)flow->listener_port);
+    balance_failed.update(&endpoint, &now);
+}
 
 int capture_flows(struct bpf_sock_ops *ctx) {
     __u32 op = READ(ctx->op), old_state = READ(ctx->args[0]), new_state = READ(ctx->args[1]);
@@ -66,6 +79,8 @@ int capture_flows(struct bpf_sock_ops *ctx) {
          * One that ends without was reset, and nobody can be served any more. */
         if (old_state == BPF_TCP_ESTABLISHED)
             flows.delete(&key);
+        if (old_state == BPF_TCP_SYN_SENT)
+            tell_failed(originals.lookup(&cookie), &key);
         originals.delete(&cookie); /* release.c never hears of the socket inside of a multipath TCP one */
         return PASS;
     }

@@ -67,7 +67,7 @@ static inline bool choose_lane(__u64 netns, __u64 cookie, struct place *to) {
         count_one(&counted->full);
         return false;
     }
-    original->is_direct = 1;
+    original->is_direct = ON_THE_LANE;
     count_one(&counted->taken);
     return true;
 }

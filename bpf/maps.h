@@ -36,8 +36,9 @@
 #define MAX_LANE_REFUSALS    4096  /* connections that are being refused; the oldest go first */
 #define MAX_POD_ADDRESSES    4096  /* a node */
 
-#define MAX_BALANCED     4096 /* addresses and ports of services that are balanced at connect; others go to the agent */
-#define MAX_BALANCE_ROWS 16384 /* of all of them together: one for each endpoint, at least one for each */
+#define MAX_BALANCED       4096 /* addresses and ports of services that are balanced at connect; others go to the agent */
+#define MAX_BALANCE_FAILED 1024  /* endpoints that could not be connected to; the oldest go first */
+#define MAX_BALANCE_ROWS   16384 /* of all of them together: one for each endpoint, at least one for each */
 
 #define MAX_SOCKMAP_FLOWS    8192 /* directions of connections that the kernel relays; further ones the agent does */
 #define SOCKMAP_PACKET_BYTES 2048 /* what a packet may cost in a send buffer beside its bytes */
@@ -83,11 +84,15 @@ struct listener_key {
     __u32 port_be;
 };
 
+#define TO_THE_AGENT 0
+#define ON_THE_LANE  1 /* to the application of another pod (lane_connect.c) */
+#define BALANCED     2 /* to an endpoint of a service that needs no proxy (balance.h) */
+
 /* originals[socket cookie] and flows[flow_key]: where a connection was going. */
 struct original_destination {
     __u32 ip_be[4];
     __u32 port_be;
-    __u32 is_direct; /* 1: it goes to the application itself; nobody will accept it for the agent */
+    __u32 is_direct; /* TO_THE_AGENT, or why nobody will accept it for the agent */
     __u64 cgroup_id; /* of the workload that opened it */
 };
 
@@ -203,7 +208,7 @@ struct balance_counters {
     __u64 missed;   /* that went to the agent, because what was found was being replaced, or is too old */
 };
 
-/* Key of balanced: a cluster IP and port. */
+/* Key of balanced: a cluster IP and port; and of balance_failed: those of an endpoint. */
 struct balanced_key {
     __u32 ip_be[4];
     __u32 port_be;

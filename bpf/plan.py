@@ -210,6 +210,7 @@ _BALANCE_MAPS: Final = (
     MapRow(name="balance_counters", value="balance_counters"),
     MapRow(name="balanced", key="balanced_key", value="balanced"),
     MapRow(name="balance_rows", value="balance_row"),
+    MapRow(name="balance_failed", key="balanced_key"),
 )
 
 FEATURES: Final = (

@@ -20,7 +20,7 @@ from node_agent.capture.pinned import address_bytes, address_text, open_maps
 from node_agent.capture.row_space import RowSpace
 from node_agent.model import EndpointAddress, OriginalDestination
 
-_MAPS: Final = ("balance_control", "balance_counters", "balanced", "balance_rows")
+_MAPS: Final = ("balance_control", "balance_counters", "balanced", "balance_rows", "balance_failed")
 _MAX_BALANCED: Final = abi().constants["MAX_BALANCED"]
 _MAX_ROWS: Final = abi().constants["MAX_BALANCE_ROWS"]
 _FIRST: Final = struct.pack("=I", 0)
@@ -114,6 +114,14 @@ class KernelBalancing:
         if before is not None:
             self._maps["balanced"].delete(self._key(service))
             self._space.give_back(before.first, before.rows, now)
+
+    def failed(self) -> list[EndpointAddress]:
+        """Endpoints that could not be connected to since the last time; not all, if they are very many."""
+        found, map_ = [], self._maps["balance_failed"]
+        for key in list(map_):
+            map_.delete(key)
+            found.append(EndpointAddress(*self._destination(key)))
+        return found
 
     def counters(self) -> dict[str, int]:
         """By name, of all processors, since the programs were loaded."""

@@ -2,6 +2,7 @@
 
     something changes > what may no longer go without us is taken back at once > the rest is decided, service by service
     nothing changes   > it is said again that what is filed is in force; what time changes is decided again
+    a connect failed  > the service goes to the agent for a while, which tries others, and ejects
 
 The kernel goes on with what is filed while there is no agent, for ``_VALID_S``: after that connections go to the
 agent, and are refused if there is none.
@@ -10,6 +11,7 @@ agent, and are refused if there is none.
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
@@ -32,6 +34,7 @@ _VALID_S: Final = 300.0
 _LOOK_S: Final = 1.0  # how soon an ejection that is over is noticed
 _SAY_AGAIN_S: Final = 10.0
 _ALL_AGAIN_S: Final = 30.0
+_SUSPECT_S: Final = 10.0  # for the agent to find out whether an endpoint is to be ejected
 _FULL: Final = "the kernel's maps are full"
 _COUNTERS: Final = {
     "ringfence_connect_balanced_total": "Connections that the kernel sent straight to an endpoint of a service.",
@@ -77,6 +80,7 @@ class Connects:
         self._outcomes: dict[ObjectName, dict[OriginalDestination, _Outcome]] = {}
         self._owners: dict[OriginalDestination, ObjectName] = {}
         self._dirty: set[ObjectName] = set()
+        self._suspects: dict[EndpointAddress, float] = {}  # until when
         self._sources = Sources()
         self._is_loaded = False
         self._wake = trio.Event()
@@ -161,6 +165,7 @@ class Connects:
         while True:
             self._wake = trio.Event()
             now = trio.current_time()
+            self._look_at_failed(now)
             if now >= say_at:
                 self._kernel.keep(valid_s=_VALID_S)
                 self._ask_for_checks()
@@ -196,7 +201,18 @@ class Connects:
         }
 
     def _decide(self, port: ServicePort, destination: OriginalDestination, now: float) -> Decision:
-        return self._rules.decide(port, destination, self._sources, now)
+        decision = self._rules.decide(port, destination, self._sources, now)
+        suspect = next((each for each, _ in decision.shares if each in self._suspects), None)
+        if suspect is None:
+            return decision
+        return replace(decision, why=f"a connect to {suspect} failed, and the agent finds out more", is_settled=False)
+
+    def _look_at_failed(self, now: float) -> None:
+        for address in self._kernel.failed() if self._owners else ():
+            self._suspects[address] = now + _SUSPECT_S
+            self._health_changed(address)
+        for address in [each for each, until in self._suspects.items() if until <= now]:
+            del self._suspects[address]
 
     def _bring_up_to_date(self, name: ObjectName, now: float) -> None:
         wanted = self._wanted(name)

@@ -251,7 +251,28 @@ def test_nobody_there_is_refused_at_once_and_what_is_not_filed_goes_to_the_agent
     for version in (4, 6):
         assert ground.file(1.0, version=version)
     assert ground.run(errors) == ["ConnectionRefusedError"] * 3 + [str((_ENDPOINTS[4][0], 80))]
+    assert not ground.balancing.failed()
     assert ground.accepted() == {_ENDPOINTS[4][0]: 2, _ENDPOINTS[6][0]: 1}
+
+
+def test_an_endpoint_that_does_not_answer_is_told_to_the_agent(ground: _Ground) -> None:
+    closed = {version: EndpointAddress(_ENDPOINTS[version][0], _PORT + 1) for version in (4, 6)}
+    for version, address in closed.items():
+        assert ground.balancing.file(_SERVICE[version], ((address, 1.0),), time.monotonic())
+
+    def refused(ip: str) -> str:
+        try:
+            _connect(ip, 80).close()
+        except OSError as error:
+            return type(error).__name__
+        return ""
+
+    for ip, version in ((_SERVICE[4].ip, 4), (f"::ffff:{_SERVICE[4].ip}", 4), (_SERVICE[6].ip, 6)):
+        for _ in range(2):
+            assert ground.run(lambda: refused(ip)) == "ConnectionRefusedError"  # noqa: B023
+        assert ground.balancing.failed() == [closed[version]]
+        assert not ground.balancing.failed()
+    wait_for("nothing to be remembered", lambda: ground.entries("originals") == 0)
 
 
 def test_a_change_under_load_fails_no_connect(ground: _Ground) -> None:

@@ -31,6 +31,7 @@ class _Kernel:
         self.entries: dict[OriginalDestination, Shares] = {_OF_ANOTHER_AGENT: ()}
         self.room = 100
         self.kept = 0
+        self.unreachable: list[EndpointAddress] = []
 
     @property
     def filed(self) -> frozenset[OriginalDestination]:
@@ -47,6 +48,10 @@ class _Kernel:
 
     def withdraw(self, service: OriginalDestination, now: float) -> None:
         self.entries.pop(service, None)
+
+    def failed(self) -> list[EndpointAddress]:
+        found, self.unreachable = self.unreachable, []
+        return found
 
     def counters(self) -> dict[str, int]:
         return {"balanced": 3, "refused": 2, "missed": 1}
@@ -192,6 +197,29 @@ async def test_health_is_followed_and_time_as_well(autojump_clock: trio.testing.
             connect(works=True)
         await trio.sleep(0.01)
         assert agent.web() == {"10.1.0.2", "10.1.0.3"}
+
+
+async def test_an_endpoint_that_does_not_answer_is_found_out_by_the_agent(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with _running() as agent:
+        agent.kernel.unreachable.append(EndpointAddress("10.1.0.2", 8080))
+        await trio.sleep(2.0)
+        assert agent.web() is None
+        port = agent.registry.service_at(*_WEB)
+        assert port is not None
+        assert "a connect to 10.1.0.2:8080 failed" in agent.connects.describe(port)[1]
+        await trio.sleep(12.0)
+        assert agent.web() == {"10.1.0.2", "10.1.0.3"}  # nobody has connected by the agent, so nothing was found
+
+        agent.kernel.unreachable.append(EndpointAddress("10.1.0.2", 8080))
+        await trio.sleep(2.0)
+        one, _ = agent.registry.endpoints(port, 4)
+        while agent.balancer.load_of(one, trio.current_time()).health == "healthy":
+            pick = agent.balancer.pick(port, agent.registry.endpoints(port, 4), trio.current_time())
+            (pick.failed if pick.endpoint is one else pick.release)(trio.current_time())
+        await trio.sleep(0.01)
+        assert agent.web() == {"10.1.0.3"}
 
 
 async def test_without_room_a_service_is_left_to_the_agent_until_there_is(
