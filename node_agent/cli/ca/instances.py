@@ -44,6 +44,8 @@ def _instances(arguments: argparse.Namespace) -> int:
         ]
     if arguments.json:
         print(json.dumps(found, indent=2))
+    elif not found:
+        print("no machine has attested with a document")
     else:
         for row in found:
             print(f"{row['instance']}  {row['node']}  {row['attested_at']}")

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from ca.authority import attestation
+from ca.authority.errors import AuthorityError
 from ca.authority.records import TokenRecord
 from ca.spiffe import SpiffeId, SpiffeIdError
 from node_agent.cli.ca.command import Commands, add_command, opened
@@ -30,7 +31,12 @@ def _token(arguments: argparse.Namespace) -> int:
         node=arguments.node,
         expires_at=at + timedelta(seconds=arguments.ttl_s),
     )
-    with opened(arguments) as (_, store):
+    with opened(arguments) as (config, store):
+        if attestation.JOIN_TOKEN not in config.attestation.plugins:
+            raise AuthorityError(
+                f"{arguments.config}: [attestation] plugins: join tokens are not enabled, and nobody could use one; "
+                f'add "{attestation.JOIN_TOKEN}" and restart the server'
+            )
         store.add_token(record, at=at)
         shut_out = store.revocations.shut_out().get(arguments.node)
     if shut_out is not None:

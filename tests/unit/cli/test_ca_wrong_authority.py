@@ -91,6 +91,22 @@ def test_a_nodes_name_that_can_be_none_is_a_wrong_argument(ca: Ca, capsys: pytes
         assert "SPIFFE-ID 2.2" in capsys.readouterr().err
 
 
+def test_no_token_is_made_where_none_could_be_used(authority: Authority, ca: Ca) -> None:
+    machines = authority.config_file.with_name("machines.pem")
+    machines.write_bytes(pem_of(ForeignPki().certificate))
+    with authority.config_file.open("a") as file:
+        file.write(
+            '[attestation]\nplugins = ["instance_document"]\n[attestation.instance_document]\n'
+            f'certificate_file = "{machines}"\naccounts = ["1"]\nregions = ["r"]\nnode_name = "{{instanceId}}"\n'
+        )
+    code, said = ca("token", "--node", "node-1")
+    assert code == 1
+    assert '[attestation] plugins: join tokens are not enabled, and nobody could use one; add "join_token"' in said
+    with closing(Store.open(authority.config.database)) as store:
+        assert store.pending_tokens(at=datetime.now(UTC)) == []
+    assert ca("instances") == (0, "no machine has attested with a document\n")
+
+
 def test_a_key_that_can_not_be_written_says_where_and_changes_nothing(
     authority: Authority, ca: Ca, monkeypatch: pytest.MonkeyPatch
 ) -> None:
