@@ -6,43 +6,34 @@ the source of randomness once.
     candidates of the registry
       > those that may be chosen, in tiers     tiers.py     readiness, subset, health, ejection, locality, panic
       > one of a tier                          choosers.py  the policy, weights, slow start
-      > Pick                                   how it goes is told to the endpoint's state (endpoints.py, outlier.py)
+      > Pick                                   pick.py     how it goes is told to the endpoint's state (endpoints.py,
+                                                           outlier.py), and to what knows of others (recovery.py)
 
-What the first step finds is kept for each service port and IP family until
-something that it was made from changes, so that a pick costs the same with three
-endpoints and with a thousand.
-
-A pick ends exactly once:
-
-    picked --connected--> counted --release--> ended
-    picked --failed-----> ended            picked --release--> ended (given up)
+What the first step finds is kept (pools.py).  The two addresses of a workload, of
+IPv4 and IPv6, are two endpoints, each judged by its own connections: what is
+broken is often one family alone (a program that listens on 0.0.0.0 only), and
+then the other one is what still serves.
 """
 
-import math
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ca.manifests.traffic import HashBy, LoadBalancing, Traffic, default_for
 from node_agent.balance.budget import RetryBudget
-from node_agent.balance.choosers import Chooser, HashTable, chooser, table_for
+from node_agent.balance.choosers import chooser
 from node_agent.balance.endpoints import EndpointState, EndpointStates
-from node_agent.balance.latency import PeakEwma
 from node_agent.balance.loads import EndpointLoad, shown
 from node_agent.balance.no_endpoints import NoEndpoints, why_none
 from node_agent.balance.outlier import Why, may_eject_another
-from node_agent.balance.silence import Answer, Habit, Silence, Waiting
-from node_agent.balance.tiers import Member, Near, Tiers, build, weight_of
+from node_agent.balance.pick import Pick
+from node_agent.balance.pools import Pool, Pools
+from node_agent.balance.recovery import Place
+from node_agent.balance.tiers import Member, Near
 from node_agent.model import Endpoint, EndpointAddress, EndpointKey, ServicePort
 
 if TYPE_CHECKING:
     from random import Random
 
-# A refused connect is over in no time: it must not look like a fast endpoint.
-# The default connect timeout of most clients' first retry (Linux's initial RTO).
-_REFUSAL_LATENCY_S: Final = 1.0
-_FORGET_AFTER_S: Final = 60.0
 _LATENCY_PEERS: Final = 3  # fewer have no median to be far off from
 _LATENCY_FLOOR_S: Final = 0.005  # below it "many times the median" is noise
 _LOOK_AT_LATENCY_S: Final = 1.0
@@ -59,125 +50,6 @@ class Client(NamedTuple):
 NOWHERE: Final = Client()
 
 
-@dataclass(slots=True, eq=False)
-class _Pool:
-    """The endpoints of one service port and family, sorted, for as long as what they were made from stands."""
-
-    candidates: Sequence[Endpoint]
-    traffic: Traffic
-    near: Near
-    valid_until: float
-    members: tuple[Member, ...]
-    tiers: Tiers
-    choosers: tuple[Chooser, ...]
-    table: HashTable | None
-    addresses: frozenset[EndpointAddress]
-    habit: Habit
-    is_stale: bool = False
-    used_at: float = 0.0
-    latency_looked_at: float = 0.0
-
-
-class Pick:
-    """One connection's endpoint.  Its methods may be called in any order; only the first end counts."""
-
-    __slots__ = (
-        "_balancer",
-        "_ended",
-        "_is_connecting",
-        "_picked_at",
-        "_pool",
-        "_state",
-        "_waiting",
-        "endpoint",
-        "is_probe",
-    )
-
-    def __init__(self, balancer: "Balancer", pool: _Pool, member: Member, now: float) -> None:
-        self.endpoint = member.endpoint
-        self._state = member.state
-        self._balancer = balancer
-        self._pool = pool
-        self._picked_at = now
-        self._ended = False
-        self._is_connecting = True
-        self._waiting: tuple[Silence, Waiting] | None = None
-        self._state.open_connections += 1
-        self._state.waits(now)
-        self.is_probe = self._state.outlier.picked(now)
-        if self._state.silence is not None:
-            self._state.silence.picked()
-
-    def connected(self, now: float) -> None:
-        """The destination accepted the connection; the time since the pick is the sample."""
-        if not self._ended:
-            state, sample_s = self._state, now - self._picked_at
-            self._answered(now)
-            if state.latency is None:
-                state.latency = PeakEwma(sample_s, now)
-            else:
-                state.latency.observe(sample_s, now)
-            if state.outlier.connected(now):
-                state.since = now
-                self._balancer.health_changed(self.endpoint.address)
-            self.is_probe = False
-            self._balancer.look_at_latency(self._pool, now)
-
-    def carries(self, answer: Answer, now: float) -> None:
-        """The bytes begin to move; whether the endpoint says something can be seen by ``answer``."""
-        pool = self._pool
-        if pool.traffic.balancing.policy is LoadBalancing.LEAST_LATENCY and len(pool.members) > 1 and not self._ended:
-            pool.habit.began()
-            silence = self._state.silence
-            if silence is None:
-                silence = self._state.silence = Silence(pool.habit)
-            waiting = Waiting(answer, pool.habit, now)
-            silence.begin(waiting, endpoints=len(pool.members), now=now)
-            self._waiting = (silence, waiting)
-
-    def failed(self, now: float) -> None:
-        """The destination could not be connected to; ends the pick."""
-        if not self._ended:
-            state, waited_s = self._state, now - self._picked_at
-            if state.latency is None:
-                state.latency = PeakEwma(0.0, now)
-            if waited_s < _REFUSAL_LATENCY_S:
-                state.latency.penalize(_REFUSAL_LATENCY_S, now)
-            else:
-                state.latency.observe(waited_s, now)
-            why = state.outlier.connect_failed(self._pool.traffic.outlier, now)
-            self._balancer.eject(self._pool, self.endpoint, state, why, now)
-            self.release(now)
-
-    def said_something(self) -> None:
-        """The endpoint sent a byte."""
-        self._state.outlier.said_something()
-
-    def reset_early(self, now: float) -> None:
-        """The endpoint reset the connection before it had sent a byte."""
-        why = self._state.outlier.reset_early(self._pool.traffic.outlier)
-        self._balancer.eject(self._pool, self.endpoint, self._state, why, now)
-
-    def release(self, now: float) -> None:
-        """The connection is over, however far it got; harmless when already ended."""
-        if not self._ended:
-            self._ended = True
-            self._answered(now)
-            if self._waiting is not None:
-                silence, waiting = self._waiting
-                silence.end(waiting, now)
-            self._state.open_connections -= 1
-            self._state.used_at = now
-            if self.is_probe:
-                self._state.outlier.given_up()
-                self._balancer.health_changed(self.endpoint.address)
-
-    def _answered(self, now: float) -> None:
-        if self._is_connecting:
-            self._is_connecting = False
-            self._state.answered(now)
-
-
 class Balancer:
     """Picks endpoints and remembers how they did.
 
@@ -191,7 +63,7 @@ class Balancer:
     def __init__(self, *, rng: "Random") -> None:
         self._random = rng.random
         self._states = EndpointStates()
-        self._pools: OrderedDict[tuple[ServicePort, int], _Pool] = OrderedDict()
+        self._pools = Pools(self._states, rng.random)
         self._budgets: dict[ServicePort, RetryBudget] = {}
         self.on_health_changed: list[Callable[[EndpointAddress], None]] = []
 
@@ -218,14 +90,15 @@ class Balancer:
         Raises:
             NoEndpoints: none may be chosen, or none is left.
         """
-        pool = self._pool(service, candidates, traffic or default_for(service.load_balancing), client.near, now)
-        member = self._choose(pool, client, exclude, now)
+        pool = self._pools.get(service, candidates, traffic or default_for(service.load_balancing), client.near, now)
+        trial = self._trial(pool, now) if pool.recovery.is_needed and not exclude else None
+        member = self._choose(pool, client, exclude, now) if trial is None else trial[0]
         if member is None:
             raise NoEndpoints(why_none(service, candidates, pool.members, pool.tiers))
         self._states.used(member.endpoint, member.state, now)
         if not exclude:
             self._budget(service, pool.traffic, now).connect(pool.traffic.retry, now)
-        pick = Pick(self, pool, member, now)
+        pick = Pick(self, pool, member, now, trial=None if trial is None else trial[1])
         if pick.is_probe:
             self.health_changed(member.endpoint.address)
         self._sweep(now)
@@ -238,7 +111,7 @@ class Balancer:
 
         That is: health is not looked at (panic), or one that was ejected is being tried.
         """
-        pool = self._pool(service, candidates, traffic, near, now)
+        pool = self._pools.get(service, candidates, traffic, near, now)
         if pool.tiers.is_panic:
             return []
         found: list[tuple[Endpoint, float]] = []
@@ -284,13 +157,11 @@ class Balancer:
 
     def health_changed(self, address: EndpointAddress) -> None:
         """Who may be chosen is to be found out anew, by the services that have this endpoint."""
-        for pool in self._pools.values():
-            if address in pool.addresses:
-                pool.is_stale = True
+        self._pools.health_changed(address)
         for tell in self.on_health_changed:
             tell(address)
 
-    def eject(self, pool: _Pool, endpoint: Endpoint, state: EndpointState, why: Why | None, now: float) -> None:
+    def eject(self, pool: Pool, endpoint: Endpoint, state: EndpointState, why: Why | None, now: float) -> None:
         """Eject an endpoint if there is a reason and enough others are left."""
         if why is None:
             return
@@ -298,11 +169,17 @@ class Balancer:
         ejected = sum(each.state.outlier.is_ejected(now) for each in pool.members if each.state is not state)
         if may_eject_another(ejected=ejected, of=len(pool.members), max_percent=config.max_ejection_percent):
             state.outlier.eject(why, config, now)
-        else:
-            state.outlier.given_up()
         self.health_changed(endpoint.address)
 
-    def look_at_latency(self, pool: _Pool, now: float) -> None:
+    def came_back(self, pool: Pool, state: EndpointState, now: float) -> bool:
+        """A connect that did not fail; whether most of its zone or node had failed, so that this one begins anew."""
+        is_back = pool.recovery.answered(state, now)
+        if is_back and pool.traffic.balancing.policy is LoadBalancing.CONSISTENT_HASH:
+            for each in pool.recovery.returning():
+                each.state.outlier.may_be_probed(now)
+        return is_back
+
+    def look_at_latency(self, pool: Pool, now: float) -> None:
         """Eject the slowest endpoint if it is far off the median of the others; at most once a second."""
         factor = pool.traffic.outlier.latency_factor
         if not factor or not pool.traffic.outlier.enabled or now - pool.latency_looked_at < _LOOK_AT_LATENCY_S:
@@ -323,74 +200,17 @@ class Balancer:
             slowest = pool.members[index]
             self.eject(pool, slowest.endpoint, slowest.state, Why.LATENCY, now)
 
-    # -- what is kept between picks ---------------------------------------------------
+    def _trial(self, pool: Pool, now: float) -> tuple[Member, Place] | None:
+        """The endpoint that this connection finds out about, of a zone or node that is lost or comes back."""
+        policy = pool.traffic.balancing.policy
+        if policy is LoadBalancing.CONSISTENT_HASH:
+            return None  # a client has its place
+        found = pool.recovery.to_try(now, only_ejected=policy is not LoadBalancing.LEAST_LATENCY)
+        if found is not None:
+            found[0].state.outlier.may_be_probed(now)
+        return found
 
-    def _pool(
-        self, service: ServicePort, candidates: Sequence[Endpoint], traffic: Traffic, near: Near, now: float
-    ) -> _Pool:
-        key = (service, 6 if candidates and ":" in candidates[0].address.ip else 4)
-        pool = self._pools.get(key)
-        if (
-            pool is None
-            or pool.candidates is not candidates
-            or pool.traffic is not traffic
-            or pool.is_stale
-            or now >= pool.valid_until
-            or pool.near != near
-        ):
-            pool = self._pools[key] = self._build(pool, candidates, traffic, near, now)
-        pool.used_at = now
-        self._pools.move_to_end(key)
-        return pool
-
-    def _build(
-        self, before: _Pool | None, candidates: Sequence[Endpoint], traffic: Traffic, near: Near, now: float
-    ) -> _Pool:
-        if before is not None and before.candidates is not candidates:
-            self._note_those_ready_again(before.candidates, candidates, now)
-        # Endpoints that are there when a service is first used are not new ones, nor those that nobody used for long.
-        since = -math.inf if before is None or before.candidates is candidates else now
-        members = tuple(
-            Member(each, self._states.use(each, now, since=since), weight)
-            for each in candidates
-            if each.ready and (weight := weight_of(each, traffic)) > 0
-        )
-        if before is not None and before.traffic is traffic and before.near == near and before.members == members:
-            members = before.members
-            table = before.table
-            addresses = before.addresses
-        else:
-            table = table_for(traffic.balancing, members)
-            addresses = frozenset(each.endpoint.address for each in members)
-        tiers = build(members, traffic, near, now)
-        if before is not None and before.traffic is traffic and before.tiers == tiers and before.table is table:
-            choosers = before.choosers  # round-robin goes on where it was
-        else:
-            choosers = tuple(chooser(traffic.balancing, each.members, self._random, table) for each in tiers.tiers)
-        ends = [until for each in members if (until := each.state.outlier.ejected_until) is not None and until > now]
-        return _Pool(
-            candidates,
-            traffic,
-            near,
-            min(ends, default=math.inf),
-            members,
-            tiers,
-            choosers,
-            table,
-            addresses,
-            Habit() if before is None else before.habit,
-            latency_looked_at=before.latency_looked_at if before is not None else now,
-        )
-
-    def _note_those_ready_again(self, before: Sequence[Endpoint], now_: Sequence[Endpoint], now: float) -> None:
-        """An endpoint that has become ready again is not judged by how it was when it failed."""
-        were_not = {each.address for each in before if not each.ready}
-        for each in now_ if were_not else ():
-            if each.ready and each.address in were_not and (state := self._states.get(each)) is not None:
-                state.latency = state.silence = None
-                state.since = now
-
-    def _choose(self, pool: _Pool, client: Client, exclude: Collection[EndpointKey], now: float) -> Member | None:
+    def _choose(self, pool: Pool, client: Client, exclude: Collection[EndpointKey], now: float) -> Member | None:
         tiers = pool.tiers.tiers
         if not tiers:
             return None
@@ -413,8 +233,5 @@ class Balancer:
 
     def _sweep(self, now: float) -> None:
         self._states.sweep(now)
-        key, pool = next(iter(self._pools.items()))
-        if now - pool.used_at >= _FORGET_AFTER_S:
-            del self._pools[key]
-            if not any((key[0], family) in self._pools for family in (4, 6)):
-                self._budgets.pop(key[0], None)
+        if (unused := self._pools.sweep(now)) is not None:
+            self._budgets.pop(unused, None)

@@ -9,6 +9,9 @@ Sans-I/O: callers pass ``now`` (monotonic seconds).
 While it is probing one connection at a time tries it: if that fails, it goes to
 another endpoint like any other that fails to connect.
 
+Its time is up, too, when most of its zone had failed and the zone is back
+(recovery.py).
+
 The time grows with each ejection, up to a most, and forgets one ejection for
 each ``base_ejection_s`` that was served well.  How many may be ejected at once
 is for the pool to say, which knows the others.
@@ -34,7 +37,7 @@ class Why(StrEnum):
 class Outlier:
     """What is remembered of one endpoint."""
 
-    __slots__ = ("_ejections", "_failures", "_resets", "_served_since", "ejected_until", "is_probed", "why")
+    __slots__ = ("_ejections", "_failures", "_probe", "_probes", "_resets", "_served_since", "ejected_until", "why")
 
     def __init__(self) -> None:
         self._failures = 0
@@ -42,21 +45,25 @@ class Outlier:
         self._ejections = 0
         self._served_since = 0.0
         self.ejected_until: float | None = None
-        self.is_probed = False
+        self._probes = 0
+        self._probe = 0  # which of them is under way, 0: none
         self.why: Why | None = None
 
     def may_serve(self, now: float) -> bool:
         """Whether a connection may be sent there: it is not ejected, or nobody probes it yet."""
-        return self.ejected_until is None or (now >= self.ejected_until and not self.is_probed)
+        return self.ejected_until is None or (now >= self.ejected_until and not self._probe)
 
     def is_ejected(self, now: float) -> bool:
         """Whether its time is not up yet."""
         return self.ejected_until is not None and now < self.ejected_until
 
-    def picked(self, now: float) -> bool:
-        """A connection was sent there; True if it is a probe."""
-        self.is_probed = self.ejected_until is not None and now >= self.ejected_until
-        return self.is_probed
+    def picked(self, now: float) -> int:
+        """A connection was sent there; the number of the probe that it is, or 0."""
+        if self.ejected_until is None or now < self.ejected_until or self._probe:
+            return 0
+        self._probes += 1
+        self._probe = self._probes
+        return self._probe
 
     def connected(self, now: float) -> bool:
         """A connect succeeded; True if that ended an ejection."""
@@ -64,14 +71,20 @@ class Outlier:
         if self.ejected_until is None or now < self.ejected_until:
             return False
         self.ejected_until = None
-        self.is_probed = False
+        self._probe = 0
         self.why = None
         self._served_since = now
         return True
 
-    def given_up(self) -> None:
+    def may_be_probed(self, now: float) -> None:
+        """Its time ends early: others of its zone are back (recovery.py)."""
+        if self.ejected_until is not None:
+            self.ejected_until = min(self.ejected_until, now)
+
+    def given_up(self, probe: int) -> None:
         """A probe ended without a result."""
-        self.is_probed = False
+        if probe == self._probe:
+            self._probe = 0
 
     def said_something(self) -> None:
         """The endpoint sent a byte."""
@@ -98,7 +111,7 @@ class Outlier:
             self._ejections = max(0, self._ejections - forgotten)
         self._ejections += 1
         self.ejected_until = now + min(config.base_ejection_s * self._ejections, config.max_ejection_s)
-        self.is_probed = False
+        self._probe = 0
         self.why = why
         self._failures = 0
         self._resets = 0

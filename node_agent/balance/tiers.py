@@ -84,6 +84,11 @@ def build(members: Sequence[Member], traffic: Traffic, near: Near, now: float) -
     return Tiers(_by_level(members, set(map(id, usable)), preference, near), is_panic)
 
 
+def is_nearest(endpoint: Endpoint, preference: LocalityPreference, near: Near) -> bool:
+    """Whether it is in the level that is used as long as it is healthy; of a service without levels all are."""
+    return preference.mode is LocalityMode.OFF or _level(endpoint.agent_of, preference.levels, near) == 0
+
+
 def _by_level(
     members: Sequence[Member], usable: set[int], preference: LocalityPreference, near: Near
 ) -> tuple[Tier, ...]:

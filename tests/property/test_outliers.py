@@ -91,6 +91,9 @@ class Ejection(RuleBasedStateMachine):
         self.client = Client(Near("node-0", "a", "r"), "10.9.0.1", "spiffe://example.org/ns/a/sa/b")
         self.unhealthy: set[int] = set()
         self.probing: dict[int, Pick] = {}
+        self.served_at: dict[int, float] = {}
+        self.failed_since: dict[int, float] = {}
+        self.picked_at: dict[Pick, float] = {}
 
     def health(self, number: int) -> str:
         return self.balancer.load_of(self.candidates[number], self.now).health
@@ -114,30 +117,47 @@ class Ejection(RuleBasedStateMachine):
             left = [n for n, each in enumerate(self.candidates) if each.key not in exclude]
             assert not left or not healthy or self.mode is LocalityMode.STRICT
             return multiple()
+        self.picked_at[pick] = self.now
         chosen = self.candidates.index(pick.endpoint)
         assert pick.endpoint.key not in exclude
         is_panic = len(healthy) * 100 < self.traffic.panic_threshold_percent * len(self.candidates)
         if not is_panic and not exclude:
-            assert chosen in healthy, "an ejected endpoint is picked while a healthy one exists"
+            assert chosen in healthy or self.is_back(chosen, pick), (
+                "an ejected endpoint is picked, a healthy one exists"
+            )
         if pick.is_probe:
             assert chosen not in self.probing or is_panic or exclude, "two probes at a time"
             self.probing[chosen] = pick
         return pick
 
+    def is_back(self, chosen: int, pick: Pick) -> bool:
+        """Whether it is a probe before its time, as its node or zone answered since the connect that failed began."""
+        return pick.is_probe and any(
+            other != chosen
+            and (other % 3 == chosen % 3 or other % 2 == chosen % 2)
+            and at >= self.failed_since.get(chosen, 0.0)
+            for other, at in self.served_at.items()
+        )
+
     @rule(pick=consumes(picks), seconds=st.floats(0.0, 2.0))
     def serve(self, pick: Pick, seconds: float) -> None:
         self.now += seconds
+        self.served_at[self.candidates.index(pick.endpoint)] = self.now
         pick.connected(self.now)
         pick.said_something()
         self.end(pick)
 
-    @rule(pick=consumes(picks))
-    def refuse(self, pick: Pick) -> None:
+    @rule(pick=consumes(picks), seconds=st.sampled_from([0.0, 1.0, 5.0]))
+    def refuse(self, pick: Pick, seconds: float) -> None:
+        """Or not answer at all."""
+        self.now += seconds
+        self.failed_since[self.candidates.index(pick.endpoint)] = self.picked_at[pick]
         pick.failed(self.now)
         self.end(pick)
 
     @rule(pick=consumes(picks))
     def reset_early(self, pick: Pick) -> None:
+        self.served_at[self.candidates.index(pick.endpoint)] = self.now
         pick.connected(self.now)
         pick.reset_early(self.now)
         self.end(pick)

@@ -211,7 +211,7 @@ def test_what_is_idle_for_long_is_forgotten_and_what_is_in_use_is_not() -> None:
         balancer.pick(FAIR, endpoints(1), 100.0 + tick).release(100.0 + tick)
     assert balancer.load_of(used, 200.0).open_connections == 1
     assert len(balancer._states._states) <= 2
-    assert len(balancer._pools) == 1
+    assert len(balancer._pools._pools) == 1
 
 
 def test_endpoints_that_are_new_at_each_pick_do_not_pile_up() -> None:

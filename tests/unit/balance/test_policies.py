@@ -339,7 +339,7 @@ def test_the_health_of_an_endpoint_is_looked_at_anew_by_the_services_that_have_i
         sorted_anew.append(len(members))
         return build(members, *more)
 
-    monkeypatch.setattr("node_agent.balance.balancer.build", counted)
+    monkeypatch.setattr("node_agent.balance.pools.build", counted)
     balancer = Balancer(rng=Random(1))
     flapping = _endpoint(1)
     ours = tuple(_endpoint(number) for number in range(10, 15))
