@@ -2,22 +2,22 @@
 
 import collections
 import contextlib
-import json
-import os
 import socket
 import struct
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bpf.pins import Pins
-from tests.mesh_builder import CAPTURE, LAB_NAME, LabCommandError, Mesh, Pod, read_all, wait_for
+from tests.forged import next_syn_source, send_syn, without_the_labs_own_rule
+from tests.lane_stage import PORT as _PORT
+from tests.lane_stage import LaneStage, counted_on_the_lane, if_counted
+from tests.mesh_builder import CAPTURE, LAB_NAME, LabCommandError, Mesh, read_all, wait_for
 
-_PORT = 8080
 _NAMESPACE = """apiVersion: v1
 kind: Namespace
 metadata: {name: lane, labels: {ringfence.io/mesh: enabled}, annotations: {ringfence.io/same-node: lane}}
@@ -40,66 +40,23 @@ def session_mesh(session_mesh: Mesh) -> Iterator[Mesh]:
     session_mesh.up(capture=CAPTURE)
 
 
-class _Stage:
-    """A client and a server with an echo, and whatever they say to each other."""
-
-    def __init__(self, mesh: Mesh) -> None:
-        self.mesh = mesh
-        self.server = mesh.pod("server", namespace="lane", service_account="server", labels={"app": "server"})
-        self.server.serve_echo(_PORT)
-        self.client = mesh.pod("client", namespace="lane", service_account="client")
-
-    def echo(self, ip: str, port: int = _PORT, *, size: int = 1000) -> None:
-        """Send ``size`` bytes, half-close, and get them back."""
-        sent = os.urandom(size)
-        with self.client.connect(ip, port) as connection:
-
-            def write() -> None:
-                connection.sendall(sent)
-                connection.shutdown(socket.SHUT_WR)
-
-            writer = threading.Thread(target=write)
-            writer.start()
-            got = read_all(connection)
-            writer.join()
-        assert got == sent
-
-    def taken(self) -> int:
-        return int(self.mesh.metric(1, "ringfence_lane_taken_total"))
-
-    def learn(self, ip: str, port: int = _PORT) -> None:
-        """Connect until it goes by the lane."""
-
-        def is_on_the_lane() -> bool:
-            before = self.taken()
-            self.echo(ip, port)
-            return self.taken() > before
-
-        wait_for(f"{ip} to be on the lane", is_on_the_lane)
-
-    def entries(self) -> dict[str, int | None]:
-        """Of the maps of the kernel, by name."""
-        shown = json.loads(self.mesh.lab("ringfence", "1", "bpf", "status", "--json"))
-        return {each["name"]: each["entries"] for each in shown["maps"]}
-
-    def is_empty(self) -> bool:
-        entries = self.entries()
-        return not any(entries[name] for name in ("passes", "originals", "flows", "lane_connections", "lane_spill"))
-
-
 @pytest.fixture
-def stage(mesh: Mesh) -> _Stage:
-    return _Stage(mesh)
+def stage(mesh: Mesh) -> LaneStage:
+    return LaneStage(mesh)
 
 
-def test_a_transfer_is_whole_each_way_and_its_records_are_exact(stage: _Stage) -> None:
+def test_a_transfer_is_whole_each_way_and_its_records_are_exact(stage: LaneStage) -> None:
     mesh, server = stage.mesh, stage.server
     cluster4, cluster6 = mesh.service("server", app="server", port=80, target_port=_PORT, namespace="lane")
     ways = {server.ipv4: _PORT, server.ipv6: _PORT, cluster4: 80, cluster6: 80, f"::ffff:{server.ipv4}": _PORT}
+    before, taken_before = counted_on_the_lane(mesh), stage.taken()
     for ip, port in ways.items():
         stage.learn(ip, port)
-    counted = _counted(mesh)
     taken = stage.taken()
+    counted = wait_for(
+        "those of learning to be counted",
+        lambda: if_counted(counted_on_the_lane(mesh), before, number=taken - taken_before),
+    )
 
     sizes = {ip: 3_000_001 + number for number, ip in enumerate(ways)}
     for ip, port in ways.items():
@@ -131,7 +88,7 @@ def test_a_transfer_is_whole_each_way_and_its_records_are_exact(stage: _Stage) -
             assert record["close_reason"] == "ok"
     wait_for("every entry to be gone", stage.is_empty)
     total = sum(sizes.values())
-    after = _counted(mesh)
+    after = counted_on_the_lane(mesh)
     assert {key: after[key] - counted.get(key, 0) for key in after} == {
         (reporter, what): number
         for reporter in ("source", "destination")
@@ -144,18 +101,7 @@ def test_a_transfer_is_whole_each_way_and_its_records_are_exact(stage: _Stage) -
     }
 
 
-def _counted(mesh: Mesh) -> dict[tuple[str, str], float]:
-    """The standard counters of what was judged but not encrypted."""
-    return {
-        (reporter, what): mesh.metric(
-            1, f"istio_tcp_{what}_total", reporter=reporter, connection_security_policy="none"
-        )
-        for reporter in ("source", "destination")
-        for what in ("connections_opened", "connections_closed", "sent_bytes", "received_bytes")
-    }
-
-
-def test_a_reset_and_a_refusal_are_recorded_as_what_they_are(stage: _Stage) -> None:
+def test_a_reset_and_a_refusal_are_recorded_as_what_they_are(stage: LaneStage) -> None:
     mesh, server = stage.mesh, stage.server
 
     def abort(connection: socket.socket, _peer: str) -> None:
@@ -197,7 +143,7 @@ def test_a_reset_and_a_refusal_are_recorded_as_what_they_are(stage: _Stage) -> N
     wait_for("every entry to be gone", stage.is_empty)
 
 
-def test_what_needs_the_agent_never_takes_the_lane(stage: _Stage) -> None:
+def test_what_needs_the_agent_never_takes_the_lane(stage: LaneStage) -> None:
     mesh, server = stage.mesh, stage.server
     taken = stage.taken()
 
@@ -229,7 +175,7 @@ def test_what_needs_the_agent_never_takes_the_lane(stage: _Stage) -> None:
         stays_with_the_agent()
 
 
-def _is_denied(stage: _Stage, ip: str) -> bool:
+def _is_denied(stage: LaneStage, ip: str) -> bool:
     try:
         with stage.client.connect(ip, _PORT) as connection:
             connection.sendall(b"x")
@@ -238,7 +184,7 @@ def _is_denied(stage: _Stage, ip: str) -> bool:
         return True
 
 
-def test_a_policy_cuts_what_is_open_and_refuses_what_is_new(stage: _Stage) -> None:
+def test_a_policy_cuts_what_is_open_and_refuses_what_is_new(stage: LaneStage) -> None:
     mesh, server = stage.mesh, stage.server
     for ip in (server.ipv4, server.ipv6):
         stage.learn(ip)
@@ -261,7 +207,71 @@ def test_a_policy_cuts_what_is_open_and_refuses_what_is_new(stage: _Stage) -> No
     stage.learn(server.ipv4)
 
 
-def test_no_connection_that_the_last_policy_denies_survives_a_race_with_it(stage: _Stage) -> None:
+def test_a_revoked_identity_loses_what_is_open_on_the_lane_and_comes_back_when_it_is_undone(stage: LaneStage) -> None:
+    mesh, server, client = stage.mesh, stage.server, stage.client
+    other = mesh.pod("other", namespace="lane", service_account="other")
+    stage.learn(server.ipv4)
+    stage.learn(server.ipv6)
+    open_ones = [client.connect(ip, _PORT) for ip in (server.ipv4, server.ipv6)]
+    spared = other.connect(server.ipv4, _PORT)
+    for each in (*open_ones, spared):
+        each.sendall(b"x")
+        assert each.recv(1) == b"x"
+    revoke = ("ringfence", "ca", "revoke", "identity", str(client.identity), "--reason", "laptop left on the train")
+
+    mesh.lab(*revoke)
+    try:
+        for each in open_ones:
+            with each, pytest.raises(ConnectionAbortedError):  # of the lane: a tunnel's end would be a reset
+                each.recv(1)
+        cut = wait_for(
+            "both records of both",
+            lambda: _if_all(mesh.records(1, close_reason="identity_revoked", received_bytes=1), 4),
+        )
+        assert sorted(each["direction"] for each in cut) == ["inbound", "inbound", "outbound", "outbound"]
+        for record in cut:
+            assert record["response_flags"] == "IDENTITY_ERROR"
+            assert record["source_workload"] == "lane/client"
+            assert f"{client.identity}: this identity is revoked" in record["detail"]
+            assert "laptop left on the train" in record["detail"]
+        taken = stage.taken()
+        for ip in (server.ipv4, server.ipv6):
+            assert _is_denied(stage, ip)
+        assert stage.taken() == taken
+        with spared:  # somebody else's, through the agent or by the lane
+            spared.sendall(b"y")
+            assert spared.recv(1) == b"y"
+    finally:
+        mesh.lab(*revoke, "--undo")
+    wait_for("a certificate", lambda: not _is_denied(stage, server.ipv4), deadline_s=30)
+    stage.learn(server.ipv4)
+
+    # A single certificate says nothing of the lane, which nobody proves by certificates: what is open may stay.
+    certs = {each["identity"]: each["serial"] for each in mesh.ringfence(1, "certs")}
+    with client.connect(server.ipv4, _PORT) as connection:
+        mesh.lab("ringfence", "ca", "revoke", "serial", certs[client.identity], "--reason", "copied")
+        try:
+            wait_for(
+                "another certificate",
+                lambda: (
+                    {each["identity"]: each["serial"] for each in mesh.ringfence(1, "certs")}[client.identity]
+                    not in (None, certs[client.identity])
+                ),
+                deadline_s=30,
+            )
+            connection.sendall(b"z")
+            assert connection.recv(1) == b"z"
+            stage.learn(server.ipv4)
+        finally:
+            mesh.lab("ringfence", "ca", "revoke", "serial", certs[client.identity], "--undo")
+    wait_for("every entry to be gone", stage.is_empty)
+
+
+def _if_all(records: list[dict[str, Any]], number: int) -> list[dict[str, Any]] | None:
+    return records if len(records) == number else None
+
+
+def test_no_connection_that_the_last_policy_denies_survives_a_race_with_it(stage: LaneStage) -> None:
     mesh, server = stage.mesh, stage.server
     stage.learn(server.ipv4)
     taken = stage.taken()
@@ -309,12 +319,12 @@ def _is_alive(connection: socket.socket) -> bool:
         return False
 
 
-def test_a_forged_source_address_does_not_leave_the_pod(stage: _Stage) -> None:
+def test_a_forged_source_address_does_not_leave_the_pod(stage: LaneStage) -> None:
     mesh, server, client = stage.mesh, stage.server, stage.client
     stage.learn(server.ipv4)
     strangers = [mesh.pod("stranger", namespace="lane"), mesh.pod("outsider", namespace="lane", mesh=False)]
     stage.learn(server.ipv4)  # a new pod is guarded before the lane is used again
-    with _without_the_labs_own_rule():
+    with without_the_labs_own_rule():
         for stranger in strangers:
             for own, forged, target in (
                 (stranger.ipv4, (client.ipv4, server.ipv4), server.ipv4),
@@ -323,61 +333,11 @@ def test_a_forged_source_address_does_not_leave_the_pod(stage: _Stage) -> None:
                 with server.inside(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))) as seen:
                     seen.settimeout(60)
                     for source in (*forged, own):  # the last one shows that what came before would have been seen
-                        _send_syn(stranger, source, target)
-                    assert _next_syn_source(seen, target) == own
+                        send_syn(stranger, source, target, _PORT)
+                    assert next_syn_source(seen, target, _PORT) == own
 
 
-@contextlib.contextmanager
-def _without_the_labs_own_rule() -> Iterator[None]:
-    """The nodes of the lab drop what is forged, too."""
-
-    def nft(*command: str, stdin: str = "") -> str:
-        inside = ["nsenter", f"--net={Mesh.node_netns(1)}", "nft", *command]
-        return subprocess.run(inside, input=stdin, capture_output=True, text=True, check=True).stdout
-
-    rule = nft("list", "table", "inet", "rf_spoof")
-    nft("delete", "table", "inet", "rf_spoof")
-    try:
-        yield
-    finally:
-        nft("-f", "-", stdin=rule)
-
-
-def _send_syn(pod: Pod, source: str, target: str) -> None:
-    """A SYN to the echo's port from port 45000, with any source address."""
-    family = socket.AF_INET6 if ":" in source else socket.AF_INET
-    addresses = socket.inet_pton(family, source) + socket.inet_pton(family, target)
-    segment = struct.pack("!HHIIBBHHH", 45000, _PORT, 1, 0, 5 << 4, 2, 64240, 0, 0)
-    pseudo = addresses + struct.pack("!II", len(segment), 6)
-    segment = segment[:16] + struct.pack("!H", _checksum(pseudo + segment)) + segment[18:]
-    if family == socket.AF_INET6:
-        packet = struct.pack("!IHBB", 6 << 28, len(segment), 6, 64) + addresses + segment
-    else:
-        packet = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(segment), 1, 0, 64, 6, 0) + addresses + segment
-    raw = pod.inside(lambda: socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW))
-    with raw:
-        raw.sendto(packet, (target, 0))
-
-
-def _checksum(data: bytes) -> int:
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
-
-
-def _next_syn_source(seen: socket.socket, target: str) -> str:
-    """The source address of the next SYN from port 45000 that has arrived."""
-    family = socket.AF_INET6 if ":" in target else socket.AF_INET
-    first, header = (8, 40) if family == socket.AF_INET6 else (12, 20)
-    width = 16 if family == socket.AF_INET6 else 4
-    while True:
-        packet = seen.recv(2048)
-        if packet[header : header + 4] == struct.pack("!HH", 45000, _PORT) and len(packet) > header + 13:
-            return socket.inet_ntop(family, packet[first : first + width])
-
-
-def test_without_the_agent_what_is_open_goes_on_and_is_recorded_when_it_is_back(stage: _Stage) -> None:
+def test_without_the_agent_what_is_open_goes_on_and_is_recorded_when_it_is_back(stage: LaneStage) -> None:
     mesh, server = stage.mesh, stage.server
     stage.learn(server.ipv4)
     taken = stage.taken()
@@ -404,7 +364,7 @@ def test_without_the_agent_what_is_open_goes_on_and_is_recorded_when_it_is_back(
     wait_for("every entry to be gone", stage.is_empty)
 
 
-def test_a_pod_that_goes_leaves_nothing_behind(stage: _Stage) -> None:
+def test_a_pod_that_goes_leaves_nothing_behind(stage: LaneStage) -> None:
     mesh, server = stage.mesh, stage.server
     stage.learn(server.ipv4)
     with stage.client.connect(server.ipv4, _PORT) as connection:
