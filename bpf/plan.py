@@ -190,6 +190,7 @@ MAP_HOOKS: Final = (
 CAPTURE: Final = "capture"
 INPOD: Final = "inpod"
 LANE: Final = "lane"
+SOURCE: Final = "source"
 SOCKMAP: Final = "sockmap"
 
 _CAPTURE_MAPS: Final = (
@@ -255,7 +256,7 @@ FEATURES: Final = (
     Feature(
         name=LANE,
         min_kernel=(6, 6),
-        needs="TCX links, against forged addresses",
+        needs="TCX links, as the feature source does",
         sources=(
             "capture.h",
             "connect.h",
@@ -264,7 +265,6 @@ FEATURES: Final = (
             "lane_connect.c",
             "lane_flows.c",
             "lane_release.c",
-            "pod_source.c",
         ),
         maps=(
             *_POD_MAPS,
@@ -274,20 +274,26 @@ FEATURES: Final = (
             MapRow(name="lane_connections", value="lane_connection"),
             MapRow(name="lane_ends"),
             MapRow(name="lane_spill", value="lane_end"),
-            MapRow(name="pod_addresses", key="pod_address"),
         ),
         programs=(
             Program(function="lane_connect4", hook="lane_connect4"),
             Program(function="lane_connect6", hook="lane_connect6"),
             Program(function="lane_flows", hook="lane_sock_ops"),
             Program(function="lane_release", hook="lane_sock_release"),
-            Program(function="pod_source", hook="pod_source"),
         ),
         numbers=(
             KernelNumber(define="SOCK_FLAGS_OFFSET", kind="sock_common", member="skc_flags"),
             KernelNumber(define="SOCK_ERROR_OFFSET", kind="sock", member="sk_err"),
             KernelNumber(define="SOCK_DONE_BIT", kind="sock_flags", member="SOCK_DONE"),
         ),
+    ),
+    Feature(
+        name=SOURCE,
+        min_kernel=(6, 6),
+        needs="TCX links, against forged addresses",
+        sources=("pod_source.c",),
+        maps=(MapRow(name="pod_addresses", key="pod_address"),),
+        programs=(Program(function="pod_source", hook="pod_source"),),
     ),
     Feature(
         name=SOCKMAP,

@@ -4,11 +4,11 @@
  * Reads:   pod_addresses, written by the agent.
  * Writes:  nothing.
  *
- * The lane believes addresses: a SYN with the addresses and ports of a connection that is just being made would reach
- * the application.  So an address of a pod is believed only of the interface that the pod is behind.  All other
- * addresses are none of our business.
+ * Policies believe the address of whoever comes in plaintext; and the lane, with which a SYN with the addresses and
+ * ports of a connection that is just being made would reach the application.  So an address of a pod is believed only
+ * of the interface that the pod is behind.  All other addresses are none of our business.
  */
-#include "lane.h"
+#include "maps.h"
 
 #define TO_THE_NEXT (-1) /* TCX_NEXT */
 #define DROP        2    /* TCX_DROP */
@@ -18,6 +18,7 @@
 #define ETHER_BYTES     14
 #define IPV4_SOURCE_AT  12
 #define IPV6_SOURCE_AT  8
+#define MAPPED_PREFIX   __builtin_bswap32(0xffff) /* the third word of ::ffff:a.b.c.d */
 
 BPF_HASH(pod_addresses, struct pod_address, __u32, MAX_POD_ADDRESSES);
 
@@ -27,7 +28,7 @@ int pod_source(struct __sk_buff *skb) {
     int failed;
 
     if (skb->protocol == ETHER_TYPE_IPV4) {
-        address.ip_be[2] = MAPPED_PREFIX_BE;
+        address.ip_be[2] = MAPPED_PREFIX;
         failed = bpf_skb_load_bytes(skb, ETHER_BYTES + IPV4_SOURCE_AT, &address.ip_be[3], 4);
     } else if (skb->protocol == ETHER_TYPE_IPV6) {
         failed = bpf_skb_load_bytes(skb, ETHER_BYTES + IPV6_SOURCE_AT, address.ip_be, 16);

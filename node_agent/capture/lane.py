@@ -35,7 +35,6 @@ _MAPS: Final = (
     "lane_connections",
     "lane_ends",
     "lane_spill",
-    "pod_addresses",
 )
 _END: Final = abi().structs["lane_end"].whole
 _ENDS_AT_ONCE: Final = 128  # some 2 ms
@@ -49,16 +48,16 @@ class KernelLane:
 
     max_endpoints = _MAX_ENDPOINTS
 
-    def __init__(self, root: Path) -> None:
-        """Raises BpfError, or UnsupportedError where the lane is off."""
+    def __init__(self, root: Path, *, sources: PodSources) -> None:
+        """``sources`` stay the caller's.  Raises BpfError, or UnsupportedError where the lane is off."""
         self._pins = Pins(root)
+        self.sources = sources
         self._maps = open_maps(self._pins, _MAPS, feature=LANE)
         self._structs = abi().structs
         assert tuple(self._structs["lane_end"].members) == RawEnd._fields
         ends = self._maps["lane_ends"]
         self._ring = Ring(ends.fd, size_bytes=ends.info.max_entries)
         self.ring_fd = ends.fd  # readable when connections have ended
-        self.sources = PodSources(self._pins, self._maps["pod_addresses"])
         control = self._maps["lane_control"].get(_FIRST) or b""
         self._generation = self._structs["lane_control"].number(control, "generation")
         self._collected = self._structs["lane_control"].number(control, "collected")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from node_agent.capture.connect_balancing import KernelBalancing
     from node_agent.capture.lane import KernelLane
     from node_agent.capture.pinned import Origins
+    from node_agent.capture.pod_source import PodSources
 
 INPOD: Final = "inpod"
 INPOD_BPF: Final = "inpod-bpf"
@@ -28,7 +29,7 @@ CGROUP: Final = "cgroup"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """``mode`` is the one in effect; ``warning`` says why it is not the one that was asked for.
+    """``mode`` is the one in effect; ``warning`` says why it is not the one that was asked for, or what it lacks.
 
     ``lane``, or ``no_lane``: why there is none; likewise ``balancing``, at connect.
     """
@@ -53,9 +54,11 @@ def choose(mode: str, *, pins: Path, netns_path: Callable[[Workload], Path], sta
     if mode == CGROUP:
         return _by_cgroup(pins, stack)
     from bpf.errors import BpfError, UnsupportedError  # noqa: PLC0415
+    from bpf.pins import Pins  # noqa: PLC0415
     from bpf.plan import INPOD as INPOD_FEATURE  # noqa: PLC0415
     from node_agent.capture.pinned import Origins  # noqa: PLC0415
     from node_agent.capture.pod_bpf_capture import PodBpfCapture  # noqa: PLC0415
+    from node_agent.capture.pod_source import PodSources  # noqa: PLC0415
     from node_agent.capture.pod_steering import PodSteering  # noqa: PLC0415
 
     try:
@@ -72,20 +75,31 @@ def choose(mode: str, *, pins: Path, netns_path: Callable[[Workload], Path], sta
         )
     except BpfError as error:
         raise ConfigError(f"[capture] mode = {mode!r}: {error}") from error
-    capture = PodBpfCapture(netns_path, steering=steering, origins=origins)
     try:
-        lane = _lane(pins, stack)
+        sources = PodSources(Pins(pins))
+    except BpfError as error:
+        return Chosen(
+            capture=PodBpfCapture(netns_path, steering=steering, origins=origins, sources=None),
+            mode=mode,
+            warning=f"pods of this node can send with each other's addresses, unless the network keeps them: {error}",
+            no_lane=str(error),
+            balancing=balancing,
+        )
+    stack.callback(sources.close)
+    capture = PodBpfCapture(netns_path, steering=steering, origins=origins, sources=sources)
+    try:
+        lane = _lane(pins, sources, stack)
     except BpfError as error:
         return Chosen(capture=capture, mode=mode, no_lane=str(error), balancing=balancing)
     return Chosen(capture=capture, mode=mode, lane=lane, balancing=balancing)
 
 
-def _lane(pins: Path, stack: ExitStack) -> "KernelLane":
+def _lane(pins: Path, sources: "PodSources", stack: ExitStack) -> "KernelLane":
     from bpf.errors import BpfError  # noqa: PLC0415
     from node_agent.capture.lane import KernelLane  # noqa: PLC0415
 
     try:
-        lane = KernelLane(pins)
+        lane = KernelLane(pins, sources=sources)
     except OSError as error:
         raise BpfError(f"{pins}: its maps can not be used: {error.strerror}") from error
     stack.callback(lane.close)

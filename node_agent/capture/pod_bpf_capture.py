@@ -1,8 +1,10 @@
 """Capture mode ``inpod-bpf``: the agent's sockets inside the pods, and BPF instead of netfilter (docs/bpf.md)."""
 
+import logging
 import socket
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Final
 
 from node_agent.capture.capture import CaptureJob
 from node_agent.capture.netns import NetworkNamespace
@@ -11,9 +13,12 @@ from node_agent.capture.original_destination import peer_address
 from node_agent.capture.pinned import Origins
 from node_agent.capture.plumbing import PlumbingError, PlumbingJob, plumb
 from node_agent.capture.pod_network import PodNetwork
+from node_agent.capture.pod_source import PodSources
 from node_agent.capture.pod_steering import PodSteering, cookie_of
 from node_agent.capture.rules import RETURN_MARK
 from node_agent.model import OriginalDestination, PeerAddress, Workload
+
+_log: Final = logging.getLogger("ringfence.capture")
 
 
 class SteeredPodNetwork(PodNetwork):
@@ -38,16 +43,31 @@ class SteeredPodNetwork(PodNetwork):
 
 
 class PodBpfCapture:
-    """A :class:`Capture` without netfilter.  ``steering`` and ``origins`` stay the caller's."""
+    """A :class:`Capture` without netfilter.  ``steering``, ``origins`` and ``sources`` stay the caller's.
 
-    def __init__(self, netns_path: Callable[[Workload], Path], *, steering: PodSteering, origins: Origins) -> None:
+    Every pod that is captured or set free, so every one of the node, is kept from sending with the addresses of
+    others; without ``sources`` none is.
+    """
+
+    def __init__(
+        self,
+        netns_path: Callable[[Workload], Path],
+        *,
+        steering: PodSteering,
+        origins: Origins,
+        sources: PodSources | None,
+    ) -> None:
         self._netns_path = netns_path
         self._steering = steering
         self._origins = origins
+        self._sources = sources
+        self._unguarded: set[str] = set()  # uids of those that can not be
 
     def want(self, enrolled: Collection[Workload], *, is_complete: bool) -> None:
         """Forget the pods whose namespaces are gone."""
         self._steering.tidy_up()
+        if self._sources is not None:
+            self._sources.tidy_up()
 
     def open(self, workload: Workload) -> WorkloadNetwork:
         """Open the pod's namespace."""
@@ -68,6 +88,7 @@ class PodBpfCapture:
             [PlumbingJob(fd=job.network.namespace.fd, install=job.install, by_bpf=True) for job in jobs]
         )
         for number, (job, error) in enumerate(zip(jobs, results, strict=True)):
+            self._guard(job)
             try:
                 if not job.install:
                     self._steering.set_free(cookie_of(job.network.namespace))
@@ -76,6 +97,21 @@ class PodBpfCapture:
             except OSError as failed:
                 results[number] = PlumbingError(f"BPF: {failed.strerror}")
         return results
+
+    def _guard(self, job: CaptureJob) -> None:
+        """A pod of a network that can not be guarded so is served nevertheless; the log says it."""
+        if self._sources is None:
+            return
+        try:
+            self._sources.guard(job.network.namespace, job.workload.addresses)
+        except OSError as error:
+            if job.workload.uid not in self._unguarded:
+                _log.warning(
+                    "pod %s can send with the addresses of others, unless the network keeps it from that: %s",
+                    job.workload.name,
+                    error.strerror,
+                )
+            self._unguarded.add(job.workload.uid)
 
     async def run(self) -> None:
         """Nothing to watch: what is linked stays so."""

@@ -170,10 +170,10 @@ class Lanes:
         for uid, workload in here.items():
             if self._guarded.get(uid, _NOBODY) != workload.addresses and workload.addresses:
                 self._guard(workload)
-        self._tidy_up(list(here.values()))
+        self._tidy_up()
 
-    def _tidy_up(self, here: Iterable[Workload]) -> None:
-        self._kernel.sources.tidy_up(known=[ip for each in here for ip in each.addresses])
+    def _tidy_up(self) -> None:
+        self._kernel.sources.tidy_up()
         self._tidy_at = trio.current_time() + _TIDY_S
 
     def _guard(self, workload: Workload) -> None:
@@ -272,7 +272,7 @@ class Lanes:
             if self._active.is_set() and self._guarded_at != self._registry.revision:
                 self._guard_all()
             if self._active.is_set() and trio.current_time() >= self._tidy_at:
-                self._tidy_up(self._registry.workloads_on(self._node))
+                self._tidy_up()
             self._look_again = trio.Event()
             with trio.move_on_after(_LOOK_S if self._active.is_set() or len(self.table) else _IDLE_LOOK_S):
                 await self._look_again.wait()

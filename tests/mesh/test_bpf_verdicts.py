@@ -18,7 +18,7 @@ import pytest
 from bpf import preconditions, syscalls
 from bpf.abi import abi
 from bpf.compiler import compile_sources, relocate
-from bpf.plan import CAPTURE, HOOKS, INPOD, LANE, Hook, hook
+from bpf.plan import CAPTURE, HOOKS, INPOD, SOURCE, Hook, hook
 from bpf.syscalls import MapType, ProgramType
 from node_agent.capture.pinned import address_bytes, listener_key
 from tests.cgroup_sockets import in_cgroup
@@ -175,7 +175,7 @@ def test_without_the_agents_listener_a_pod_is_closed(inpod_programs: Programs, v
 @pytest.fixture(scope="module")
 def source_programs() -> Iterator[Programs]:
     with ExitStack() as stack:
-        yield Programs([LANE], stack)
+        yield Programs([SOURCE], stack)
 
 
 @_VERSIONS

@@ -1,13 +1,23 @@
 """Pods that are captured by BPF: nothing of netfilter, nothing left behind, and no start without programs."""
 
 import json
+import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.mesh_builder import ROOT, STATE_DIR, Mesh, Pod, wait_for
+from bpf import pins as pinned
+from bpf.loader import load
+from bpf.pins import Pins
+from bpf.plan import CAPTURE, FEATURES, INPOD, SOURCE
+from bpf.unloader import unload
+from node_agent.capture import choose
+from tests.forged import next_syn_source, send_syn, without_the_labs_own_rule
+from tests.mesh_builder import LAB_NAME, ROOT, STATE_DIR, Mesh, Pod, wait_for
 
 pytestmark = pytest.mark.mesh
 
@@ -87,6 +97,59 @@ def test_nothing_is_left_of_connections_and_pods_that_are_over(mesh: Mesh) -> No
     # The next pod that comes or goes lets the agent look.
     mesh.pod("another", node=2)
     wait_for("its link to go", lambda: not netns & {each["workload"] for each in _status(2)["links"]})
+
+
+def test_no_pod_of_the_node_sends_with_the_address_of_another_in_the_mesh_or_not(mesh: Mesh) -> None:
+    server, client = mesh.pod("server", node=1), mesh.pod("client", node=1)
+    senders = [mesh.pod("stranger", node=1), mesh.pod("outsider", node=1, mesh=False)]
+    # The lab does not wait for the agent to have seen a pod that is not in the mesh.
+    wait_for("all four to be guarded", lambda: _entries(1)["pod_addresses"] == 8, deadline_s=60)
+    with without_the_labs_own_rule():
+        for sender in senders:
+            for own, forged, target in (
+                (sender.ipv4, (client.ipv4, server.ipv4), server.ipv4),
+                (sender.ipv6, (client.ipv6, server.ipv6), server.ipv6),
+            ):
+                with server.inside(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))) as seen:
+                    seen.settimeout(60)
+                    for source in (*forged, own):  # the last one shows that what came before would have been seen
+                        send_syn(sender, source, target, 8080)
+                    assert next_syn_source(seen, target, 8080) == own
+    veths = {each["workload"] for each in _status(1)["links"] if each["hook"] == "pod_source"}
+    assert len(veths) == 4
+    for pod in senders:
+        pod.delete()
+
+    def is_tidy() -> bool:
+        with mesh.applied("apiVersion: v1\nkind: Namespace\nmetadata: {name: looked-again}\n"):  # the agent looks
+            left = {each["workload"] for each in _status(1)["links"] if each["hook"] == "pod_source"}
+            return left < veths and len(left) == 2 and _entries(1)["pod_addresses"] == 4
+
+    wait_for("the veths and addresses of two to be forgotten", is_tidy, deadline_s=60)
+
+
+@pytest.fixture
+def older_kernel() -> Iterator[Path]:
+    """What a kernel before 6.6 has: pods are captured, forged addresses are not seen."""
+    root = Path(f"/sys/fs/bpf/rf_{LAB_NAME}_older")
+    for each in (Pins(root).staging, Pins(root).unloading, root):
+        pinned.remove_tree(each)
+    load(root, features=[each for each in FEATURES if each.name in (CAPTURE, INPOD, SOURCE)], kernel=(6, 5))
+    yield root
+    unload(root, force=True)
+
+
+def test_where_forged_addresses_can_not_be_seen_the_agent_and_the_status_say_so(older_kernel: Path) -> None:
+    with ExitStack() as stack:
+        chosen = choose("inpod-bpf", pins=older_kernel, netns_path=lambda _: Path("/nowhere"), stack=stack)
+        assert chosen.mode == "inpod-bpf"
+        assert chosen.lane is None
+        assert chosen.warning is not None
+        assert chosen.warning.startswith("pods of this node can send with each other's addresses")
+        assert "the feature source is off here" in chosen.warning
+    command = [f"{ROOT}/.venv/bin/ringfence", "bpf", "status", "--pins", str(older_kernel)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "needs Linux 6.6 (TCX links, against forged addresses), this is 6.5" in shown
 
 
 def test_an_agent_without_programs_does_not_start_and_says_what_to_do(mesh: Mesh, tmp_path: Path) -> None:
