@@ -89,7 +89,7 @@ class Origins:
         """Where the workload's program wanted to go; can be asked once.
 
         Raises ConnectionFailure when the connection was not redirected: somebody
-        dialled the agent's own listener.
+        dialled the agent's own listener; and when it is reset already.
         """
         local = peer_address(connection.getsockname())
         layout = abi().structs["flow_key"]
@@ -102,6 +102,8 @@ class Origins:
         )
         found = self._flows.take(key)
         if found is None:
+            if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):  # the programs forget those that end so
+                raise ConnectionFailure(CloseReason.DOWNSTREAM_RESET, "reset before it was accepted")
             raise ConnectionFailure(
                 CloseReason.DESTINATION_NOT_ALLOWED, "no original destination, the connection was not redirected"
             )
