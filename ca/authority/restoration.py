@@ -123,7 +123,13 @@ def _require_keys(path: Path, records: list[AuthorityRecord], keys: KeyStore, *,
     public = {}
     for key_id in keys.names():
         if key_id not in roots:  # a root's key may have a passphrase of its own
-            public[key_id] = read_key(keys, key_id, passphrase).public_key()
+            try:
+                public[key_id] = read_key(keys, key_id, passphrase).public_key()
+            except AuthorityError as exc:
+                raise AuthorityError(
+                    f"{path}: wrong passphrase for its key {key_id}: give the one that was in force when the backup was "
+                    "made (--passphrase-file FILE)"
+                ) from exc
         elif not keys.read(key_id).startswith(_ENCRYPTED):
             raise AuthorityError(f"{path}: the key {key_id} in it is not encrypted; it must not be used")
     for record in records:
