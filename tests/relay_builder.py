@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from node_agent.frames import HEADER, HEADER_BYTES, LENGTH_MASK, TYPE_SHIFT, FrameType
-from node_agent.relay import Meter, Outcome
+from node_agent.relay import Ending, Meter, Outcome
 from node_agent.relay.loop import RelayLoop
 from node_agent.relay.plain_pair import PlainPair
 from node_agent.relay.tunnel_pair import TunnelPair
@@ -28,6 +28,8 @@ from tests.handshakes import context
 DEADLINE_S: Final = 60.0
 QUIET_S: Final = 0.2
 """How long nothing must move before a test believes that it is stuck."""
+COMPLETE: Final = Outcome(ending=Ending.COMPLETE)
+SMALL_BUFFER_BYTES: Final = 16 * 1024
 
 
 def tcp_pair(*, buffer_bytes: int | None = None) -> tuple[socket.socket, socket.socket]:
@@ -318,3 +320,9 @@ def reset(sock: socket.socket) -> None:
     """Close with RST."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
+
+
+def end_up(joined: JoinedTunnel, expected: bytes = b"") -> None:
+    """The application ends its direction; the peer hears ``expected`` and EOF."""
+    joined.app.shutdown(socket.SHUT_WR)
+    assert joined.peer.read_stream() == (expected, FrameType.EOF)
