@@ -127,7 +127,7 @@ def _require_keys(path: Path, records: list[AuthorityRecord], keys: KeyStore, *,
                 public[key_id] = read_key(keys, key_id, passphrase).public_key()
             except AuthorityError as exc:
                 raise AuthorityError(
-                    f"{path}: wrong passphrase for its key {key_id}: give the one that was in force when the backup was "
+                    f"{path}: wrong passphrase for its key {key_id}: give the one of the time when the backup was "
                     "made (--passphrase-file FILE)"
                 ) from exc
         elif not keys.read(key_id).startswith(_ENCRYPTED):
