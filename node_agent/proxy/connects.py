@@ -168,7 +168,6 @@ class Connects:
             self._look_at_failed(now)
             if now >= say_at:
                 self._kernel.keep(valid_s=_VALID_S)
-                self._ask_for_checks()
                 say_at = now + _SAY_AGAIN_S
             if now >= all_at:
                 self._look_at_sources()
@@ -222,6 +221,7 @@ class Connects:
             return
         outcomes = self._outcomes[name] = {}
         for destination, port in wanted.items():
+            self._ask_for_checks(port, destination)
             decision = self._decide(port, destination, now)
             why = decision.why or self._file(name, destination, decision, now)
             if why:
@@ -254,12 +254,8 @@ class Connects:
         for destination in self._kernel.filed - self._owners.keys():
             self._kernel.withdraw(destination, now)
 
-    def _ask_for_checks(self) -> None:
+    def _ask_for_checks(self, port: ServicePort, destination: OriginalDestination) -> None:
         """Let the endpoints be checked though no connection of theirs is seen here."""
-        if self._health is None:
-            return
-        for outcomes in self._outcomes.values():
-            for destination, each in outcomes.items():
-                if self._registry.traffic(each.port).health_check is not None:
-                    for pod in self._pods():
-                        self._health.used(pod, each.port, 6 if ":" in destination.ip else 4)
+        if self._health is not None and self._registry.traffic(port).health_check is not None:
+            for pod in self._pods():
+                self._health.used(pod, port, 6 if ":" in destination.ip else 4)

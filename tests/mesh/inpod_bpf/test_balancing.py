@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -24,7 +25,7 @@ kind: TrafficPolicy
 metadata: {name: checked, namespace: default}
 spec:
   targetRef: {kind: Service, name: web}
-  healthCheck: {interval: 2s, timeout: 2s, unhealthyThreshold: 1, healthyThreshold: 1}
+  healthCheck: {interval: 5s, timeout: 5s, unhealthyThreshold: 1, healthyThreshold: 1}
 """
 
 
@@ -185,12 +186,30 @@ def test_changes_and_health_are_followed_and_no_connect_fails(stage: _Stage) -> 
             stage.wait_until_with_the_agent("its TrafficPolicy wants health checks")
             return
         stage.servers[0].close()
-        wait_for(
-            "the dead one to be found out",
-            lambda: not any(_is_refused(client, stage.cluster4) for _ in range(20)),
-            deadline_s=_LONG_S,
-        )
-        assert stage.ask(stage.cluster4)[0] == "web-2"
+        wait_for("the dead one to be found out", lambda: _health(mesh) == "unhealthy", deadline_s=_LONG_S)
+
+        def is_without_the_dead_one() -> bool:
+            before = stage.balanced()
+            served = []
+            with suppress(OSError):
+                served = [stage.ask(stage.cluster4)[0] for _ in range(10)]
+            return served == ["web-2"] * 10 and stage.balanced() == before + 10
+
+        wait_for("it to be left out at connect", is_without_the_dead_one, deadline_s=_LONG_S)
+
+    # Without checks the first connects that fail are told to the agent, which ejects.
+    wait_for("a connect to fail", lambda: _is_refused(client, stage.cluster4), deadline_s=_LONG_S)
+    wait_for(
+        "no connect to fail any more",
+        lambda: not any(_is_refused(client, stage.cluster4) for _ in range(20)),
+        deadline_s=_LONG_S,
+    )
+
+
+def _health(mesh: Mesh) -> str:
+    """What the agent holds of web-1."""
+    rows = [row for row in mesh.ringfence(1, "endpoints", "web") if row["workload"] == "default/web-1"]
+    return str(rows[0]["health"])
 
 
 def _slice(*servers: Pod) -> str:
