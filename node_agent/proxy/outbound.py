@@ -19,7 +19,7 @@ from node_agent.proxy.admission import Admission
 from node_agent.proxy.live import LiveConnections
 from node_agent.proxy.pod import Accepted, Pod
 from node_agent.proxy.policy_gate import cut_failure, cut_reason
-from node_agent.proxy.routes import Router
+from node_agent.proxy.routes import NoBackend, Router
 from node_agent.proxy.timeouts import Timekeeper
 from node_agent.proxy.trust_gate import TrustGate
 from node_agent.proxy.upstream import Connector, Upstream
@@ -83,7 +83,11 @@ class Outbound:
             record.note(original_destination=destination)
 
             self._gate.admit(record, pod.workload.identity)
-            route = await self._router.route(destination)
+            try:
+                route = await self._router.route(destination)
+            except NoBackend as failure:
+                record.note(service=failure.service)
+                raise
             record.note(service=route.service)
 
             with await self._admission.admit(route, pod.workload.identity, record) as passage:

@@ -36,6 +36,14 @@ class Route:
     traffic: Traffic = DEFAULT
 
 
+class NoBackend(ConnectionFailure):
+    """A TCPRoute leads nowhere; ``service`` is what it leads to, whether there is one or not."""
+
+    def __init__(self, detail: str, *, service: ServicePort) -> None:
+        super().__init__(CloseReason.NO_SERVICE_ENDPOINTS, detail)
+        self.service = service
+
+
 class Router:
     """Asks the registry.
 
@@ -58,7 +66,7 @@ class Router:
         self._registry_only = registry_only
 
     async def route(self, destination: OriginalDestination) -> Route:
-        """Return where a connection to ``destination`` may go; raises ConnectionFailure."""
+        """Return where a connection to ``destination`` may go; raises ConnectionFailure (NoBackend for a TCPRoute)."""
         route = self._known(destination)
         if route is None and self._is_missing_pod(destination.ip):
             with trio.move_on_after(_REGISTRY_LAG_S):
@@ -128,15 +136,12 @@ class Router:
         """
         chosen = split.backend(self._draw())
         if chosen is None:
-            raise ConnectionFailure(
-                CloseReason.NO_SERVICE_ENDPOINTS,
-                f"TCPRoute {split.route} gives every backend of {service} the weight 0",
-            )
+            raise NoBackend(f"TCPRoute {split.route} gives every backend of {service} the weight 0", service=service)
         found = self._registry.service_port(*chosen)
         if found is None:
-            raise ConnectionFailure(
-                CloseReason.NO_SERVICE_ENDPOINTS,
+            raise NoBackend(
                 f"TCPRoute {split.route} of {service} leads to {chosen[0]} port {chosen[1]}, which does not exist",
+                service=ServicePort(service=chosen[0], port=chosen[1]),
             )
         return found
 

@@ -6,10 +6,11 @@ import pytest
 import trio
 import trio.testing
 
-from ca.manifests import ManifestObject
+from ca.manifests import ManifestObject, TCPRoute
+from ca.manifests.tcp_route import Backend, ParentPort
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.model import EndpointAddress, OriginalDestination
-from node_agent.proxy.routes import Router, is_local_address
+from node_agent.proxy.routes import NoBackend, Router, is_local_address
 from node_agent.registry import Registry, Update
 from tests.manifest_builder import meshed_namespace, namespace, node, pod, service
 
@@ -119,3 +120,13 @@ async def test_endpoint_outside_of_the_cluster_may_be_plain_and_one_inside_must_
 )
 def test_local_addresses_are_those_that_can_be_bound(ip: str, local: bool) -> None:
     assert is_local_address(ip) is local
+
+
+@pytest.mark.parametrize(("weight", "named"), [(1, "shop/web-v2:8080"), (0, "shop/web:80")])
+async def test_a_route_that_leads_nowhere_says_which_service_it_was(weight: int, named: str) -> None:
+    backends = (Backend("web-v2", 8080, weight),)
+    route = TCPRoute(namespace="shop", name="canary", parents=(ParentPort("web", 80),), backends=backends)
+    with pytest.raises(NoBackend, match="TCPRoute shop/canary") as caught:
+        await _Cluster(route).router.route(OriginalDestination("10.2.0.1", 80))
+    assert str(caught.value.service) == named
+    assert caught.value.reason is CloseReason.NO_SERVICE_ENDPOINTS
