@@ -127,8 +127,13 @@ def _destination(answer: Row) -> Iterator[str]:
             if not row["ready"] or row["health"] != "healthy":
                 state = text(row["health"]) if row["ready"] else "not ready"
                 yield _field("", f"{text(row['address'])} {state}" + (f" ({text(row['why'])})" if row["why"] else ""))
+    same: dict[tuple[str, ...], list[str]] = {}
     for traffic in answer["traffic"]:
-        yield from _traffic(traffic)
+        same.setdefault(tuple(_traffic(traffic)), []).append(text(traffic["service"]))
+    for lines, services in same.items():
+        if len(same) > 1:  # the backends of a split differ
+            yield _field("towards", ", ".join(services))
+        yield from lines
 
 
 def _traffic(traffic: Row) -> Iterator[str]:

@@ -25,6 +25,7 @@ from ca.manifests.fields import FieldError, path_text
 from ca.manifests.parse import unwrapped
 from ca.spiffe import SpiffeId, SpiffeIdError
 from node_agent.cli.agent_socket import ask
+from node_agent.cli.policy_errors import every_error
 from node_agent.policy.check import Cluster, KnownWorkload
 
 STDIN: Final = "-"
@@ -148,8 +149,9 @@ def _read_text(text: str, file: str, found: Read) -> None:
 def _read_object(data: Any, path: DocumentPath, document: int, file: str, found: Read) -> None:
     try:
         read_object = parse_object(data, path=path)
-    except FieldError as error:
-        found.refused.append(_refused(error, found.texts[file], file, document))
+    except FieldError as first:
+        errors = every_error(data, path) or [first]
+        found.refused += [_refused(error, found.texts[file], file, document) for error in errors]
         return
     if isinstance(read_object, Skipped):
         found.skipped.append(f"{file}: {read_object.reason}")
