@@ -113,7 +113,8 @@ def open_state(pins: Pins) -> Map | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise BpfError(f"{pins.root}: cannot be read: {error.strerror}; run this as root") from error
+        remedy = "run this as root" if os.geteuid() else "choose another directory with --pins and [capture] pins"
+        raise BpfError(f"{pins.root}: cannot be read: {error.strerror}; {remedy}") from error
     foreign = [name for name in found if name not in _KNOWN]
     try:
         if foreign:

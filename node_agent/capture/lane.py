@@ -84,7 +84,7 @@ class KernelLane:
         if not is_supported(somewhere):
             raise OSError(0, "the kernel can not end a connection from outside (CONFIG_INET_DIAG_DESTROY)")
         for name in _HOOKS:
-            link_hook(self._pins, "pods", hook(name), preconditions.cgroup_root())
+            link_hook(self._pins, "pods", hook(name), preconditions.node_cgroup_root())
         self._is_linked = True
 
     # -- what may take the lane -----------------------------------------------------

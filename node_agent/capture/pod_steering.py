@@ -72,11 +72,12 @@ class PodSteering:
         """
         pins = Pins(root)
         preconditions.require_all(root)
+        everybody = preconditions.node_cgroup_root()
         maps = open_maps(pins, ("pods", "listeners"), feature=INPOD)
         found = cls(pins, maps, in_use=pinned_use(pins))
         try:
             for name in _NODE_HOOKS:
-                found._link(_ANYWHERE, name, preconditions.cgroup_root())
+                found._link(_ANYWHERE, name, everybody)
         except OSError as error:
             found.close()
             raise BpfError(f"{root}: the programs can not be linked to the root cgroup: {error.strerror}") from error

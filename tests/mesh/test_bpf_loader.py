@@ -435,49 +435,11 @@ def test_a_feature_that_the_kernel_is_too_old_for_is_off_and_status_says_why(roo
 def test_two_loaders_at_once_wait_for_each_other(root: Path) -> None:
     command = [_RINGFENCE, "bpf", "load", "--pins", str(root)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = "".join(each.communicate(timeout=60)[0] for each in both)
+    said = "".join(each.communicate(timeout=300)[0] for each in both)
 
     assert [each.returncode for each in both] == [0, 0]
     assert "generation 1:" in said
     assert "generation 2:" in said
-
-
-def _elsewhere(*prepare: str) -> subprocess.CompletedProcess[str]:
-    """Load in a mount namespace of its own, after ``prepare``."""
-    script = "; ".join(("set -e", *prepare, f"exec {_RINGFENCE} bpf load --pins /sys/fs/bpf/rf_{LAB_NAME}_elsewhere"))
-    return subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, check=False, timeout=60
-    )
-
-
-@pytest.mark.parametrize(
-    ("prepare", "said"),
-    [
-        (["umount /sys/fs/bpf"], "mount -t bpf bpf /sys/fs/bpf"),
-        ([f"umount {preconditions.cgroup_root()}"], "mount -t cgroup2 cgroup2"),
-        (
-            ["mount -t tmpfs none $(dirname $(readlink -f /usr/lib/python3/dist-packages/bcc/__init__.py))"],
-            "install python3-bpfcc",
-        ),
-    ],
-    ids=["no-bpffs", "no-cgroup-v2", "no-bcc"],
-)
-def test_what_the_machine_lacks_is_named_with_its_remedy(prepare: list[str], said: str) -> None:
-    done = _elsewhere(*prepare)
-
-    assert done.returncode == 1, done
-    assert done.stderr.startswith("ringfence: ")
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_who_is_not_root_is_told_so() -> None:
-    command = ["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-c"]
-    command += ["from pathlib import Path; from bpf.loader import load; load(Path('/sys/fs/bpf/x'))"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-
-    assert done.returncode == 1
-    assert "not permitted to use BPF: run this as root" in done.stderr
 
 
 def test_the_maps_of_another_abi_are_named_to_who_asks(
