@@ -183,7 +183,7 @@ class Connects:
                 await trio.lowlevel.checkpoint()
             if self._is_loaded:
                 self._forget_unknown(trio.current_time())
-            with trio.move_on_after(_LOOK_S):
+            with trio.move_on_after(_LOOK_S if self._outcomes else _ALL_AGAIN_S):
                 await self._wake.wait()
 
     def _wanted(self, name: ObjectName) -> dict[OriginalDestination, ServicePort]:
