@@ -5,23 +5,13 @@ something is asked: the agent itself is a command that imports this file.
 """
 
 import json
-import os
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
-SOCKET_VARIABLE: Final = "RINGFENCE_AGENT"
-DEFAULT_SOCKET: Final = "/run/ringfence/agent.sock"
+from node_agent.cli.agent_address import AgentUnavailable
+
 _TIMEOUT_S: Final = 10.0
 _OK: Final = 200
-
-
-class AgentUnavailable(Exception):
-    """The agent did not answer, or said no; the text says what to check."""
-
-
-def default_socket() -> str:
-    """Where the agent is asked: RINGFENCE_AGENT, else the default."""
-    return os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET
 
 
 def ask(

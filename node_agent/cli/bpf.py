@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from node_agent.cli.agent_socket import AgentUnavailable, ask
+from node_agent.cli.agent_address import AgentUnavailable
+from node_agent.cli.agent_socket import ask
 from node_agent.cli.question import add_agent_options, add_command
 from node_agent.cli.table import table
 from node_agent.cli.terminal import Paint, printable

@@ -8,7 +8,7 @@ from node_agent.cli.ended import ended_view, select_ended
 from node_agent.cli.names import close_reasons, completes, service_names, workload_names
 from node_agent.cli.question import add_question
 from node_agent.cli.rows import Row, rows_table, state, text
-from node_agent.cli.selection import add_namespace_option, in_namespace, is_named, with_values
+from node_agent.cli.selection import add_namespace_option, between, with_values
 from node_agent.cli.table import Cell
 from node_agent.cli.terminal import Paint, duration, printable, size
 from node_agent.cli.watch import add_watch_options, run_or_watch
@@ -74,17 +74,8 @@ def _at_least_one(text: str) -> int:
 
 
 def _select(rows: Sequence[Row], args: argparse.Namespace) -> list[Row]:
-    kept = [
-        row
-        for row in with_values(rows, direction=args.direction, state=args.state)
-        if (args.of_service is None or is_named(row.get("service"), args.of_service))
-        and (args.source is None or is_named(row.get("source"), args.source))
-        and (
-            args.namespace is None
-            or in_namespace(row.get("source"), args.namespace)
-            or in_namespace(row.get("service"), args.namespace)
-        )
-    ]
+    those = with_values(rows, direction=args.direction, state=args.state)
+    kept = between(those, args, source="source", ends=("source", "service"))
     if args.sort or not args.json:  # JSON is as the agent answers it unless something else is asked for
         kept.sort(key=lambda row: -(row.get(_SORT[args.sort or "age"]) or 0))
     return kept[: args.limit]

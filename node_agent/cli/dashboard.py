@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from node_agent.cli.agent_socket import DEFAULT_SOCKET, SOCKET_VARIABLE, default_socket
+from node_agent.cli.agent_address import DEFAULT_SOCKET, SOCKET_VARIABLE, default_socket
 from node_agent.cli.question import add_command
 from node_agent.cli.terminal import printable
 

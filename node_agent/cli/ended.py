@@ -4,26 +4,16 @@ import argparse
 from collections.abc import Sequence
 
 from node_agent.cli.rows import Row, rows_table, text
-from node_agent.cli.selection import in_namespace, is_named, with_values
+from node_agent.cli.selection import between, with_values
 from node_agent.cli.table import Cell
 from node_agent.cli.terminal import Paint, duration, size
 
 
 def select_ended(rows: Sequence[Row], args: argparse.Namespace) -> list[Row]:
     """The records that are asked for; the newest come first."""
-    kept = [
-        row
-        for row in with_values(rows, direction=args.direction, close_reason=args.reason)
-        if (args.of_service is None or is_named(row.get("service"), args.of_service))
-        and (args.source is None or is_named(row.get("source_workload"), args.source))
-        and (
-            args.namespace is None
-            or in_namespace(row.get("source_workload"), args.namespace)
-            or in_namespace(row.get("destination_workload"), args.namespace)
-            or in_namespace(row.get("service"), args.namespace)
-        )
-    ]
-    return kept[: args.limit]
+    those = with_values(rows, direction=args.direction, close_reason=args.reason)
+    ends = ("source_workload", "destination_workload", "service")
+    return between(those, args, source="source_workload", ends=ends)[: args.limit]
 
 
 def ended_view(rows: Sequence[Row], paint: Paint) -> str:

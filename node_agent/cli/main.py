@@ -18,7 +18,7 @@ from io import TextIOWrapper
 from typing import Final, NoReturn
 
 from node_agent import __version__
-from node_agent.cli.agent_socket import AgentUnavailable
+from node_agent.cli.agent_address import AgentUnavailable
 from node_agent.cli.terminal import printable
 
 COMMANDS: Final = {  # the order of --help, and the file of each command in this folder

@@ -9,7 +9,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from node_agent.cli.agent_socket import AgentUnavailable, ask, default_socket
+from node_agent.cli.agent_address import AgentUnavailable, default_socket
+from node_agent.cli.agent_socket import ask
 from node_agent.errors import CloseReason
 
 _ANSWER_S: Final = 1.0

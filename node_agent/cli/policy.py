@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from node_agent.cli.agent_socket import DEFAULT_SOCKET
+from node_agent.cli.agent_address import DEFAULT_SOCKET
 from node_agent.cli.question import add_command
 from node_agent.cli.terminal import Paint, printable
 

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from node_agent.cli.agent_socket import DEFAULT_SOCKET, SOCKET_VARIABLE, ask, default_socket
+from node_agent.cli.agent_address import DEFAULT_SOCKET, SOCKET_VARIABLE, default_socket
+from node_agent.cli.agent_socket import ask
 from node_agent.cli.terminal import Paint
 
 View = Callable[[Any, Paint], str]

@@ -1,7 +1,7 @@
 """Options that leave only some rows of an answer, for people and for ``--json`` alike."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from node_agent.cli.names import completes, namespaces
@@ -29,6 +29,20 @@ def is_named(name: object, wanted: str) -> bool:
     if wanted_namespace and wanted_namespace != namespace:
         return False
     return rest == wanted_rest or (":" not in wanted_rest and rest.partition(":")[0] == wanted_rest)
+
+
+def between(rows: Iterable[Row], args: argparse.Namespace, *, source: str, ends: Sequence[str]) -> list[Row]:
+    """The connections to ``--service``, from ``--source``, with an end in ``--namespace``; None is not asked for.
+
+    ``source`` and ``ends`` are the cells that hold names.
+    """
+    return [
+        row
+        for row in rows
+        if (args.of_service is None or is_named(row.get("service"), args.of_service))
+        and (args.source is None or is_named(row.get(source), args.source))
+        and (args.namespace is None or any(in_namespace(row.get(end), args.namespace) for end in ends))
+    ]
 
 
 def with_values(rows: Iterable[Row], **wanted: object) -> list[Row]:

@@ -5,7 +5,7 @@ import os
 import socket
 import stat
 
-from node_agent.cli.agent_socket import DEFAULT_SOCKET, AgentUnavailable
+from node_agent.cli.agent_address import DEFAULT_SOCKET, AgentUnavailable
 
 
 class _UnixConnection(http.client.HTTPConnection):

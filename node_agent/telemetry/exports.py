@@ -53,22 +53,22 @@ class Exports:
         from node_agent.telemetry.otlp_queue import OtlpQueue  # noqa: PLC0415 - costs memory, and is off by default
 
         if records is not None:
-            from node_agent.telemetry.otlp_records import RecordHandler, RecordSender  # noqa: PLC0415
+            from node_agent.telemetry.otlp_records import RecordHandler, record_sender  # noqa: PLC0415
 
-            record_sender = RecordSender(records, source)
+            sender_of_records = record_sender(records, source)
             self._records = OtlpQueue(
                 what=f"access records to {records.url}",
-                send=record_sender.send,
-                abort=record_sender.abort,
+                send=sender_of_records.send,
+                abort=sender_of_records.abort,
                 name="otlp-records",
             )
             access.addHandler(RecordHandler(self._records))
         if spans is not None:
-            from node_agent.telemetry.otlp_spans import SpanSender  # noqa: PLC0415
+            from node_agent.telemetry.otlp_spans import span_sender  # noqa: PLC0415
 
-            span_sender = SpanSender(spans, source)
+            sender_of_spans = span_sender(spans, source)
             self.spans = OtlpQueue(
-                what=f"spans to {spans.url}", send=span_sender.send, abort=span_sender.abort, name="otlp-spans"
+                what=f"spans to {spans.url}", send=sender_of_spans.send, abort=sender_of_spans.abort, name="otlp-spans"
             )
 
     def register(self, metrics: Metrics) -> None:

@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar, overload
+from typing import Any, Final, Generic, TypeVar, overload
 
 import requests
+from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.version import __version__ as sdk_version
@@ -123,7 +124,7 @@ class OneByOne(Sequence[T]):
             time.sleep(_BREATH_S)
 
 
-def exporter_options(collector: Collector, session: CollectorSession) -> Mapping[str, Any]:
+def _exporter_options(collector: Collector, session: CollectorSession) -> Mapping[str, Any]:
     """The arguments of both exporters; raises ConfigError."""
     return {
         "endpoint": collector.url,
@@ -134,10 +135,44 @@ def exporter_options(collector: Collector, session: CollectorSession) -> Mapping
     }
 
 
-def quiet_library() -> None:
+def _quiet_library() -> None:
     """Let OpenTelemetry not log each failed try: otlp_queue.py tells of the first, and counts the rest."""
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     logging.getLogger("urllib3").setLevel(logging.ERROR)
+
+
+class OtlpSender(Generic[S]):
+    """Sends batches; ``abort`` may be called from another thread."""
+
+    def __init__(
+        self,
+        collector: Collector,
+        source: Source,
+        *,
+        exporter: Callable[..., Any],
+        success: object,
+        readable: Callable[[S, Resource, InstrumentationScope], object],
+    ) -> None:
+        """``exporter`` makes OpenTelemetry's, which answers ``success``; ``readable`` is the SDK's form of one.
+
+        Raises:
+            ConfigError: a file that the collector's section names can not be used.
+        """
+        _quiet_library()
+        self._session = CollectorSession()
+        self._exporter = exporter(compression=Compression.NoCompression, **_exporter_options(collector, self._session))
+        self._success = success
+        self._readable = readable
+        self._resource = source.resource()
+        self._scope = source.scope()
+        self.abort = self._exporter.shutdown
+
+    def send(self, batch: list[S]) -> str | None:
+        """Returns why the collector has not got them."""
+        readable = OneByOne(batch, lambda one: self._readable(one, self._resource, self._scope))
+        if self._exporter.export(readable) is self._success:
+            return None
+        return self._session.problem or "it gave no answer in time"
 
 
 def read_headers(path: Path) -> dict[str, str]:

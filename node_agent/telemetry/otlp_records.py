@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
 from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk._logs.export import LogRecordExportResult
@@ -18,40 +17,22 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_s
 
 from node_agent.errors import CloseReason
 from node_agent.export_config import Collector
-from node_agent.telemetry.otlp_collector import (
-    CollectorSession,
-    OneByOne,
-    Source,
-    exporter_options,
-    plain,
-    quiet_library,
-)
+from node_agent.telemetry.otlp_collector import OtlpSender, Source, plain
 from node_agent.telemetry.otlp_queue import OtlpQueue
 
 _NS_A_MICROSECOND: Final = 1000
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 
 
-class RecordSender:
-    """Sends batches of access records, which it gets as JSON; ``abort`` may be called from another thread."""
-
-    def __init__(self, collector: Collector, source: Source) -> None:
-        """Raises ConfigError."""
-        quiet_library()
-        self._session = CollectorSession()
-        self._exporter = OTLPLogExporter(
-            compression=Compression.NoCompression, **exporter_options(collector, self._session)
-        )
-        self._resource = source.resource()
-        self._scope = source.scope()
-        self.abort = self._exporter.shutdown
-
-    def send(self, records: list[str]) -> str | None:
-        """Returns why the collector has not got them."""
-        readable = OneByOne(records, lambda text: readable_record(json.loads(text), self._resource, self._scope))
-        if self._exporter.export(readable) is LogRecordExportResult.SUCCESS:
-            return None
-        return self._session.problem or "it gave no answer in time"
+def record_sender(collector: Collector, source: Source) -> OtlpSender[str]:
+    """For access records, which it gets as JSON.  Raises ConfigError."""
+    return OtlpSender(
+        collector,
+        source,
+        exporter=OTLPLogExporter,
+        success=LogRecordExportResult.SUCCESS,
+        readable=lambda text, resource, scope: readable_record(json.loads(text), resource, scope),
+    )
 
 
 def readable_record(record: dict[str, Any], resource: Resource, scope: InstrumentationScope) -> ReadableLogRecord:

@@ -10,7 +10,6 @@ its ids were drawn by tracing.py.
 
 from typing import Final
 
-from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -20,14 +19,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 
 from node_agent.errors import CloseReason
 from node_agent.export_config import Collector
-from node_agent.telemetry.otlp_collector import (
-    CollectorSession,
-    OneByOne,
-    Source,
-    exporter_options,
-    plain,
-    quiet_library,
-)
+from node_agent.telemetry.otlp_collector import OtlpSender, Source, plain
 from node_agent.telemetry.tracing import FinishedSpan
 from node_agent.telemetry.traffic import owner_name
 
@@ -38,26 +30,15 @@ _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 Attributes = dict[str, str | int | float]
 
 
-class SpanSender:
-    """Sends batches of spans; ``abort`` may be called from another thread."""
-
-    def __init__(self, collector: Collector, source: Source) -> None:
-        """Raises ConfigError."""
-        quiet_library()
-        self._session = CollectorSession()
-        self._exporter = OTLPSpanExporter(
-            compression=Compression.NoCompression, **exporter_options(collector, self._session)
-        )
-        self._resource = source.resource()
-        self._scope = source.scope()
-        self.abort = self._exporter.shutdown
-
-    def send(self, spans: list[FinishedSpan]) -> str | None:
-        """Returns why the collector has not got them."""
-        readable = OneByOne(spans, lambda span: readable_span(span, self._resource, self._scope))
-        if self._exporter.export(readable) is SpanExportResult.SUCCESS:
-            return None
-        return self._session.problem or "it gave no answer in time"
+def span_sender(collector: Collector, source: Source) -> OtlpSender[FinishedSpan]:
+    """For spans.  Raises ConfigError."""
+    return OtlpSender(
+        collector,
+        source,
+        exporter=OTLPSpanExporter,
+        success=SpanExportResult.SUCCESS,
+        readable=readable_span,
+    )
 
 
 def readable_span(span: FinishedSpan, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from node_agent.cli.agent_socket import AgentUnavailable, ask, fetch
+from node_agent.cli.agent_address import AgentUnavailable
+from node_agent.cli.agent_socket import ask, fetch
 from node_agent.cli.bundle import host, pods
 from node_agent.cli.bundle.host import Missing
 from node_agent.cli.debug import take_profile

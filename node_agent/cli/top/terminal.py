@@ -19,7 +19,8 @@ from typing import Any, Final
 from rich.console import Console
 from rich.live import Live
 
-from node_agent.cli.agent_socket import AgentUnavailable, ask
+from node_agent.cli.agent_address import AgentUnavailable
+from node_agent.cli.agent_socket import ask
 from node_agent.cli.top.rates import Rates, rates
 from node_agent.cli.top.screen import draw
 from node_agent.cli.top.state import State

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from node_agent.cli.agent_socket import AgentUnavailable, ask, default_socket
+from node_agent.cli.agent_address import AgentUnavailable, default_socket
+from node_agent.cli.agent_socket import ask
 from node_agent.cli.main import main
 from tests.fake_agent import fake_agent
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.telemetry.otlp_collector import Source
-from node_agent.telemetry.otlp_records import RecordSender
-from node_agent.telemetry.otlp_spans import SpanSender
+from node_agent.telemetry.otlp_records import record_sender
+from node_agent.telemetry.otlp_spans import span_sender
 from node_agent.telemetry.tracing import TraceParent
 from tests.otlp_bench import NASTY, SOURCE, Bench, collector_at, workload
 from tests.otlp_collector import LOGS, TRACES, OtlpCollector
@@ -20,7 +20,7 @@ def test_two_ends_of_a_connection_are_one_trace_with_the_attributes_of_the_conve
 ) -> None:
     bench = Bench()
     bench.inbound(bench.outbound())
-    sender = SpanSender(collector_at(collector.url + TRACES), SOURCE)
+    sender = span_sender(collector_at(collector.url + TRACES), SOURCE)
     assert sender.send(bench.spans) is None
 
     client, server = collector.spans
@@ -77,7 +77,7 @@ def test_two_ends_of_a_connection_are_one_trace_with_the_attributes_of_the_conve
 def test_a_connection_that_failed_is_an_error_with_its_reason_as_type(collector: OtlpCollector) -> None:
     bench = Bench()
     bench.outbound(failure=ConnectionFailure(CloseReason.CONNECT_REFUSED, "connect to 10.0.0.2: refused"))
-    SpanSender(collector_at(collector.url + TRACES), SOURCE).send(bench.spans)
+    span_sender(collector_at(collector.url + TRACES), SOURCE).send(bench.spans)
 
     [span] = collector.spans
     assert span.attributes["error.type"] == span.attributes["ringfence.close_reason"] == "connect_refused"
@@ -100,7 +100,7 @@ def test_records_arrive_as_they_are_logged_and_name_the_span(
     bench = Bench()
     bench.outbound(failure=ConnectionFailure(CloseReason.UPSTREAM_RESET))
     bench.outbound()
-    assert RecordSender(collector_at(collector.url + LOGS), SOURCE).send(access_records) is None
+    assert record_sender(collector_at(collector.url + LOGS), SOURCE).send(access_records) is None
 
     failed, opened, closed = collector.logs
     written = [json.loads(text) for text in access_records]
@@ -124,8 +124,8 @@ def test_names_and_details_with_control_characters_break_nothing(
     bench.outbound(source=nasty, failure=ConnectionFailure(CloseReason.PEER_UNAVAILABLE, NASTY))
     bench.inbound("", destination=nasty)
     source = Source(service_name=NASTY, version="1", node=NASTY, trust_domain=NASTY, worker=2)
-    assert SpanSender(collector_at(collector.url + TRACES), source).send(bench.spans) is None
-    assert RecordSender(collector_at(collector.url + LOGS), source).send(access_records) is None
+    assert span_sender(collector_at(collector.url + TRACES), source).send(bench.spans) is None
+    assert record_sender(collector_at(collector.url + LOGS), source).send(access_records) is None
 
     def texts(value: Any) -> Iterator[str]:
         if isinstance(value, dict):

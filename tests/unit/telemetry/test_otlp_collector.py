@@ -10,7 +10,7 @@ import trustme
 from node_agent.errors import ConfigError
 from node_agent.export_config import Collector
 from node_agent.telemetry.otlp_collector import read_headers
-from node_agent.telemetry.otlp_spans import SpanSender
+from node_agent.telemetry.otlp_spans import span_sender
 from tests.otlp_bench import SOURCE, Bench, collector_at
 from tests.otlp_collector import TRACES, Answer, OtlpCollector
 
@@ -30,7 +30,7 @@ def test_what_the_collector_does_not_take_is_told(collector: OtlpCollector, answ
     collector.answer = answer
     bench = Bench()
     bench.outbound()
-    assert SpanSender(collector_at(collector.url + TRACES), SOURCE).send(bench.spans) == says
+    assert span_sender(collector_at(collector.url + TRACES), SOURCE).send(bench.spans) == says
     assert collector.requests == 1, "not asked again, and no redirect followed"
 
 
@@ -38,7 +38,7 @@ def test_an_answer_that_never_ends_costs_no_memory(collector: OtlpCollector) -> 
     collector.answer = Answer(body=b"x" * 50_000_000)
     bench = Bench()
     bench.outbound()
-    sender = SpanSender(collector_at(collector.url + TRACES), SOURCE)
+    sender = span_sender(collector_at(collector.url + TRACES), SOURCE)
     assert sender.send(bench.spans) is None
     assert sender.send(bench.spans) is None, "over another connection"
 
@@ -48,7 +48,7 @@ def test_nobody_there_is_told_in_the_kernels_words() -> None:
         url = gone.url
     bench = Bench()
     bench.outbound()
-    problem = SpanSender(collector_at(url + TRACES, timeout_s=30), SOURCE).send(bench.spans)
+    problem = span_sender(collector_at(url + TRACES, timeout_s=30), SOURCE).send(bench.spans)
     assert problem is not None
     assert problem.endswith("[Errno 111] Connection refused")
 
@@ -65,7 +65,7 @@ def test_neither_a_proxy_nor_headers_are_taken_from_the_environment_of_requests(
     headers.chmod(0o600)
     bench = Bench()
     bench.outbound()
-    sender = SpanSender(collector_at(collector.url + TRACES, headers_file=headers), SOURCE)
+    sender = span_sender(collector_at(collector.url + TRACES, headers_file=headers), SOURCE)
     assert sender.send(bench.spans) is None
     [got] = collector.headers
     assert got["authorization"] == "Bearer s3cret token"
@@ -109,7 +109,7 @@ def test_a_ca_file_without_certificates_is_refused(tmp_path: Path) -> None:
     path.write_text("nothing")
     for there in (path, tmp_path / "missing"):
         with pytest.raises(ConfigError, match="ca_file .*: expected certificates in PEM"):
-            SpanSender(Collector(url="https://c:1/v1/traces", timeout_s=1, headers_file=None, ca_file=there), SOURCE)
+            span_sender(Collector(url="https://c:1/v1/traces", timeout_s=1, headers_file=None, ca_file=there), SOURCE)
 
 
 def test_over_https_the_collector_has_to_prove_its_name(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_over_https_the_collector_has_to_prove_its_name(tmp_path: Path) -> None:
 
     def send(url: str, ca_file: Path | None) -> str | None:
         where = Collector(url=url + TRACES, timeout_s=30, headers_file=None, ca_file=ca_file)
-        return SpanSender(where, SOURCE).send(bench.spans)
+        return span_sender(where, SOURCE).send(bench.spans)
 
     with OtlpCollector(socket.create_server(("0.0.0.0", 0)), tls=context) as collector:
         url = f"https://127.0.0.1:{collector.address[1]}"

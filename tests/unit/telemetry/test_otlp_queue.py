@@ -8,7 +8,7 @@ import pytest
 from node_agent.telemetry.access_log import ACCESS_LOGGER
 from node_agent.telemetry.otlp_queue import OtlpQueue
 from node_agent.telemetry.otlp_records import RecordHandler
-from node_agent.telemetry.otlp_spans import SpanSender
+from node_agent.telemetry.otlp_spans import span_sender
 from tests.otlp_bench import SOURCE, Bench, collector_at, wait_for
 from tests.otlp_collector import TRACES, Answer, OtlpCollector
 
@@ -102,7 +102,7 @@ def test_an_exception_of_a_library_ends_a_batch_and_not_the_thread(caplog: pytes
 
 def test_going_down_waits_for_a_dead_collector_only_so_long(collector: OtlpCollector) -> None:
     collector.answer = Answer(hold=threading.Event())
-    sender = SpanSender(collector_at(collector.url + TRACES, timeout_s=3600), SOURCE)
+    sender = span_sender(collector_at(collector.url + TRACES, timeout_s=3600), SOURCE)
     queue = OtlpQueue(what="spans", send=sender.send, abort=sender.abort)
     bench = Bench()
     for _ in range(300):
