@@ -13,6 +13,7 @@ from typing import Any, Final
 Answer = Mapping[str, Any]
 _DIRECTIONS: Final = {"source": "out", "destination": "in", "outbound": "out", "inbound": "in"}
 _NOWHERE: Final = "(unknown)"
+_UNKNOWN: Final = "unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +137,8 @@ def _sums(answer: Answer) -> dict[_Key, _Sums]:
         for key in ("opened", "closed", "sent_bytes", "received_bytes"):
             sums.numbers[key] += edge[key]
     for row in answer.get("failures", ()):
-        name = _NOWHERE if row["service"] == "unknown" else row["service"]
+        named = (row["service"], row.get("destination_workload", _UNKNOWN))
+        name = next((each for each in named if each != _UNKNOWN), _NOWHERE)  # as of an edge, above
         sums = found.setdefault((name, _DIRECTIONS.get(row["direction"], row["direction"])), _Sums())
         sums.reasons[row["close_reason"]] += int(row["count"])
     return found

@@ -69,6 +69,14 @@ def test_a_failure_without_a_known_service_is_shown_with_the_other_unknown_ones(
     assert [(each.name, each.errors) for each in found.services] == [("(unknown)", 1.0)]
 
 
+def test_a_failure_without_a_service_is_shown_with_the_workload_that_it_was_for() -> None:
+    """As the connections to it are: inbound, nobody says which service was asked for."""
+    edges = [edge(None, reporter="destination", destination="shop/web", opened=2)]
+    row = failure("unknown", "connect_refused", 1, direction="inbound") | {"destination_workload": "shop/web"}
+    found = rates(answer(0.0), answer(1.0, *edges, failures=[row]))
+    assert [(each.name, each.connections, each.errors) for each in found.services] == [("shop/web", 2.0, 1.0)]
+
+
 @pytest.mark.parametrize(
     ("buckets", "share", "seconds"),
     [
