@@ -25,7 +25,8 @@ _MODULES: Final = {
     "sockmap": (f"sockmap {_IN_A_LAB}", "plaintext relayed by the kernel, and by the agent, in a lab of their own"),
 }
 ALONE: Final = tuple(_MODULES)
-TAKE_LONG: Final = ("lane", "sockmap")
+TAKE_LONG: Final = ("policies", "issuing", "storm", "simulator", "lane", "sockmap")
+"""More than 10 s each, however short the loads are: --quick leaves them out."""
 
 
 def what_is(name: str) -> str:
