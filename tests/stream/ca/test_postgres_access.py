@@ -80,7 +80,7 @@ def test_an_address_is_shown_without_user_and_password(url: str, shown: str) -> 
 
 @pytest.mark.parametrize("where", ["postgresql://u:horse@h/d", "postgresql://h/d?user=u&password=horse"])
 def test_a_password_in_a_ca_toml_that_others_can_read_is_refused(tmp_path: Path, where: str) -> None:
-    with pytest.raises(ConfigError, match=r"ca\.toml: \[ca\] database: .*database_password_file") as caught:
+    with pytest.raises(ConfigError, match=r"ca\.toml:\d+: \[ca\] database: .*database_password_file") as caught:
         configured(tmp_path, f'database = "{where}"')
     assert "horse" not in str(caught.value)
 
