@@ -6,19 +6,17 @@ The programs are loaded into a place of the test's own; the loop runs in a
 thread, which ``held_up`` stops, as an agent that has no time.
 """
 
-import json
 import random
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from bpf import pins
+from bpf import pins, status
 from bpf.loader import load
 from bpf.pins import Pins
 from bpf.plan import FEATURES, SOCKMAP
@@ -27,7 +25,7 @@ from node_agent.relay.kernel import Kernel
 from node_agent.relay.loop import RelayLoop
 from node_agent.relay.sockmap_flow import CALM_READS
 from node_agent.relay.sockmap_pair import SockmapPair
-from tests.mesh_builder import LAB_NAME, ROOT
+from tests.mesh_builder import LAB_NAME
 from tests.relay_builder import Finish, tcp_pair
 
 DEADLINE_S: Final = 60.0
@@ -53,9 +51,7 @@ def loaded() -> Iterator[Path]:
 
 def entries(root: Path) -> dict[str, int]:
     """How many are in the maps of sockets, as ``ringfence bpf status`` tells it."""
-    command = [str(ROOT / ".venv/bin/ringfence"), "bpf", "status", "--pins", str(root), "--json"]
-    told: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-    return {each["name"]: each["entries"] for each in told["maps"] if each["name"] in SOCKETS}
+    return {each["name"]: each["entries"] for each in status.collect(root)["maps"] if each["name"] in SOCKETS}
 
 
 @dataclass(slots=True)
@@ -174,6 +170,12 @@ def send_pattern(sock: socket.socket, total: int, *, sizes: Iterator[int]) -> No
         at += (size := min(next(sizes), total - at, len(_PATTERN) - offset))
         sock.sendall(_PATTERN[offset : offset + size])
     sock.shutdown(socket.SHUT_WR)
+
+
+def pattern(start: int, size: int) -> bytes:
+    """Bytes of which each says where it belongs."""
+    whole = _PATTERN * ((start % len(_PATTERN) + size) // len(_PATTERN) + 1)
+    return whole[start % len(_PATTERN) :][:size]
 
 
 def receive_pattern(sock: socket.socket, *, most_bytes: int = 1 << 20) -> int:

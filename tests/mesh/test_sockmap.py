@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ from tests.sockmap_builder import (
     SockmapBench,
     entries,
     loaded,
+    pattern,
+    read_exactly,
     receive_pattern,
     send_pattern,
 )
@@ -37,6 +38,7 @@ _MANY = 200
 _AT_ONCE = 20
 _MOST_BUFFERED_BYTES = 64 << 20  # of sockets in a row, at both ends and in the agent; unbounded it was 3 GB
 _OFFERED_BYTES = 400_000_000
+_NO_BUFFER_HOLDS_BYTES = 12_000_000  # that nobody reads from
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,7 @@ def test_bulk_both_ways_arrives_whole_five_times(bench: SockmapBench) -> None:
         _both_ways(joined, _BULK_BYTES, _BULK_BYTES, itertools.repeat(_BULK_PIECES))
         assert joined.finish.wait().ending is Ending.COMPLETE
         assert (joined.pair.up_bytes, joined.pair.down_bytes) == (before + _BULK_BYTES, before + _BULK_BYTES)
-    assert bench.sockmap.demotions["backlog"] >= 10  # the kernel is slow for bulk: it was given back
+    assert bench.sockmap.demotions["backlog"] > 0  # the kernel is slow for bulk: it was given back
 
 
 def _plain(joined: Joined, rng: random.Random) -> None:
@@ -162,7 +164,7 @@ def test_a_reader_that_stops_costs_no_more_than_socket_buffers_even_if_the_agent
     with bench.held_up():
         sent = send_until_stuck(joined.first.send, bytes(1000), most_bytes=_OFFERED_BYTES)
         assert 0 < sent < _MOST_BUFFERED_BYTES
-    wait_for("the agent to have the direction", lambda: bench.sockmap.directions == 1)
+    wait_for("the agent to have the direction", lambda: bench.sockmap.directions == 1, deadline_s=DEADLINE_S)
     sent += send_until_stuck(joined.first.send, bytes(65536), most_bytes=_OFFERED_BYTES)
     assert sent < _MOST_BUFFERED_BYTES
 
@@ -176,24 +178,19 @@ def test_a_reader_that_stops_costs_no_more_than_socket_buffers_even_if_the_agent
     while sent:
         sent -= len(joined.second.recv(1 << 20))
     before = bench.sockmap.taken
-
-    def is_back() -> bool:
-        joined.talk(100)
-        return bench.sockmap.directions == 2
-
-    wait_for("both directions to be calm, and the kernel's again", is_back, deadline_s=DEADLINE_S)
+    _talk_until_in_kernel(bench, joined)
     assert bench.sockmap.taken == before
     joined.close()
 
 
 def test_slow_readers_get_every_byte(bench: SockmapBench) -> None:
-    """One that reads little at a time, and one that pauses; the sender has half-closed before the most is read."""
+    """Nobody reads before all of them are held up; some then read little at a time.  All senders have half-closed."""
 
     def slow(joined: Joined, rng: random.Random) -> None:
-        total = rng.randint(3_000_000, 6_000_000)
+        total = rng.randint(_NO_BUFFER_HOLDS_BYTES, 2 * _NO_BUFFER_HOLDS_BYTES)
         with in_background(lambda: send_pattern(joined.first, total, sizes=_sizes(rng))):
-            time.sleep(0.3)  # no deadline: it fills the buffers
-            assert receive_pattern(joined.second, most_bytes=rng.choice([1500, 60_000])) == total
+            wait_for("all to be held up", lambda: bench.sockmap.demotions["backlog"] >= 8, deadline_s=DEADLINE_S)
+            assert receive_pattern(joined.second, most_bytes=rng.choice([2500, 60_000])) == total
         joined.second.sendall(b"thanks")
         joined.second.close()
         assert read_all(joined.first) == b"thanks"
@@ -201,7 +198,31 @@ def test_slow_readers_get_every_byte(bench: SockmapBench) -> None:
 
     with in_background(*(lambda seed=seed: slow(bench.in_kernel(), random.Random(seed)) for seed in range(8))):
         pass
-    assert bench.sockmap.demotions["backlog"] >= 8
+
+
+def test_a_direction_that_changes_hands_again_and_again_loses_nothing(bench: SockmapBench) -> None:
+    joined = bench.in_kernel()
+    at = 0
+    for _ in range(6):
+        _talk_until_in_kernel(bench, joined)
+        before = bench.sockmap.demotions.total()
+        sent = pattern(at, _NO_BUFFER_HOLDS_BYTES)
+        at += len(sent)
+        with in_background(lambda sent=sent: joined.second.sendall(sent)):  # type: ignore[misc]
+            wait_for("the agent's turn", lambda: bench.sockmap.demotions.total() > before, deadline_s=DEADLINE_S)  # noqa: B023
+            joined.first.sendall(b"the other direction goes on")
+            assert read_exactly(joined.second, 27) == b"the other direction goes on"
+            assert read_exactly(joined.first, len(sent)) == sent
+    joined.close()
+    assert joined.pair.down_bytes > at
+
+
+def _talk_until_in_kernel(bench: SockmapBench, joined: Joined) -> None:
+    def is_back() -> bool:
+        joined.talk(100)
+        return bench.sockmap.directions == 2
+
+    wait_for("both directions to be calm, and the kernel's", is_back, deadline_s=DEADLINE_S)
 
 
 def test_what_the_ring_does_not_tell_is_found_by_looking(bench: SockmapBench, monkeypatch: pytest.MonkeyPatch) -> None:
