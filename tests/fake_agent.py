@@ -133,4 +133,4 @@ def fake_agent(directory: Path) -> Iterator[FakeAgent]:
             yield server
         finally:
             server.shutdown()
-            thread.join(10)
+            thread.join(60)

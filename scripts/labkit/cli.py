@@ -248,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     pod.add_argument("--no-mesh", action="store_true", help="do not enrol it in the mesh")
     pod.add_argument(
-        "--timeout", type=argument_types.seconds, default=waiting.TIMEOUT_S, metavar="S", help="for its agent (20)"
+        "--timeout", type=argument_types.seconds, default=waiting.TIMEOUT_S, metavar="S", help="for its agent (60)"
     )
     pod.add_argument("--no-wait", action="store_true", help="do not wait until its agent serves it")
     listed = command("pods", _pods, "list the pods")

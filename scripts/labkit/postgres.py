@@ -15,7 +15,7 @@ from labkit import layout, netns
 from labkit.errors import LabError
 
 _USER: Final = "postgres"  # it refuses to run as root
-_READY_S: Final = 20.0
+_READY_S: Final = 60.0
 _POLL_S: Final = 0.02
 _MS_NOSUID_NODEV_NOEXEC: Final = 2 | 4 | 8
 _SETTINGS: Final = {

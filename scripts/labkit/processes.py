@@ -20,8 +20,8 @@ from typing import Final
 from labkit import agents, layout, netns, state
 from labkit.errors import LabError
 
-READY_S: Final = 20.0
-_SPAWN_S: Final = 5.0
+READY_S: Final = 60.0
+_SPAWN_S: Final = 30.0
 _TOKEN_TTL_S: Final = 600
 _STOP_S: Final = 45.0  # the agent's default grace is 30 s
 _POLL_S: Final = 0.02

@@ -11,7 +11,7 @@ from typing import Final
 from labkit import agents, manifests, processes, state
 from labkit.errors import LabError
 
-TIMEOUT_S: Final = 20.0
+TIMEOUT_S: Final = 60.0
 _POLL_S: Final = 0.02
 
 

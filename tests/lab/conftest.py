@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 _ROOT = Path(__file__).resolve().parents[2]
-_TIMEOUT_S = 60
+_TIMEOUT_S = 180
 
 
 class LabUnderTest:

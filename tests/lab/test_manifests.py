@@ -180,7 +180,7 @@ def test_pods_out_of_the_mesh_and_nodes_reach_a_service(network: LabUnderTest, i
     refused = network.run("exec", "client", "--", "python3", "-c", _ASK, ip, "1")
     assert "ConnectionRefusedError" in refused.stderr
     for server in servers:
-        server.wait(10)
+        server.wait(60)
 
 
 def test_endpoint_slices_win_over_the_selector(network: LabUnderTest) -> None:
@@ -202,4 +202,4 @@ endpoints:
     assert set(answers.splitlines()) == {"two 10.248.0.1"}
     network("down")
     for server in servers:
-        server.wait(10)
+        server.wait(60)

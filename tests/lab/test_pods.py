@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -79,12 +80,12 @@ def test_deleting_a_pod_ends_its_programs(network: LabUnderTest) -> None:
     program = network.begin("exec", "one", "--", "sleep", "600")
     _wait_for_a_program_in(network, "one")
     network("delete", "pod/one")
-    assert program.wait(10) == -signal.SIGTERM
+    assert program.wait(60) == -signal.SIGTERM
 
 
 def _wait_for_a_program_in(network: LabUnderTest, name: str) -> None:
     netns = f"rf_{network.instance}-pod-default-{name}"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not subprocess.run(["ip", "netns", "pids", netns], capture_output=True, check=True).stdout:
         assert time.monotonic() < deadline
 
@@ -140,7 +141,7 @@ def test_exec_passes_signals_through(standing: LabUnderTest) -> None:
     assert program.stdout is not None
     assert program.stdout.readline() == "on\n"
     program.send_signal(signal.SIGTERM)
-    assert program.communicate(timeout=10)[0] == "got\n"
+    assert program.communicate(timeout=60)[0] == "got\n"
     assert program.returncode == 9
 
 
@@ -177,14 +178,20 @@ def test_exec_finds_a_pod_by_its_bare_name_or_with_its_namespace(network: LabUnd
     assert "10.247.1.3" in network("exec", "shop/both", "--", "ip", "addr")
 
 
-def test_exec_and_status_start_fast(standing: LabUnderTest) -> None:
+def test_exec_and_status_load_nothing_that_takes_its_time(standing: LabUnderTest) -> None:
+    scripts = Path(standing.argv()[0]).parent
+    program = "import sys; sys.path.insert(0, sys.argv[1]); from labkit.cli import main; sys.exit(main(sys.argv[2:]))"
     for arguments in (["exec", "web", "--", "true"], ["status"]):
-        durations_s = []
-        for _ in range(5):
-            begin = time.monotonic()
-            standing(*arguments)
-            durations_s.append(time.monotonic() - begin)
-        assert min(durations_s) < 0.15, arguments
+        done = subprocess.run(
+            [sys.executable, "-I", "-X", "importtime", "-c", program, scripts, *arguments],
+            env=standing.environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+        assert "labkit" in loaded
+        assert loaded.isdisjoint({"asyncio", "bpf", "ca", "cryptography", "node_agent", "pyroute2", "trio", "yaml"})
 
 
 def test_pod_waits_for_its_agent_and_says_why_it_does_not_serve(cluster: LabUnderTest) -> None:

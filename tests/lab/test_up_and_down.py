@@ -45,7 +45,7 @@ def test_down_leaves_no_namespace_no_mount_no_process_and_no_file(cluster: LabUn
 
     cluster("down")
 
-    assert program.wait(10) == -signal.SIGTERM
+    assert program.wait(60) == -signal.SIGTERM
     cluster.assert_nothing_left(processes=pids)
 
 
@@ -58,7 +58,7 @@ def test_down_ends_a_program_that_ignores_sigterm(network: LabUnderTest) -> None
 
     network("down")
 
-    assert program.wait(10) == -signal.SIGKILL
+    assert program.wait(60) == -signal.SIGKILL
     program.stdout.close()
     network.assert_nothing_left(processes=set())
 

@@ -45,7 +45,7 @@ def api_server_beside_the_ca(mesh: Mesh, directory: Path) -> Iterator[KubeApiSer
     thread = threading.Thread(target=trio.run, args=(serve,))
     thread.start()
     try:
-        yield made.get(timeout=15)
+        yield made.get(timeout=60)
     finally:
         token[0].run_sync_soon(ended.set)
         thread.join()

@@ -87,7 +87,7 @@ def test_a_transfer_that_loses_an_agent_is_reset_never_ended(mesh: Mesh, which: 
             for thread in threads:
                 thread.start()
             try:
-                assert moved.wait(15)
+                assert moved.wait(60)
                 with mesh.stopped("agent-1" if which == "source" else "agent-2", how="kill"):
                     for thread in threads:
                         thread.join(60)

@@ -42,7 +42,7 @@ def test_multipath_tcp_is_no_way_around(mesh: Mesh, version: str) -> None:
     def ask() -> bytes:
         family = socket.AF_INET if version == "ipv4" else socket.AF_INET6
         with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_MPTCP) as made:
-            made.settimeout(10)
+            made.settimeout(60)
             made.connect((getattr(server, version), 8080))
             return made.recv(100)
 

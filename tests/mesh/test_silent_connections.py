@@ -61,7 +61,7 @@ def _connect_all(pod: Pod, ip: str, count: int, said: bytes) -> list[socket.sock
     by_fd = {one.fileno(): one for one in connections}
     for fd in by_fd:
         poller.register(fd, select.EPOLLOUT)
-    limit = time.monotonic() + 15
+    limit = time.monotonic() + 60
     while by_fd and time.monotonic() < limit:
         for fd, _ in poller.poll(1):
             poller.unregister(fd)

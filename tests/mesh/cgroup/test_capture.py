@@ -115,13 +115,13 @@ def test_what_is_no_tcp_and_what_stays_on_the_loopback_is_untouched(mesh: Mesh, 
     def answer() -> socket.socket:
         made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         made.bind((outside.ipv4, _PORT))
-        made.settimeout(10)
+        made.settimeout(60)
         return made
 
     def datagram() -> socket.socket:
         made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         made.connect((outside.ipv4, _PORT))
-        made.settimeout(10)
+        made.settimeout(60)
         return made
 
     with in_namespace(outside.netns, answer) as far, client.inside(datagram) as near:
@@ -146,7 +146,7 @@ def test_a_socket_with_the_agents_mark_is_not_captured(mesh: Mesh, client: Pod) 
     def marked() -> socket.socket:
         made = socket.socket()
         made.setsockopt(socket.SOL_SOCKET, _SO_MARK, abi().constants["AGENT_MARK"])
-        made.settimeout(10)
+        made.settimeout(60)
         made.connect((outside.ipv4, _PORT))
         return made
 

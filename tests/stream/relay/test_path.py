@@ -94,7 +94,7 @@ def test_reset_travels_and_both_ends_know_whose_it_was(bench: RelayBench, sendin
         if full:
             send_until_stuck(app.send, b"x" * 65536, most_bytes=1 << 26)
     reset(one.app)
-    other.app.settimeout(10)
+    other.app.settimeout(60)
     assert one.finish.wait().ending is Ending.PLAIN_RESET
     ending = other.finish.wait().ending
     # A RESET frame can not overtake: behind bytes that the tunnel does not take, the end of the tunnel says it.

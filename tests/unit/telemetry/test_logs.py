@@ -1,5 +1,6 @@
 """Log lines never make the agent wait, and none is lost at a normal exit."""
 
+import errno
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ from node_agent.cli.log_level import LOG_LEVELS
 from node_agent.errors import ConfigError
 from node_agent.telemetry.line_writer import Descriptor, LineWriter
 from node_agent.telemetry.log_levels import LEVELS, LogLevels, apply
-from node_agent.telemetry.logs import JsonFormatter
+from node_agent.telemetry.logs import JsonFormatter, Logging
 
 _PROGRAM: Final = """
 import logging, sys
@@ -73,7 +74,7 @@ def test_a_reader_that_stalls_costs_lines_not_time_and_they_are_counted() -> Non
     drain.start()
     lines.close(10)
     os.close(writer)
-    drain.join(10)
+    drain.join(60)
     os.close(reader)
     assert len(received) == (20_000 - dropped) * len(line)
     assert lines.dropped_lines == dropped
@@ -88,6 +89,32 @@ def test_a_closed_pipe_is_counted_not_raised() -> None:
     lines.write(b"two\n")
     os.close(writer)
     assert lines.dropped_lines == 2
+    assert Logging({"stdout": lines}).problems() == ["lines to stdout are being lost: Broken pipe"]
+
+
+def test_lines_that_are_written_again_end_the_problem() -> None:
+    class Disk:
+        is_full = True
+
+        def write(self, _chunk: bytes) -> None:
+            if self.is_full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def refresh(self) -> None:
+            """Nothing is moved."""
+
+    disk = Disk()
+    lines = LineWriter(disk)
+    lines.close(10)
+    logging_ = Logging({"stdout": lines, "file": lines})
+    assert logging_.problems() == []
+    lines.write(b"one\n")
+    assert logging_.problems() == [
+        f"lines to {where} are being lost: No space left on device" for where in ("stdout", "the file of [access_log]")
+    ]
+    disk.is_full = False
+    lines.write(b"two\n")
+    assert logging_.problems() == []
 
 
 def test_closing_gives_up_on_a_stalled_reader() -> None:
@@ -97,7 +124,7 @@ def test_closing_gives_up_on_a_stalled_reader() -> None:
     lines.close(0.05)
     assert threading.active_count() > 1
     os.close(reader)  # lets the thread end: the write fails
-    lines._thread.join(10)
+    lines._thread.join(60)
     os.close(writer)
     assert not lines._thread.is_alive()
 
