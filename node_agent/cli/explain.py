@@ -139,7 +139,7 @@ def _destination(answer: Row) -> Iterator[str]:
 def _traffic(traffic: Row) -> Iterator[str]:
     by = f" (TrafficPolicy {text(traffic['policy'])})" if traffic["policy"] else ""
     yield _field("balancing", f"{text(traffic['load_balancing'])}{by}")
-    if at_connect := traffic["at_connect"]:
+    if at_connect := traffic.get("at_connect"):
         said = "yes, by weights, without the agent" if at_connect["balanced"] else f"no: {text(at_connect['why_not'])}"
         yield _field("at connect", said)
     for what in ("limits", "rate_limit"):

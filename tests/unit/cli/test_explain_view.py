@@ -19,7 +19,7 @@ def _traffic(service: str, load_balancing: str = "least-latency") -> dict[str, A
     }
 
 
-def _shown(*traffic: dict[str, Any]) -> list[str]:
+def _view(*traffic: dict[str, Any]) -> str:
     backends = [{"service": each["service"], "percent": 50.0} for each in traffic]
     answer = {
         "verdict": "allowed",
@@ -32,9 +32,11 @@ def _shown(*traffic: dict[str, Any]) -> list[str]:
         "traffic": list(traffic),
         "problems": [],
     }
-    return [
-        line for line in view(answer, Paint(io.StringIO())).splitlines() if line.startswith(("balancing", "towards"))
-    ]
+    return view(answer, Paint(io.StringIO()))
+
+
+def _shown(*traffic: dict[str, Any]) -> list[str]:
+    return [line for line in _view(*traffic).splitlines() if line.startswith(("balancing", "towards"))]
 
 
 def test_backends_of_a_split_that_are_alike_are_told_once() -> None:
@@ -51,3 +53,12 @@ def test_those_that_differ_are_told_apart() -> None:
         ["towards", "shop/web-v2:80"],
         ["balancing", "random"],
     ]
+
+
+def test_what_is_balanced_at_connect_and_why_not_is_told() -> None:
+    there = {"at_connect": {"balanced": True, "why_not": None}}
+    assert "at connect" in _view({**_traffic("shop/web:80"), **there})
+    assert "yes, by weights, without the agent" in _view({**_traffic("shop/web:80"), **there})
+    not_there = {"at_connect": {"balanced": False, "why_not": "a TCPRoute splits it"}}
+    assert "no: a TCPRoute splits it" in _view({**_traffic("shop/web:80"), **not_there})
+    assert "at connect" not in _view(_traffic("shop/web:80"))

@@ -2,15 +2,18 @@
 
 from dataclasses import replace
 from random import Random
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from ca.manifests import parse_object
 from ca.spiffe import SpiffeId
 from node_agent.balance import Balancer
+from node_agent.config import CaptureSection, Config
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.model import EndpointAddress, ObjectName, OriginalDestination
+from node_agent.proxy.connect_building import NoneAtConnect
 from node_agent.proxy.connect_rules import ConnectRules, Decision, Sources
 from node_agent.registry import Registry, Update
 from tests.manifest_builder import meshed_namespace, node, pod, service
@@ -203,3 +206,20 @@ def test_the_service_says_it_then_its_namespace_then_the_configuration(
     port = here.registry.service_at(*_SERVICE)
     assert port is not None
     assert here.rules.is_wanted(port) is is_wanted
+
+
+def test_where_the_kernel_can_not_it_is_said_to_who_asks_for_it() -> None:
+    def describe(asked: str, *, is_default: bool) -> tuple[bool, str]:
+        here = _Node(replace(service("web", _SERVICE.ip), balance=asked))
+        port = here.registry.service_at(*_SERVICE)
+        assert port is not None
+        config = cast(Config, SimpleNamespace(capture=CaptureSection(connect_balancing=is_default)))
+        found = NoneAtConnect("there is no BPF", config=config, registry=here.registry)
+        assert bool(list(found.problems())) is is_default
+        assert all("connect_balancing = true can not be had: there is no BPF" in each for each in found.problems())
+        return found.describe(port)
+
+    assert describe("", is_default=False) == (False, "")
+    assert describe("agent", is_default=True) == (False, "")
+    assert describe("", is_default=True) == (False, "there is no BPF")
+    assert describe("connect", is_default=False) == (False, "there is no BPF")

@@ -1,6 +1,7 @@
 """What is read from a manifest, what is refused, and what the refusal says."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -225,6 +226,22 @@ spec:
     assert only(text) == PeerAuthentication(
         namespace="shop", name="web", selector={"app": "web"}, mode="STRICT", port_modes={8080: "DISABLE", 9090: None}
     )
+
+
+@pytest.mark.parametrize("kind", ["Service", "Namespace"])
+def test_who_chooses_endpoints_is_an_annotation(kind: str) -> None:
+    manifest: dict[str, Any] = {"apiVersion": "v1", "kind": kind, "metadata": {"name": "web"}}
+    if kind == "Service":
+        manifest["spec"] = {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}
+    assert only(json.dumps(manifest)).balance == ""  # type: ignore[union-attr]
+    for choice in ("connect", "agent"):
+        manifest["metadata"]["annotations"] = {"ringfence.io/balance": choice}
+        assert only(json.dumps(manifest)).balance == choice  # type: ignore[union-attr]
+    manifest["metadata"]["annotations"] = {"ringfence.io/balance": "kernel"}
+    said = refusal(json.dumps(manifest))
+    assert "metadata.annotations" in said
+    assert "agent" in said
+    assert "connect" in said
 
 
 def test_several_documents_and_lists_are_unwrapped() -> None:
