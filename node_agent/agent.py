@@ -177,6 +177,7 @@ class _Agent:
             warnings=lambda: [
                 *([] if chosen.warning is None else [chosen.warning]),
                 *carriage.problems(),
+                *logs.problems(),
                 *self._identities.warnings(),
                 *self._trust_watch.warnings(),
                 *self._registry.faults(),

@@ -8,7 +8,7 @@ Both get the same: pods to serve, steps of the registry, the order to drain.  Bo
 tell the same: figures for people and for Prometheus.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import trio
@@ -76,6 +76,9 @@ class Carrier(Protocol):
     def families(self) -> Iterator[FamilyReading]:
         """The metrics of the whole agent."""
 
+    def problems(self) -> Sequence[str]:
+        """What it loses of what it has to tell (logs, collectors), for operators."""
+
     def not_ready(self) -> list[str]:
         """What keeps it from carrying."""
 
@@ -86,8 +89,9 @@ class Carrier(Protocol):
 class InProcess:
     """The data path in the agent's own process."""
 
-    def __init__(self, data_path: DataPath, *, metrics: Metrics) -> None:
+    def __init__(self, data_path: DataPath, *, metrics: Metrics, problems: Callable[[], Sequence[str]] = tuple) -> None:
         self._data_path = data_path
+        self.problems = problems
         self.prepare: Prepare | None = self._bring_up_to_date
         self._metrics = metrics
         self.server = data_path.server

@@ -61,7 +61,7 @@ class Carriage:
     no_sockmap: str
 
     def problems(self) -> Iterator[str]:
-        """What the kernel was to do, and does not."""
+        """What the kernel was to do, and does not; what is lost of what is to be told."""
         if self.lanes is not None and self.lanes.problem is not None:
             yield self.lanes.problem
         if self.no_lane:
@@ -69,6 +69,7 @@ class Carriage:
         if self.no_sockmap:
             yield f"[relay] sockmap = true can not be had, plaintext is relayed by the agent: {self.no_sockmap}"
         yield from self.connects.problems()
+        yield from self.carrier.problems()
 
 
 def build_in_process(
@@ -125,7 +126,7 @@ def build_in_process(
     )
     is_missed = parts.config.capture.same_node is SameNode.LANE and data_path.lanes is None
     return Carriage(
-        carrier=InProcess(data_path, metrics=parts.metrics),
+        carrier=InProcess(data_path, metrics=parts.metrics, problems=tuple if exports is None else exports.problems),
         connects=connects,
         lanes=data_path.lanes,
         no_lane=parts.chosen.no_lane if is_missed else "",

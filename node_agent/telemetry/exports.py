@@ -94,6 +94,10 @@ class Exports:
                 lambda: records.dropped,
             )
 
+    def problems(self) -> list[str]:
+        """What collectors do not take now, and why; for operators."""
+        return [queue.problem for queue in (self._records, self.spans) if queue is not None and queue.problem]
+
     def close(self) -> None:
         """Send what is queued, for a moment; files are closed by ``Logging``."""
         for queue in (self._records, self.spans):

@@ -70,6 +70,7 @@ class LineWriter:
 
     def __init__(self, target: Target, *, name: str = "", max_queued_bytes: int = _MAX_QUEUED_BYTES) -> None:
         self.dropped_lines = 0
+        self.problem = ""  # why lines are being lost now
         self._target = target
         self._max_queued_bytes = max_queued_bytes
         self._queue: deque[tuple[bytes, int]] = deque()  # with how many lines it is
@@ -87,6 +88,7 @@ class LineWriter:
             if not self._finished:
                 if self._queued_bytes + len(chunk) > self._max_queued_bytes:
                     self.dropped_lines += lines
+                    self.problem = "they are not taken as fast as they come"
                     return
                 if not self._queue:
                     self._changed.notify()
@@ -141,5 +143,8 @@ class LineWriter:
             return
         try:
             self._target.write(chunk)
-        except OSError:
-            self.dropped_lines += lines  # a full disk, a closed pipe: there is nowhere to say so but the counter
+        except OSError as error:
+            self.dropped_lines += lines  # a full disk, a closed pipe
+            self.problem = error.strerror or str(error)
+        else:
+            self.problem = ""

@@ -50,6 +50,14 @@ class Logging:
             labels=("stream",),
         )
 
+    def problems(self) -> list[str]:
+        """Where lines are being lost now, and why; for operators."""
+        return [
+            f"lines to {'the file of [access_log]' if stream == 'file' else stream} are being lost: {writer.problem}"
+            for stream, writer in self._writers.items()
+            if writer.problem
+        ]
+
     def refresh(self) -> None:
         """Let the writers follow files that were moved (SIGHUP)."""
         for writer in set(self._writers.values()):

@@ -49,9 +49,14 @@ class OtlpQueue(Generic[T]):
         self._queue: deque[T] = deque()
         self._closed = False
         self._changed = threading.Condition(threading.Lock())
-        self._failing = False
+        self._problem: str | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
+
+    @property
+    def problem(self) -> str | None:
+        """What is being lost now, and why; for operators."""
+        return None if self._problem is None else f"{self._what} are being lost: {self._problem}"
 
     def put(self, item: T) -> None:
         """Queue ``item``, or drop and count it.  Never waits for the collector."""
@@ -109,10 +114,10 @@ class OtlpQueue(Generic[T]):
             return repr(error)
 
     def _tell(self, problem: str | None) -> None:
-        if problem is not None and not self._failing:
+        was_failing, self._problem = self._problem is not None, problem
+        if problem is not None and not was_failing:
             _LOG.warning(
                 "can not send %s: %s; connections are not affected, what is lost is counted", self._what, problem
             )
-        elif problem is None and self._failing:
+        elif problem is None and was_failing:
             _LOG.info("%s are sent again", self._what)
-        self._failing = problem is not None

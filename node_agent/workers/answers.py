@@ -37,13 +37,21 @@ _FAMILY_ROWS_A_PART: Final = 2
 
 
 async def answer(
-    question: Question, channel: Channel, *, data_path: DataPath, metrics: Metrics, debugging: ProcessDebugging
+    question: Question,
+    channel: Channel,
+    *,
+    data_path: DataPath,
+    metrics: Metrics,
+    debugging: ProcessDebugging,
+    problems: Iterable[str] = (),
 ) -> None:
-    """Post the rows of one answer."""
+    """Post the rows of one answer; with the counts go the ``problems`` that operators should know."""
     if question.topic is Topic.METRICS:
         for _ in metrics.steps():
             await trio.lowlevel.checkpoint()
     rows = iter(rows_of(question.topic, data_path=data_path, metrics=metrics, debugging=debugging))
+    if question.topic is Topic.COUNTS:
+        rows = itertools.chain(rows, [DebugRow(text=each) for each in problems])
     rows_a_part = _FAMILY_ROWS_A_PART if question.topic is Topic.METRICS else _ROWS_A_PART
     part = tuple(itertools.islice(rows, rows_a_part))
     while True:

@@ -95,6 +95,10 @@ class InWorkers:
         """The same as numbers."""
         return self._view.families()
 
+    def problems(self) -> Sequence[str]:
+        """What the workers lose of what they have to tell."""
+        return self._view.problems()
+
     def not_ready(self) -> list[str]:
         """What keeps the workers from carrying."""
         return self._workers.not_ready()

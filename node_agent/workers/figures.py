@@ -58,6 +58,7 @@ class _Worker:
     archive: list[bytes] = field(default_factory=list)
     loads: dict[_LoadKey, EndpointLoad] = field(default_factory=dict)
     debugging: dict[Topic, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
 
 
 class Figures:
@@ -72,7 +73,9 @@ class Figures:
         held = self._workers.setdefault(worker, _Worker())
         match topic:
             case Topic.COUNTS:
-                held.counts = {row.name: row.value for row in rows if isinstance(row, Count)}
+                said = list(rows)
+                held.counts = {row.name: row.value for row in said if isinstance(row, Count)}
+                held.problems = [row.text for row in said if isinstance(row, DebugRow)]
             case Topic.CONNECTIONS:
                 held.connections = [{**row.cells, "worker": worker} for row in rows if isinstance(row, LiveRow)]
             case Topic.RECENT:
@@ -107,6 +110,10 @@ class Figures:
             held = self._workers.get(worker)
             return held.counts.get(name, 0) if held else 0
         return sum(each.counts.get(name, 0) for each in (self._past, *self._workers.values()))
+
+    def problems(self) -> list[str]:
+        """What operators should know of the workers."""
+        return [f"{each} (worker {number})" for number, held in sorted(self._workers.items()) for each in held.problems]
 
     def connections(self) -> list[Mapping[str, object]]:
         """The live connections of all workers."""

@@ -295,7 +295,7 @@ class FamilyRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DebugRow:
-    """What ``telemetry.debugging`` says of the process, as JSON."""
+    """What ``telemetry.debugging`` says of the process, as JSON; with the counts: a problem that it has."""
 
     text: str
 

@@ -84,6 +84,10 @@ class WorkersView:
     def busy_count(self) -> int:
         return int(self._figures.count(TUNNELS_BUSY))
 
+    def problems(self) -> list[str]:
+        """What operators should know of the workers."""
+        return self._figures.problems()
+
     def live(self) -> Iterator[Mapping[str, object]]:
         """The rows of ``ringfence connections``, each with its worker."""
         return iter(self._figures.connections())

@@ -74,6 +74,7 @@ class Worker:
     ) -> None:
         self._channel = channel
         self._logs = logs
+        self._exports = exports
         self._crash: BaseException | None = None
         self._ended = trio.Event()  # there is nothing more to wait for
         self._parent_gone = False
@@ -271,7 +272,12 @@ class Worker:
 
     async def _answer(self, question: say.Question) -> None:
         await answer(
-            question, self._channel, data_path=self._data_path, metrics=self._metrics, debugging=self._debugging
+            question,
+            self._channel,
+            data_path=self._data_path,
+            metrics=self._metrics,
+            debugging=self._debugging,
+            problems=[*self._logs.problems(), *self._exports.problems()],
         )
 
     def _start_profile(self, seconds: float) -> None:

@@ -160,6 +160,11 @@ def wait_for_drops(mesh: Mesh, node: int, before: float) -> None:
     wait_for("spans to be dropped", lambda: mesh.metric(node, "ringfence_spans_dropped_total") > before)
 
 
+def is_warned(mesh: Mesh, words: str) -> bool:
+    """Whether the status of agent 1 says that something is being lost."""
+    return any(words in line for line in mesh.ringfence(1, "status")["warnings"])
+
+
 def without_nulls(record: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if value is not None}
 
@@ -318,12 +323,20 @@ def test_a_collector_that_dies_costs_spans_which_are_counted_and_connections_do_
     problems = [line["message"] for line in mesh.log(1) if line.get("logger") == "ringfence.otlp"]
     assert len(problems) <= 2 * int(os.environ.get("RINGFENCE_TEST_WORKERS", "1")), "one for spans, one for records"
     assert not [line for line in mesh.log(1) if line.get("logger", "").startswith(("opentelemetry", "urllib3"))]
+    for what in ("spans to http", "access records to http"):
+        wait_for("the status to say so", lambda: is_warned(mesh, what), deadline_s=60)  # noqa: B023
     with collector_in_the_lab(mesh) as back:
         exchange(client, server.ipv4)
         record = wait_for("the record", lambda: mesh.records(1, event="closed"))[-1]
         assert record["trace_id"] is not None
         wait_for("the spans to come again", lambda: back.spans, deadline_s=60)
         wait_for("the records to come again", lambda: back.logs, deadline_s=60)
+
+        def is_well() -> bool:
+            exchange(client, server.ipv4)  # each worker process finds out for itself
+            return not is_warned(mesh, "are being lost")
+
+        wait_for("the status to be well again", is_well, deadline_s=120)
 
 
 def test_records_follow_a_file_that_was_renamed_and_sighup_is_no_reason_to_go(mesh: Mesh) -> None:
@@ -378,10 +391,17 @@ def test_a_full_disk_costs_records_which_are_counted_and_connections_go_on(mesh:
         assert {record["close_reason"] for record in records} == {"ok"}
         kept = written(1)  # every line is JSON
         assert 10 < len(kept) < 120
+        more = 0
+        while not is_warned(mesh, "file of [access_log] are being lost: No space left on device") and more < 200:
+            exchange(client, server.ipv4)  # one that still fitted in has ended the warning
+            more += 1
+        assert more < 200
+        count = 60 + more
+        wait_for("their records", lambda: len(mesh.records(1, event="closed")) == count)
     finally:
         subprocess.run(["umount", "--lazy", directory], check=True)
     exchange(client, server.ipv4)
-    last = wait_for("the record", lambda: mesh.records(1, event="closed")[60:])[0]
+    last = wait_for("the record", lambda: mesh.records(1, event="closed")[count:])[0]
     wait_for("it in the file", lambda: last in written(1))
 
 

@@ -70,10 +70,11 @@ def test_what_is_refused_is_counted_and_told_once_and_when_it_is_over(caplog: py
     recipient.problem = "no room"
     queue = recipient.queue()
     queue.put(1)
-    wait_for(lambda: queue.dropped == 1)
+    wait_for(lambda: queue.problem == "spans to a test are being lost: no room")
     recipient.problem = None
     queue.put(2)
     queue.close(10)
+    assert queue.problem is None
     assert (queue.exported, queue.dropped) == (1, 1)
     assert [record.getMessage() for record in caplog.records] == [
         "can not send spans to a test: no room; connections are not affected, what is lost is counted",

@@ -4,7 +4,7 @@ from node_agent.balance import EndpointLoad
 from node_agent.model import EndpointAddress
 from node_agent.telemetry.metrics import Metrics, Sample
 from node_agent.workers.figures import OPEN, TOTAL, Figures
-from node_agent.workers.messages import Count, FamilyRow, LiveRow, LoadRow, SampleRow, Topic
+from node_agent.workers.messages import Count, DebugRow, FamilyRow, LiveRow, LoadRow, SampleRow, Topic
 from tests.metrics_text import parsed, text_of
 
 WEB = EndpointAddress("10.1.0.1", 8080)
@@ -27,6 +27,16 @@ def test_counts_are_added_up_and_an_answer_replaces_the_former_one() -> None:
     assert (figures.count(OPEN), figures.count(TOTAL)) == (8, 31)
     assert figures.count(OPEN, worker=2) == 5
     assert figures.count(OPEN, worker=9) == 0
+
+
+def test_what_workers_lose_is_told_with_who_does_until_they_say_otherwise() -> None:
+    figures = Figures()
+    figures.take(2, Topic.COUNTS, [*counts(1, 1), DebugRow(text="spans to http://c are being lost: refused")])
+    figures.take(1, Topic.COUNTS, counts(1, 1))
+    assert figures.problems() == ["spans to http://c are being lost: refused (worker 2)"]
+    assert figures.count(OPEN) == 2
+    figures.take(2, Topic.COUNTS, counts(1, 1))
+    assert figures.problems() == []
 
 
 def test_what_an_ended_worker_has_counted_stays_and_what_it_held_goes() -> None:
