@@ -50,7 +50,8 @@ _PORT: Final = 15001
 _VALID_S: Final = 600.0
 _CLEAN_UP: Final = """\
 rm -rf "$1" "$2"
-for each in 1 2 3 4 5 6 7 8 9 10; do rmdir "$3" && break; sleep 0.1; done
+tries=300
+while [ -d "$3" ] && ! rmdir "$3" && [ $tries -gt 0 ]; do tries=$((tries - 1)); sleep 0.1; done
 """
 
 
