@@ -91,7 +91,7 @@ class Explainer:
             },
             "decisions": self._decisions(ways),
             "endpoints": rows,
-            "traffic": [self._traffic(share) for share in target.shares],
+            "traffic": [self._traffic(share, target.service or share.service) for share in target.shares],
             "problems": list(_problems(target, rows, ways)),
         }
 
@@ -112,11 +112,11 @@ class Explainer:
         service = share.service
         return [row for row in self._endpoint_rows(str(service.service)) if row["port"] == service.port]
 
-    def _traffic(self, share: Share) -> Row:
-        """What restrains connections to a service port."""
+    def _traffic(self, share: Share, asked: ServicePort) -> Row:
+        """What restrains connections to a service port, when ``asked`` is connected to."""
         traffic: Traffic = self._registry.traffic(share.service)
         policy = self._registry.traffic_policy(share.service)
-        is_balanced, why_not = self._at_connect(share.service)
+        is_balanced, why_not = self._at_connect(asked)
         return {
             "service": str(share.service),
             "policy": None if policy is None else f"{policy.namespace}/{policy.name}",
