@@ -5,8 +5,8 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import trio
 
@@ -59,18 +59,38 @@ _KernelPair = Callable[[socket.socket, socket.socket, Callable[[Outcome], None]]
 class _Relaying:
     """One pair and the trio task that waits for it."""
 
-    __slots__ = ("_task", "relay", "result")
+    __slots__ = ("_is_cancelled", "_pair", "_relay", "_result", "_task", "_why")
 
-    def __init__(self, relay: "Relay") -> None:
-        self.relay = relay
+    def __init__(self, relay: "Relay", why: Callable[[], CutReason | None]) -> None:
+        self._relay = relay
+        self._why = why
+        self._is_cancelled = False
+
+    async def wait(self, pair: Pair) -> Outcome:
+        """Start ``pair`` and wait until it has ended."""
         self._task = trio.lowlevel.current_task()
-        self.result: Outcome | None = None
+        self._pair = pair
+        pair.start()
+        self._relay.pairs.add(pair)
+        await trio.lowlevel.wait_task_rescheduled(self._cut)
+        self._relay.pairs.discard(pair)
+        del self._pair  # it knows us, too: as a ring they would wait for the garbage collector
+        if self._is_cancelled and self._result.ending is Ending.CUT:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        return self._result
+
+    def _cut(self, _: object) -> trio.lowlevel.Abort:
+        self._is_cancelled = True
+        if self._relay.has_crashed:
+            return trio.lowlevel.Abort.SUCCEEDED  # nobody will ever report; the process ends and its sockets with it
+        self._pair.cut(self._why())
+        return trio.lowlevel.Abort.FAILED  # the pair's own report wakes the task: nobody else may touch its sockets
 
     def done(self, result: Outcome) -> None:
         """Called by the loop, between two batches."""
-        self.result = result
+        self._result = result
         trio.lowlevel.reschedule(self._task)
-        self.relay.has_woken_a_task = True
+        self._relay.has_woken_a_task = True
 
 
 class Relay(trio.abc.Instrument):
@@ -133,7 +153,7 @@ class Relay(trio.abc.Instrument):
             self.has_woken_a_task = False
             self._token.run_sync_soon(_nothing, idempotent=True)
 
-    async def run_tunnel(
+    def run_tunnel(
         self,
         plain: socket.socket,
         tunnel: ssl.SSLSocket,
@@ -141,7 +161,7 @@ class Relay(trio.abc.Instrument):
         *,
         why: Callable[[], CutReason | None],
         meter: Meter | None = None,
-    ) -> Outcome:
+    ) -> Coroutine[Any, Any, Outcome]:
         """Relay between an application's socket and a tunnel until both directions have ended.
 
         Takes both sockets over.  ``plain`` is closed on return; ``tunnel`` is
@@ -149,11 +169,13 @@ class Relay(trio.abc.Instrument):
         (``when_settled``, ``settled``).  ``on_start`` gets the pair, to read its
         counters.  Cancellation cuts the pair first, and tells the peer agent
         what ``why`` then returns.  ``meter`` is asked how the bytes may move.
+
+        Not ``async`` itself: every open connection would hold a coroutine more.
         """
-        waiting = _Relaying(self)
+        waiting = _Relaying(self, why)
         pair = TunnelPair(loop=self._loop, plain=plain, tunnel=tunnel, on_done=waiting.done, meter=meter)
         on_start(pair)
-        return await _wait(pair, waiting, why)
+        return waiting.wait(pair)
 
     def when_settled(self, settlement: Settlement, call: Callable[[bytes | None], None]) -> None:
         """Call ``call`` when a tunnel is settled, with what came behind its end, or None when it is lost."""
@@ -183,23 +205,23 @@ class Relay(trio.abc.Instrument):
             await trio.lowlevel.wait_task_rescheduled(abandon)
         return settlement.leftover
 
-    async def run_plain(
+    def run_plain(
         self,
         first: socket.socket,
         second: socket.socket,
         on_start: Callable[[Pair], None],
         *,
         meter: Meter | None = None,
-    ) -> Outcome:
+    ) -> Coroutine[Any, Any, Outcome]:
         """Relay between two sockets; takes both over and closes both."""
-        waiting = _Relaying(self)
+        waiting = _Relaying(self, _nobody_to_tell)
         pair: Pair
         if self._in_kernel is not None and meter is None:  # the kernel counts bytes, but does not pause
             pair = self._in_kernel(first, second, waiting.done)
         else:
             pair = PlainPair(loop=self._loop, first=first, second=second, on_done=waiting.done, meter=meter)
         on_start(pair)
-        return await _wait(pair, waiting, _nobody_to_tell)
+        return waiting.wait(pair)
 
 
 def _nothing() -> None:
@@ -230,24 +252,3 @@ def _trio_epoll_fd() -> int:
 
 def _nobody_to_tell() -> None:
     """A plain connection knows no reason but RST."""
-
-
-async def _wait(pair: Pair, waiting: _Relaying, why: Callable[[], CutReason | None]) -> Outcome:
-    cancelled = False
-
-    def cut(_: object) -> trio.lowlevel.Abort:
-        nonlocal cancelled
-        cancelled = True
-        if waiting.relay.has_crashed:
-            return trio.lowlevel.Abort.SUCCEEDED  # nobody will ever report; the process ends and its sockets with it
-        pair.cut(why())
-        return trio.lowlevel.Abort.FAILED  # the pair's own report wakes the task: nobody else may touch its sockets
-
-    pair.start()
-    waiting.relay.pairs.add(pair)
-    await trio.lowlevel.wait_task_rescheduled(cut)
-    waiting.relay.pairs.discard(pair)
-    assert waiting.result is not None
-    if cancelled and waiting.result.ending is Ending.CUT:
-        await trio.lowlevel.checkpoint_if_cancelled()
-    return waiting.result
