@@ -37,12 +37,21 @@ def ask_passphrase(path: Path | None, *, what: str = "the passphrase of the sign
     keep_in_memory()
     if path is not None or not sys.stdin.isatty():
         return read_passphrase(path)
-    passphrase = getpass.getpass(f"{what}: ").encode()
-    if new and getpass.getpass(f"{what}, again: ").encode() != passphrase:
+    passphrase = _typed(f"{what}: ")
+    if new and _typed(f"{what}, again: ") != passphrase:
         raise AuthorityError("the two passphrases are not the same; nothing was made")
     if not _MIN_PASSPHRASE_BYTES <= len(passphrase) <= _MAX_PASSPHRASE_BYTES:
         raise AuthorityError(f"a passphrase has {_MIN_PASSPHRASE_BYTES} to {_MAX_PASSPHRASE_BYTES} bytes")
     return passphrase
+
+
+def _typed(prompt: str) -> bytes:
+    try:
+        return getpass.getpass(prompt).encode()
+    except EOFError:
+        raise AuthorityError("no passphrase was typed; nothing was done") from None
+    except UnicodeError:  # its text would quote what was typed
+        raise AuthorityError("what was typed is not text in this terminal's encoding; nothing was done") from None
 
 
 def read_passphrase(path: Path | None) -> bytes:
