@@ -196,7 +196,7 @@ class FakeMesh:
             "destination": talk.target,
             "destination_identity": identity(talk.target),
             "service": None if plain else talk.target,
-            "security": talk.security,
+            "security": "none" if talk.security == "lane" else talk.security,
             "opened": opened,
             "closed": opened,
             "sent_bytes": talk.bytes_each * max(0, opened - denied - failed),

@@ -46,6 +46,7 @@ class Edge:
     open_now: int = 0
     secured: bool = False
     plaintext: bool = False
+    lane: bool = False
     flags: dict[str, float] = field(default_factory=dict)
     identities: set[tuple[str | None, str | None]] = field(default_factory=set)
 
@@ -56,9 +57,14 @@ class Edge:
 
     @property
     def security(self) -> str:
-        """``none`` and ``mixed`` only where plaintext was seen; ``unknown`` where nothing was carried yet."""
+        """``none`` and ``mixed`` only where plaintext was seen; ``unknown`` where nothing was carried yet.
+
+        ``lane``: within a node, some of it past the agent, judged by the kernel on both proven identities.
+        """
         if self.plaintext:
-            return "mixed" if self.secured else "none"
+            return "mixed" if self.secured or self.lane else "none"
+        if self.lane:
+            return "lane"
         return "mutual_tls" if self.secured else "unknown"
 
 
@@ -180,6 +186,8 @@ def edges_of(places: Places, reports: Iterable[tuple[Report, Counters | None]]) 
             edge.flags[flag] = edge.flags.get(flag, 0) + count
         if row.get("security") == "mutual_tls":
             edge.secured = True
+        elif _is_lane(row):
+            edge.lane = True
         elif row.get("reporter") == "destination" or _carried(row):
             edge.plaintext = True
         edge.identities.add((text(row.get("source_identity")), text(row.get("destination_identity"))))
@@ -202,7 +210,13 @@ def _report(node: str, at: float, fresh: bool, row: Row) -> Report:
 
 
 def _pair(row: Row) -> tuple[object, ...]:
-    return tuple(text(row.get(name)) for name in ("source", "destination", "security"))
+    return (*(text(row.get(name)) for name in ("source", "destination", "security")), _is_lane(row))
+
+
+def _is_lane(row: Row) -> bool:
+    """Whether connections went by the same-node lane: nothing else has both identities without mutual TLS."""
+    both = text(row.get("source_identity")) and text(row.get("destination_identity"))
+    return row.get("security") != "mutual_tls" and bool(both) and _carried(row)
 
 
 def _flags(row: Row) -> Iterator[tuple[str, float]]:

@@ -149,6 +149,22 @@ def test_everything_can_be_done_by_keyboard(stage: Stage) -> None:
     stage.show(shop(), look)
 
 
+def test_the_lane_within_a_node_is_shown_as_such_and_not_as_a_warning(stage: Stage) -> None:
+    def look(page: Page) -> None:
+        expect(page.locator('.edge[data-state="lane"]')).to_have_count(1)
+        expect(page.locator('.edge[data-state="plain"]')).to_have_count(1)  # the one that is
+        expect(page.locator(".legend")).to_contain_text("judged on the node (lane)")
+        page.get_by_role("button", name="Table").click()
+        _, edges = page.locator("#table-view section").all()
+        row = edges.locator("tbody tr", has_text="shop/cart").filter(has_text="shop/checkout")
+        expect(row).to_contain_text("judged on the node (lane)")
+        expect(row).not_to_contain_text("plaintext")
+
+    mesh = shop()
+    mesh.talks("shop/cart", "shop/checkout", opened=2.0, security="lane")
+    stage.show(mesh, look)
+
+
 def test_the_tables_say_the_same_and_can_be_sorted(stage: Stage) -> None:
     def look(page: Page) -> None:
         page.get_by_role("button", name="Table").click()

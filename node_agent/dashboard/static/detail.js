@@ -121,8 +121,8 @@ function edgeList(edges, end, go) {
 }
 
 function securityChip(edge, state) {
-  const words = { mutual_tls: "mutual TLS 1.3", none: "plaintext", mixed: "partly plaintext", unknown: "" }[edge.security] ?? "";
-  return words && state !== "mtls" && !(state === "plain" && edge.security === "none") ? html("span", { class: "state", "data-state": edge.security === "mutual_tls" ? "mtls" : "plain" }, words) : null;
+  const words = { mutual_tls: "mutual TLS 1.3", lane: "on one node, judged by the kernel, not encrypted", none: "plaintext", mixed: "partly plaintext", unknown: "" }[edge.security] ?? "";
+  return words && state !== "mtls" && !(state === "plain" && edge.security === "none") ? html("span", { class: "state", "data-state": { mutual_tls: "mtls", lane: "lane" }[edge.security] ?? "plain" }, words) : null;
 }
 
 export const shownName = (id) => shown(id.split("/").slice(1).join("/"));

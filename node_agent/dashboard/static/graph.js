@@ -16,7 +16,8 @@ const LOCK = "M-3.6 -.6v-2a3.6 3.6 0 0 1 7.2 0v2M-5 -.6h10v6.6h-10z";
 const OPEN_LOCK = "M-3.6 -.6v-2.4a3.6 3.6 0 0 1 6.8 -1.6M-5 -.6h10v6.6h-10z";
 const STOP = "M-4 -4l8 8M4 -4l-8 8";
 const BANG = "M0 -5.4v6.4M0 4.6v.2";
-const MARKS = { mtls: LOCK, plain: OPEN_LOCK, denied: STOP, failed: BANG };
+const TICK = "M-4.6 .4l3.2 3.4 6 -7";
+const MARKS = { mtls: LOCK, lane: TICK, plain: OPEN_LOCK, denied: STOP, failed: BANG };
 const ICONS = {
   service: "M0 -7.5l6.5 3.75v7.5L0 7.5l-6.5 -3.75v-7.5z",
   workload: "M-6 -6h12v12h-12z",
@@ -196,7 +197,7 @@ export class Graph {
     const wide = what.length ? 36 + what.length * 6.9 : 24;
     setAttribute(parts.pill, "x", -wide / 2);
     setAttribute(parts.pill, "width", wide);
-    setAttribute(parts.mark, "d", MARKS[edge.state] ?? MARKS[edge.security === "mutual_tls" ? "mtls" : "none"] ?? "");
+    setAttribute(parts.mark, "d", MARKS[edge.state] ?? MARKS[{ mutual_tls: "mtls", lane: "lane" }[edge.security]] ?? "");
     setAttribute(parts.mark, "transform", `translate(${what.length ? -wide / 2 + 14 : 0} 0)`);
     setAttribute(parts.text, "x", -wide / 2 + 25);
     setAttribute(parts.label, "transform", `translate(${route.middle.x} ${route.middle.y})`);

@@ -1,7 +1,7 @@
 // What is to be seen of the mesh: filtered, focused, grouped.  Pure: no page, no clock.
 
 const NOTHING = { opened: 0, sent_bytes: 0, received_bytes: 0, denied: 0, failed: 0 };
-const SEVERITY = { idle: 0, unknown: 1, mtls: 2, failed: 3, plain: 4, denied: 5 };
+const SEVERITY = { idle: 0, unknown: 1, mtls: 2, lane: 3, failed: 4, plain: 5, denied: 6 };
 export const GROUP_FROM = 60;
 
 /** What an edge is, in one word: the worst that is true of it now or was a moment ago. */
@@ -12,11 +12,12 @@ export function stateOf(edge) {
   if (edge.failed_lately || rate.failed > 0) return "failed";
   if (edge.security === "none" || edge.security === "mixed") return "plain";
   if (rate.opened === 0 && rate.sent_bytes === 0 && rate.received_bytes === 0 && !edge.open) return "idle";
-  return edge.security === "mutual_tls" ? "mtls" : "unknown";
+  return { mutual_tls: "mtls", lane: "lane" }[edge.security] ?? "unknown";
 }
 
 export const STATE_WORDS = {
   mtls: "mutual TLS",
+  lane: "judged on the node (lane)",
   plain: "plaintext",
   denied: "denied",
   failed: "failing",

@@ -46,7 +46,7 @@ export function records(rows, { withEnds }) {
     return html("li", { "data-bad": fine ? null : row.response_flags === "DENY" ? "yes" : "some" },
       html("p", {}, html("time", { datetime: row.time }, clock(row.time)), " ",
         withEnds ? html("span", {}, name(row.source_workload ?? row.source_address, 34), " \u2192 ", name(row.service ?? row.destination_workload ?? row.original_destination, 34)) : html("span", {}, name(row.source_address, 30), " \u2192 ", name(row.endpoint ?? row.original_destination, 30))),
-      html("p", { class: "fine" }, html("strong", {}, shown(row.close_reason)), ` \u00b7 ${duration((row.duration_ms ?? 0) / 1000)} \u00b7 ${bytes(row.received_bytes)} there, ${bytes(row.sent_bytes)} back`, row.connection_security_policy === "mutual_tls" ? " \u00b7 mutual TLS" : " \u00b7 plaintext"),
+      html("p", { class: "fine" }, html("strong", {}, shown(row.close_reason)), ` \u00b7 ${duration((row.duration_ms ?? 0) / 1000)} \u00b7 ${bytes(row.received_bytes)} there, ${bytes(row.sent_bytes)} back`, row.connection_security_policy === "mutual_tls" ? " \u00b7 mutual TLS" : row.source_identity && row.destination_identity ? " \u00b7 lane" : " \u00b7 plaintext"),
       row.policy ? html("p", { class: "fine" }, "policy ", name(row.policy, 60)) : null,
       row.dry_run ? html("p", { class: "fine" }, "policies on trial: ", name(row.dry_run, 120)) : null,
       row.trace_id ? html("p", { class: "fine" }, "trace ", html("code", {}, shown(row.trace_id))) : null,

@@ -89,6 +89,19 @@ def test_plaintext_that_only_the_destination_saw_is_shown_as_such(looking: Looki
     assert found["workload/batch/legacy>service/shop/web"]["security"] == "none"
 
 
+def test_the_lane_within_a_node_is_no_plaintext(looking: Looking) -> None:
+    """The first connection goes through the agents, the next ones past them: both identities are proven."""
+    looking.mesh.talks("shop/cart", "shop/web")
+    looking.mesh.talks("shop/cart", "shop/web", security="lane")
+    assert edges(looking.look(2))["workload/shop/cart>service/shop/web"]["security"] == "lane"
+
+
+def test_plaintext_beside_the_lane_is_not_hidden_by_it(looking: Looking) -> None:
+    looking.mesh.talks("shop/cart", "shop/web", security="lane")
+    looking.mesh.talks("shop/cart", "shop/web", security="none", node="node-2")
+    assert edges(looking.look(2))["workload/shop/cart>service/shop/web"]["security"] == "mixed"
+
+
 def test_a_connection_that_never_came_about_is_not_called_plaintext(looking: Looking) -> None:
     looking.mesh.talks("shop/cart", "shop/web", opened=1.0, failed=1.0)
 
