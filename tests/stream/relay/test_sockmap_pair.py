@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -12,7 +13,7 @@ from node_agent.relay import Ending
 from node_agent.relay.kernel import Kernel, Tell
 from node_agent.relay.sockmap_flow import CALM_READS
 from node_agent.relay.sockmap_pair import SockmapPair
-from tests.relay_builder import Finish, RelayBench, read_all, reset, tcp_pair, was_reset
+from tests.relay_builder import DEADLINE_S, Finish, RelayBench, read_all, reset, tcp_pair, was_reset
 
 _MESSAGE: Final = b"a small message."
 
@@ -89,6 +90,13 @@ class _Stage:
                 sender.sendall(_MESSAGE)
                 assert receiver.recv(100) == _MESSAGE
 
+    def talk_until_joined(self) -> None:
+        self.talk(CALM_READS // 2)
+        limit = time.monotonic() + DEADLINE_S
+        while not self.pair.is_joined:  # the last message is here before the loop has gone on
+            assert time.monotonic() < limit
+            time.sleep(0.001)
+
     def close(self) -> None:
         for each in (self.first, self.second, *self._ours):
             each.close()
@@ -123,7 +131,7 @@ def test_a_stream_that_is_not_whole_ends_with_a_reset(
     stage: _Stage, sockmap: _Sockmap, caplog: pytest.LogCaptureFixture
 ) -> None:
     sockmap.up, sockmap.down = _Flow(is_whole=False), _Flow(is_whole=True)
-    stage.talk(CALM_READS // 2)
+    stage.talk_until_joined()
     stage.first.shutdown(socket.SHUT_WR)
     assert was_reset(stage.second)
     assert stage.finish.wait().ending is Ending.PLAIN_RESET
@@ -134,7 +142,7 @@ def test_a_stream_that_is_not_whole_ends_with_a_reset(
 
 def test_what_the_kernel_has_counted_is_in_the_sums_after_the_end(stage: _Stage, sockmap: _Sockmap) -> None:
     sockmap.up, sockmap.down = _Flow(is_whole=True), _Flow(is_whole=True)
-    stage.talk(CALM_READS // 2)
+    stage.talk_until_joined()
     sockmap.up.moved_bytes, sockmap.down.moved_bytes = 1_000_000, 2_000_000
     own = CALM_READS // 2 * len(_MESSAGE)
     assert (stage.pair.up_bytes, stage.pair.down_bytes) == (own + 1_000_000, own + 2_000_000)
@@ -146,7 +154,7 @@ def test_what_the_kernel_has_counted_is_in_the_sums_after_the_end(stage: _Stage,
 
 def test_a_direction_that_the_kernel_did_not_take_is_relayed(stage: _Stage, sockmap: _Sockmap) -> None:
     sockmap.down = _Flow(is_whole=True)
-    stage.talk(CALM_READS // 2)
+    stage.talk_until_joined()
     for _ in range(3 * CALM_READS):
         stage.first.sendall(_MESSAGE)
         assert stage.second.recv(100) == _MESSAGE
