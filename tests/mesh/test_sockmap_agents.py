@@ -31,7 +31,7 @@ kind: TrafficPolicy
 metadata: {name: outside}
 spec:
   targetRef: {kind: Service, name: outside}
-  timeouts: {idle: 700ms}
+  timeouts: {idle: 3s}  # a busy machine lets no moment of that length pass between two messages
 """
 
 
