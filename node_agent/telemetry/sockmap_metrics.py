@@ -9,15 +9,20 @@ from node_agent.telemetry.metrics import Labels, Metrics
 class Relaying(Protocol):
     """The figures of capture/sockmap.py."""
 
-    taken: int
-    full: int
-    demotions: Mapping[str, int]
+    @property
+    def pairs(self) -> int: ...
 
     @property
     def directions(self) -> int: ...
 
     @property
-    def pairs(self) -> int: ...
+    def taken(self) -> int: ...
+
+    @property
+    def full(self) -> int: ...
+
+    @property
+    def demotions(self) -> Mapping[str, int]: ...
 
 
 def register_sockmap(metrics: Metrics, relaying: Relaying) -> None:
