@@ -23,7 +23,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, Reque
 
 T = TypeVar("T")
 
-DEADLINE_S: Final = 30.0
+DEADLINE_S: Final = 120.0
 SCREENSHOTS: Final = os.environ.get("RINGFENCE_SCREENSHOTS")  # set: the pictures of the documentation are taken anew
 IMAGES: Final = Path(__file__).resolve().parents[1] / "docs" / "images"
 _EXECUTABLE: Final = "/usr/bin/chromium"
@@ -53,7 +53,9 @@ class Chromium:
     def _start(self) -> None:
         expect.set_options(timeout=DEADLINE_S * 1000)
         self._playwright = sync_playwright().start()
-        self._browser = self._playwright.chromium.launch(executable_path=_EXECUTABLE, args=["--no-sandbox"])
+        self._browser = self._playwright.chromium.launch(
+            executable_path=_EXECUTABLE, args=["--no-sandbox"], timeout=DEADLINE_S * 1000
+        )
 
     def _stop(self) -> None:
         if self._browser is not None:
