@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("ringfence.agent")
 
-_LAST_WORDS_S: Final = 1.0  # to tell the peers that we cut their connections
+_LAST_WORDS_S: Final = 3.0  # to tell the peers that we cut their connections; a busy one has to read all before it
 
 
 def main(path: Path) -> int:

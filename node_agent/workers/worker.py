@@ -57,6 +57,7 @@ ACCEPTS_A_TURN: Final = 1
 """All workers wait for the same listeners: one that took all that is there would leave nothing to the others."""
 
 _LAST_WORDS_S: Final = 1.0
+_LAST_FRAMES_S: Final = 3.0  # a peer that is busy has to read what is before the reason; shorter than the parent waits
 
 
 class Worker:
@@ -136,7 +137,7 @@ class Worker:
                     with trio.move_on_after(_LAST_WORDS_S):
                         await self._data_path.live.wait_until_none()
                 pods.cancel_scope.cancel()
-            with trio.move_on_after(_LAST_WORDS_S):
+            with trio.move_on_after(_LAST_WORDS_S if self._parent_gone else _LAST_FRAMES_S):
                 await self._data_path.relay.finish()
             if not self._parent_gone:
                 self._channel.post(
