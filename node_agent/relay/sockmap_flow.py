@@ -140,9 +140,8 @@ class SockmapFlow:
         self.mode = Mode.DRAINING
 
     def is_drained(self) -> bool:
-        """Whether it can be.  Raises OSError."""
-        assert self._kernel is not None
-        return self._kernel.is_drained(self._since())
+        """Whether it can be: nothing of it is still on the way inside the kernel.  Raises OSError."""
+        return self._kernel is None or self._kernel.is_drained(self._since())
 
     def is_whole(self) -> bool:
         """At the sender's end: whether nothing was lost on the way.  Raises OSError."""

@@ -168,6 +168,10 @@ class SockmapPair:
     def _end_flow(self, flow: SockmapFlow) -> None:
         """The sender has ended its direction."""
         try:
+            if not flow.is_drained():
+                # We can hear of the end before the program has seen what came with it: only now it has.
+                self._drain(flow)
+                return
             if not flow.is_whole():
                 _log.error("bytes are missing at the end of a connection that the kernel relayed: it is reset")
                 self._abort(flow.source_broken)

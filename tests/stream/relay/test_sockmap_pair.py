@@ -24,6 +24,8 @@ class _Flow:
     def __init__(self, *, is_whole: bool) -> None:
         self.moved_bytes = 0
         self.is_demoted = False
+        self.drained: Iterator[bool] = iter(())
+        self.looks = 0
         self._is_whole = is_whole
 
     def hold(self) -> None:
@@ -33,7 +35,8 @@ class _Flow:
         return False
 
     def is_drained(self, _user_bytes: int) -> bool:
-        return True
+        self.looks += 1
+        return next(self.drained, True)
 
     def is_whole(self, _user_bytes: int) -> bool:
         return self._is_whole
@@ -138,6 +141,17 @@ def test_a_stream_that_is_not_whole_ends_with_a_reset(
     assert "bytes are missing at the end of a connection that the kernel relayed" in caplog.text
     assert caplog.records[0].levelno == logging.ERROR
     assert sockmap.left == 1
+
+
+def test_the_end_is_carried_only_when_what_came_with_it_is_out_of_the_kernel(stage: _Stage, sockmap: _Sockmap) -> None:
+    sockmap.up, sockmap.down = _Flow(is_whole=True), _Flow(is_whole=True)
+    sockmap.up.drained = iter((True, False, False))  # at first the program has not seen the last bytes yet
+    stage.talk_until_joined()
+    stage.first.shutdown(socket.SHUT_WR)
+    assert stage.second.recv(1) == b""
+    assert sockmap.up.looks >= 4
+    stage.second.close()
+    assert stage.finish.wait().ending is Ending.COMPLETE
 
 
 def test_what_the_kernel_has_counted_is_in_the_sums_after_the_end(stage: _Stage, sockmap: _Sockmap) -> None:
