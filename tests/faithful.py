@@ -161,13 +161,19 @@ class Ground:
 
     @contextmanager
     def costs_less_than(self, most_bytes: int) -> Iterator[None]:
-        """The resident memory of no process of an agent grows by ``most_bytes`` at any time within the block."""
+        """The resident memory of no process of an agent grows by ``most_bytes`` at any time within the block.
+
+        Not counted are pages of libraries, which an agent lets go of when it idles and that come back with its work.
+        """
         before = {}
         for pid in itertools.chain.from_iterable(self.agents.values()):
             Path(f"/proc/{pid}/clear_refs").write_text("5")  # proc(5): resets the peak
-            before[pid] = memory_bytes(pid, "VmRSS")
+            before[pid] = memory_bytes(pid, "VmRSS"), memory_bytes(pid, "RssFile")
         yield
-        grown = {pid: memory_bytes(pid, "VmHWM") - was for pid, was in before.items()}
+        grown = {
+            pid: memory_bytes(pid, "VmHWM") - all_of_it - max(0, memory_bytes(pid, "RssFile") - of_files)
+            for pid, (all_of_it, of_files) in before.items()
+        }
         assert max(grown.values()) < most_bytes, f"grown by {grown} bytes"
 
 
@@ -204,7 +210,7 @@ def tcp_state(sock: socket.socket) -> int:
 
 
 def memory_bytes(pid: int, field: str) -> int:
-    """``VmRSS`` or ``VmHWM`` of a process."""
+    """``VmRSS``, ``VmHWM`` or ``RssFile`` of a process."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024

@@ -75,10 +75,11 @@ def _connect_all(pod: Pod, ip: str, count: int, said: bytes) -> list[socket.sock
 
 
 def _rss_kb(pid: int) -> int:
+    """Without the pages of libraries, which an agent lets go of when it idles and that come back with its work."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith("RssAnon:"):
             return int(line.split()[1])
-    raise AssertionError(f"no VmRSS of {pid}")
+    raise AssertionError(f"no RssAnon of {pid}")
 
 
 def _descriptors(pid: int) -> int:
