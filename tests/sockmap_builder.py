@@ -35,14 +35,14 @@ _PATTERN: Final = random.Random(7).randbytes((1 << 20) + 7)  # no power of two: 
 
 
 @contextmanager
-def loaded() -> Iterator[Path]:
+def loaded(name: str = "sockmap", *, kernel: tuple[int, int] | None = None) -> Iterator[Path]:
     """The pins of the one feature, in a place of our own; what a killed session left there is removed first."""
-    root = Path(f"/sys/fs/bpf/rf_{LAB_NAME}_sockmap")
+    root = Path(f"/sys/fs/bpf/rf_{LAB_NAME}_{name}")
     places = (Pins(root).staging, Pins(root).unloading, root)
     for each in places:
         pins.remove_tree(each)
     try:
-        load(root, features=tuple(each for each in FEATURES if each.name == SOCKMAP))
+        load(root, features=tuple(each for each in FEATURES if each.name == SOCKMAP), kernel=kernel)
         yield root
     finally:
         for each in places:

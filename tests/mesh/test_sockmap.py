@@ -7,13 +7,15 @@ import random
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bpf import status
 from bpf.errors import BpfError
-from node_agent.capture.sockmap import KernelSockmap
+from node_agent.capture.sockmap import KernelSockmap, open_sockmap
 from node_agent.relay import Ending
 from tests.background import in_background
 from tests.mesh_builder import wait_for
@@ -269,6 +271,22 @@ def test_tls_is_never_put_into_the_maps(bench: SockmapBench, root: Path, caplog:
         each.close()
 
 
+def test_an_agent_that_can_not_have_it_is_told_why() -> None:
+    with ExitStack() as stack:
+        found, why = open_sockmap(Path("/sys/fs/bpf/rf_nothing"), stack)
+        assert found is None
+        assert "nothing is loaded; run `ringfence bpf load` before the agent" in why
+        root = stack.enter_context(loaded("sockmap_old", kernel=(6, 15)))
+        found, why = open_sockmap(root, stack)
+        assert found is None
+        assert "the feature sockmap is off here; `ringfence bpf status` says why" in why
+        (feature,) = status.collect(root)["features"]
+        assert (feature["on"], feature["reason"]) == (
+            False,
+            "needs Linux 6.16 (redirection between sockets that loses no bytes), this is 6.15",
+        )
+
+
 def test_two_agents_do_not_share_a_ring(bench: SockmapBench) -> None:
     with pytest.raises(BpfError, match="another agent relays in the kernel by these maps"):
         KernelSockmap(bench.root)
@@ -280,21 +298,22 @@ def test_a_killed_agent_leaves_no_connection_hanging_and_nothing_in_the_maps(roo
     pid = os.fork()
     if pid == 0:
         try:
+            ours.close()
             bench = SockmapBench(root)
             pairs = [bench.in_kernel() for _ in range(5)]
             ends = [fd for each in pairs for fd in (each.first.fileno(), each.second.fileno())]
             socket.send_fds(theirs, [b"ready"], ends)
-            signal.pause()
+            theirs.recv(1)  # for ever: only if the tests are killed it ends
         finally:
             os._exit(1)
     theirs.close()
-    ours.settimeout(DEADLINE_S)
     with ours:
+        ours.settimeout(DEADLINE_S)
         _, fds, _, _ = socket.recv_fds(ours, 5, 10)
+        assert entries(root)["sockmap_sources"] == 10
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
     applications = [socket.socket(fileno=fd) for fd in fds]
-    assert entries(root)["sockmap_sources"] == 10
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
     for each in applications:
         each.settimeout(DEADLINE_S)
         with each:
