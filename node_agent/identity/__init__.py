@@ -21,7 +21,7 @@ from node_agent.identity.identities import Identities
 from node_agent.identity.key_store import NodeKeyStore
 from node_agent.identity.node_credentials import NodeCredentials
 from node_agent.identity.node_proof import join_token_from, proof_from
-from node_agent.identity.openssl import prefer_aes128, tune_context
+from node_agent.identity.openssl import prefer_aes128
 from node_agent.identity.peers import PeerCertificate, peer_identity
 
 __all__ = [
@@ -35,5 +35,4 @@ __all__ = [
     "peer_identity",
     "prefer_aes128",
     "proof_from",
-    "tune_context",
 ]

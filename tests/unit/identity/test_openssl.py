@@ -1,16 +1,9 @@
-"""OpenSSL's knobs: set where they can be, and nothing broken where they can not."""
+"""OpenSSL's knob: set where it can be, and nothing broken where it can not."""
 
 import json
-import ssl
 import subprocess
 import sys
 from typing import Any, Final
-
-import pytest
-
-from node_agent.identity import openssl, tune_context
-from tests.certificates import WEB, make_root
-from tests.handshakes import context, shake_hands
 
 _REPORT: Final = """
 import json, ssl
@@ -62,28 +55,3 @@ def test_a_choice_of_the_machine_stands() -> None:
 def test_a_missing_function_is_a_no() -> None:
     report = _report(_cpu_has_aes="lambda: True", _function="lambda *_: None")
     assert report["answers"] == [False, False]
-
-
-@pytest.mark.parametrize("release_buffers", [False, True])
-@pytest.mark.parametrize("read_ahead", [False, True])
-@pytest.mark.parametrize("server_side", [False, True])
-def test_a_tuned_context_still_shakes_hands(release_buffers: bool, read_ahead: bool, server_side: bool) -> None:
-    root = make_root()
-    tuned = context(root.leaf(WEB).own, root.certificate, server_side=server_side)
-    options, mode = tuned.options, tuned.verify_mode
-    assert tune_context(tuned, release_buffers=release_buffers, read_ahead=read_ahead)
-    assert (tuned.options, tuned.verify_mode) == (options, mode)
-    other = context(root.leaf(WEB).own, root.certificate, server_side=not server_side)
-    client, server = shake_hands(*((other, tuned) if server_side else (tuned, other)))
-    assert client.finished
-    assert server.finished
-
-
-def test_an_unknown_interpreter_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openssl, "_KNOWN_LAYOUTS", ())
-    assert not tune_context(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), release_buffers=True, read_ahead=False)
-
-
-def test_a_pointer_that_disagrees_with_python_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openssl, "_VERIFY_MODES", dict.fromkeys(ssl.VerifyMode, 99))
-    assert not tune_context(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), release_buffers=True, read_ahead=False)
