@@ -6,13 +6,17 @@
  * Writes:  nothing.
  *
  * What begins a connection reaches a listening socket.  The agent's packets
- * carry its mark, which nobody on the wire can set, and no program without
- * CAP_NET_ADMIN.  So a program that listens on all addresses of the node is not
- * reached by another way than the one where its identity's policies are applied.
+ * carry its mark, which nobody on the wire can set, and no program of the node
+ * without CAP_NET_ADMIN or CAP_NET_RAW.  So a program that listens on all
+ * addresses of the node is not reached by another way than the one where its
+ * identity's policies are applied.
  *
  * On a node that has the addresses of several workloads, a program that listens
  * on all of them would also get what is for the others: judged by their policies,
  * sent to their identity.  So what comes has to be for the workload's own address.
+ *
+ * Any program of the node can speak from 127.0.0.1 to the workload's own address.  So what passes as the loopback has
+ * both of its ends there.
  *
  * REFUSE drops the packet.  That is the second line: what is sent to a
  * workload's own address and port is steered to the agent before, and answered.
@@ -28,6 +32,15 @@
 #define LOOPBACK_MASK_BE __builtin_bswap32(0xff000000)
 
 static __u64 (*ancestor_of)(struct __sk_buff *skb, int level) = (void *)83;
+
+static inline bool is_loopback4(__u32 ip_be) {
+    return (ip_be & LOOPBACK_MASK_BE) == LOOPBACK_BE;
+}
+
+/* ::1. */
+static inline bool is_loopback6(const __u32 *ip_be) {
+    return !ip_be[0] && !ip_be[1] && !ip_be[2] && ip_be[3] == __builtin_bswap32(1);
+}
 
 /* The nearest workload around the socket that the packet is for. */
 static inline struct workload *workload_of_socket(struct __sk_buff *skb) {
@@ -60,14 +73,14 @@ int capture_guard(struct __sk_buff *skb) {
         if (bpf_skb_load_bytes(skb, IPV4_SOURCE, source, 4) ||
             bpf_skb_load_bytes(skb, IPV4_DESTINATION, destination, 4))
             return REFUSE; /* too short to say who sent it */
-        if ((source[0] & LOOPBACK_MASK_BE) == LOOPBACK_BE)
+        if (is_loopback4(source[0]) && is_loopback4(destination[0]))
             return PASS; /* programs of this machine among themselves */
     } else {
         if (bpf_skb_load_bytes(skb, IPV6_SOURCE, source, 16) ||
             bpf_skb_load_bytes(skb, IPV6_DESTINATION, destination, 16))
             return REFUSE; /* too short to say who sent it */
-        if (!source[0] && !source[1] && !source[2] && source[3] == __builtin_bswap32(1))
-            return PASS; /* ::1, likewise */
+        if (is_loopback6(source) && is_loopback6(destination))
+            return PASS; /* likewise */
     }
     if (!is_agents)
         return REFUSE; /* it goes round the agent */

@@ -263,16 +263,24 @@ def test_a_workload_is_reached_with_the_agents_mark_for_its_own_address_alone(
     agents, answers = abi().constants["AGENT_MARK"], abi().constants["RETURN_MARK"]
     to_it = ip_packet(_CLIENT[version], _POD[version])
     to_another = ip_packet(_CLIENT[version], _NOBODY[version])
-    from_loopback = ip_packet(("127.0.0.1", "::1")[version], ("127.0.0.1", "::1")[version])
+    loopback = ("127.9.9.9", "::1")[version]
+    packets = {
+        "own": to_it,
+        "another's": to_another,
+        "loopback": ip_packet(loopback, loopback),
+        "own, from the loopback": ip_packet(loopback, _POD[version]),
+        "another's, from the loopback": ip_packet(loopback, _NOBODY[version]),
+        "the loopback, from elsewhere": ip_packet(_CLIENT[version], loopback),
+    }
     where = cgroup / nested
     found = {
         (name, mark): _arrives(served, where, packet, mark)
-        for name, packet in (("own", to_it), ("another's", to_another), ("loopback", from_loopback))
+        for name, packet in packets.items()
         for mark in (0, agents, agents | 0xA000, answers)
     }
     assert found == {
-        (name, mark): name == "loopback" or (name == "own" and mark & 0xFFF == agents)
-        for name in ("own", "another's", "loopback")
+        (name, mark): name == "loopback" or (name.startswith("own") and mark & 0xFFF == agents)
+        for name in packets
         for mark in (0, agents, agents | 0xA000, answers)
     }
 
@@ -282,9 +290,10 @@ def test_a_cgroup_that_nobody_serves_is_reached_by_the_loopback_alone(
     guard_programs: Programs, cgroup: Path, version: int
 ) -> None:
     to_it = ip_packet(_CLIENT[version], _POD[version])
-    from_loopback = ip_packet(("127.9.9.9", "::1")[version], _POD[version])
+    loopback = ("127.9.9.9", "::1")[version]
     assert not _arrives(guard_programs, cgroup, to_it, abi().constants["AGENT_MARK"])
-    assert _arrives(guard_programs, cgroup, from_loopback, 0)
+    assert not _arrives(guard_programs, cgroup, ip_packet(loopback, _POD[version]), 0)
+    assert _arrives(guard_programs, cgroup, ip_packet(loopback, loopback), 0)
 
 
 def test_packets_of_connections_that_are_there_pass_the_guard(cgroup: Path) -> None:
