@@ -133,25 +133,36 @@ def _wait(args: argparse.Namespace) -> int:
         return 2
     limit = time.monotonic() + args.timeout
     while True:
-        error = f"the cgroup of this process is not captured as that of {args.workload}"
-        if attached(args.pins, namespace, name) in _own_cgroups():
-            error = _not_served(args, namespace, name)
-            if not error:
-                return 0
+        is_captured = attached(args.pins, namespace, name) in _own_cgroups()
+        error = _not_served(args, namespace, name) if is_captured else ""
+        if is_captured and not error:
+            return 0
         if time.monotonic() > limit:
+            error = error or _not_captured(args, namespace, name)
             print(f"ringfence: after {args.timeout:g} s {printable(error)}", file=sys.stderr)
             return 1
         time.sleep(_LOOK_S)
+
+
+def _own_cgroup() -> str:
+    """Below the root of cgroup v2, as a Workload names it."""
+    lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    return next(line.removeprefix("0::") for line in lines if line.startswith("0::"))
 
 
 def _own_cgroups() -> set[int]:
     """The numbers of the cgroup that this process is in, and of all around it."""
     from bpf.preconditions import cgroup_root  # noqa: PLC0415
 
-    lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    path = next(line.removeprefix("0::") for line in lines if line.startswith("0::"))
-    here = cgroup_root() / path.lstrip("/")
+    here = cgroup_root() / _own_cgroup().lstrip("/")
     return {each.stat().st_ino for each in (here, *here.parents) if each.is_relative_to(cgroup_root())}
+
+
+def _not_captured(args: argparse.Namespace, namespace: str, name: str) -> str:
+    why = _not_served(args, namespace, name) or (
+        f"it is {_own_cgroup()}; look at `cgroup` or `systemdUnit` of the Workload, and that --pins is the agent's"
+    )
+    return f"the cgroup of this process is not captured as that of {args.workload}: {why}"
 
 
 def _not_served(args: argparse.Namespace, namespace: str, name: str) -> str:

@@ -253,7 +253,7 @@ def test_a_service_that_is_restarted_waits_until_its_new_cgroup_is_captured(
     assert _entries(mesh, 1)["workloads"] == 1
     elsewhere = _wait_in(preconditions.cgroup_root(), "default/client", "--timeout", "0.1")
     assert elsewhere.returncode == 1
-    assert "the cgroup of this process is not captured as that of default/client" in elsewhere.stderr
+    assert "the cgroup of this process is not captured as that of default/client: it is /; look at" in elsewhere.stderr
 
 
 def _wait_in(cgroup: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
