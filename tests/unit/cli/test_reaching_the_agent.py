@@ -61,8 +61,10 @@ def test_an_agent_that_is_stopped(tmp_path: Path) -> None:
 
 
 def test_somebody_who_is_not_root(tmp_path: Path) -> None:
+    # All that it needs is imported first: "nobody" may not be let into the directory that the checkout is in.
     program = (
-        "import os, sys; sys.path.insert(0, sys.argv[1]); import node_agent.cli.status, node_agent.cli.main as m; "
+        "import os, sys; sys.path.insert(0, sys.argv[1]); "
+        "import node_agent.cli.status, node_agent.cli.unix_http, node_agent.cli.main as m; "
         f"os.setgroups([]); os.setgid({_NOBODY}); os.setuid({_NOBODY}); sys.exit(m.main(sys.argv[2:]))"
     )
     tmp_path.parent.chmod(0o755)
