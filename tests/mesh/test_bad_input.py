@@ -224,8 +224,8 @@ def test_an_agent_that_does_not_run_is_named(mesh: Mesh) -> None:
 def test_a_broken_ca_configuration_is_one_line(tmp_path: Path) -> None:
     config = tmp_path / "ca.toml"
     for content, says in (
-        ("[ca]\nsvid_ttl_s = 'long'\n", f"{config}: [ca] svid_ttl_s: must be a whole number"),
-        ("[ca]\nttl = 5\n", f"{config}: [ca] ttl: is unknown; [ca] has address, "),
+        ("[ca]\nsvid_ttl_s = 'long'\n", f"{config}:2: [ca] svid_ttl_s: must be a whole number"),
+        ("[ca]\nttl = 5\n", f"{config}:2: [ca] ttl: is unknown; "),
         ("[ca\n", f"{config}: is not valid TOML: "),
         (f'[ca]\nstate_dir = "{tmp_path}/nowhere"\n', "passphrase"),
     ):
