@@ -9,15 +9,12 @@ Runs in a process of its own and prints one object of JSON: peer > figure > one
 value a round.
 """
 
-import argparse
-import json
-import sys
 from typing import Final
 
 from bench import measures
-from bench.authority import end_in_order
+from bench.in_rounds import Rounds, print_rounds
 from bench.peers import Direct, Peer, Ringfence
-from bench.testbed import BenchError, Testbed, require_tools, say
+from bench.testbed import BenchError, Testbed, say
 
 _LANE: Final = """apiVersion: v1
 kind: Namespace
@@ -27,23 +24,8 @@ _MEASURES: Final = (measures.latency, measures.rps64, measures.conns)
 _MOST_PROXIED: Final = 0.01  # of the connections: the first of each generation go through the agent
 
 
-def main() -> None:
-    """Measure and print."""
-    end_in_order()
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each load")
-    options = parser.parse_args()
-    try:
-        require_tools()
-        found = _measured(rounds=options.rounds, seconds=options.seconds)
-    except BenchError as error:
-        sys.exit(f"bench.lane: {error}")
-    json.dump(found, sys.stdout)
-
-
-def _measured(*, rounds: int, seconds: float) -> dict[str, dict[str, list[float]]]:
-    found: dict[str, dict[str, list[float]]] = {}
+def _measured(rounds: int, seconds: float) -> Rounds:
+    found: Rounds = {}
     with Testbed(mesh=True, plain=True, capture="inpod-bpf", one_node=True) as testbed:
         manifest = testbed.directory / "lane.yaml"
         manifest.write_text(_LANE)
@@ -70,4 +52,4 @@ def _require_used(testbed: Testbed) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print_rounds("lane", _measured, description=__doc__, rounds=7)

@@ -7,38 +7,20 @@ Runs in a process of its own and prints one object of JSON: way > figure > one
 value a round; ``relay`` is the agent, ``ringfence`` the kernel.
 """
 
-import argparse
-import json
-import sys
 import time
 from typing import Final
 
 from bench import measures
-from bench.authority import end_in_order
+from bench.in_rounds import Rounds, print_rounds
 from bench.peers import Ringfence
-from bench.testbed import BenchError, Testbed, require_tools, say
+from bench.testbed import BenchError, Testbed, say
 
 _WAYS: Final = {"relay": "false", "ringfence": "true"}
 _SETTLE_S: Final = 1.0
 
 
-def main() -> None:
-    """Measure and print."""
-    end_in_order()
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each load")
-    options = parser.parse_args()
-    try:
-        require_tools()
-        found = _measured(rounds=options.rounds, seconds=options.seconds)
-    except BenchError as error:
-        sys.exit(f"bench.sockmap: {error}")
-    json.dump(found, sys.stdout)
-
-
-def _measured(*, rounds: int, seconds: float) -> dict[str, dict[str, list[float]]]:
-    found: dict[str, dict[str, list[float]]] = {way: {} for way in _WAYS}
+def _measured(rounds: int, seconds: float) -> Rounds:
+    found: Rounds = {way: {} for way in _WAYS}
     with Testbed(mesh=True, plain=True, capture="inpod-bpf", one_node=True) as testbed:
         peer = Ringfence(testbed, server="plain-server")
         for number in range(rounds):
@@ -66,4 +48,4 @@ def _named(measure: str, figures: measures.Figures) -> measures.Figures:
 
 
 if __name__ == "__main__":
-    main()
+    print_rounds("sockmap", _measured, description=__doc__, rounds=5)

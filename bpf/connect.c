@@ -105,16 +105,7 @@ static inline int capture(struct bpf_sock_addr *ctx, const struct place *asked, 
     else
         copy_ip(listener.ip_be, workload->listener_ip6_be);
     listener.port_be = workload->listener_port_be;
-    if (!is_listening(&listener))
-        return refuse(); /* the agent is down */
-
-    copy_ip(original.ip_be, asked->ip_be);
-    original.port_be = asked->port_be;
-    if (!remember(ctx, &original))
-        return refuse(); /* the agent would not know what to do with it */
-    copy_ip(to->ip_be, listener.ip_be);
-    to->port_be = listener.port_be;
-    return REDIRECT;
+    return go_to_agent(ctx, asked, &listener, &original, to);
 }
 
 int capture_connect4(struct bpf_sock_addr *ctx) {

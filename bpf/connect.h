@@ -84,6 +84,20 @@ static inline bool remember(struct bpf_sock_addr *ctx, struct original_destinati
     return originals.update(&cookie, original) == 0; /* not 0: the map is full */
 }
 
+/* To the agent's listener, which is told where the connection was going. */
+static inline int go_to_agent(struct bpf_sock_addr *ctx, const struct place *asked, struct listener_key *listener,
+                              struct original_destination *original, struct place *to) {
+    if (!is_listening(listener))
+        return refuse(); /* the agent is down */
+    copy_ip(original->ip_be, asked->ip_be);
+    original->port_be = asked->port_be;
+    if (!remember(ctx, original))
+        return refuse(); /* the agent would not know what to do with it */
+    copy_ip(to->ip_be, listener->ip_be);
+    to->port_be = listener->port_be;
+    return REDIRECT;
+}
+
 static inline void read_place4(struct bpf_sock_addr *ctx, struct place *asked) {
     set_ip4(asked->ip_be, ctx->user_ip4);
     asked->port_be = ctx->user_port;

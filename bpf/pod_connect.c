@@ -46,16 +46,7 @@ static inline int capture(struct bpf_sock_addr *ctx, const struct place *asked, 
     if (decided != PASS)
         return decided; /* no proxy is needed */
     listener.port_be = __builtin_bswap16(OUTBOUND_PORT);
-    if (!is_listening(&listener))
-        return refuse(); /* the agent is down */
-
-    copy_ip(original.ip_be, asked->ip_be);
-    original.port_be = asked->port_be;
-    if (!remember(ctx, &original))
-        return refuse(); /* the agent would not know what to do with it */
-    copy_ip(to->ip_be, listener.ip_be);
-    to->port_be = listener.port_be;
-    return REDIRECT;
+    return go_to_agent(ctx, asked, &listener, &original, to);
 }
 
 int pod_connect4(struct bpf_sock_addr *ctx) {

@@ -13,12 +13,10 @@ from collections.abc import Callable
 from typing import Final
 
 from node_agent.errors import CloseReason
-from node_agent.frames import CutReason
 from node_agent.relay.ending import Ending, Outcome
-from node_agent.relay.linger import end_on_close, reset_on_close
 from node_agent.relay.loop import ARENA_BYTES, ERR, HUP, IN, OUT, RelayLoop
 from node_agent.relay.meter import Meter, Metered
-from node_agent.relay.send_queue import unsent_bytes
+from node_agent.relay.socket_pair import SocketPair
 
 _SILENT: Final = -1
 _FIRST_READ_BYTES: Final = 16 * 1024
@@ -53,26 +51,10 @@ class _Flow:
         self.read_bytes = _FIRST_READ_BYTES
 
 
-class PlainPair:
-    """Owns both sockets from ``start`` until ``on_done``, by when both are closed.
+class PlainPair(SocketPair[_Flow]):
+    """See ``SocketPair``; with a ``meter`` both directions are paced."""
 
-    ``on_done`` is called by the loop.  ``up_bytes`` (first to second socket)
-    and ``down_bytes`` may be read at any time.
-    """
-
-    __slots__ = (
-        "_down",
-        "_first",
-        "_loop",
-        "_masks",
-        "_meter",
-        "_most_bytes",
-        "_on_done",
-        "_over",
-        "_paused",
-        "_second",
-        "_up",
-    )
+    __slots__ = ("_meter", "_most_bytes", "_paused")
 
     def __init__(
         self,
@@ -83,40 +65,18 @@ class PlainPair:
         on_done: Callable[[Outcome], None],
         meter: Meter | None = None,
     ) -> None:
-        self._loop = loop
-        self._first = first
-        self._second = second
-        self._on_done = on_done
-        self._up = _Flow(first, second, source_broken=Ending.PLAIN_RESET, sink_broken=Ending.PEER_RESET)
-        self._down = _Flow(second, first, source_broken=Ending.PEER_RESET, sink_broken=Ending.PLAIN_RESET)
-        self._masks = {first.fileno(): IN, second.fileno(): IN}
-        self._over = False
+        super().__init__(
+            loop=loop,
+            first=first,
+            second=second,
+            on_done=on_done,
+            up=_Flow(first, second, source_broken=Ending.PLAIN_RESET, sink_broken=Ending.PEER_RESET),
+            down=_Flow(second, first, source_broken=Ending.PEER_RESET, sink_broken=Ending.PLAIN_RESET),
+        )
         self._paused = False
         self._meter = None if meter is None else Metered(loop=loop, pair=self, meter=meter)
         self._most_bytes = ARENA_BYTES if meter is None else meter.most_bytes
         self._up.read_bytes = self._down.read_bytes = min(_FIRST_READ_BYTES, self._most_bytes)
-
-    @property
-    def up_bytes(self) -> int:
-        return self._up.moved_bytes
-
-    @property
-    def down_bytes(self) -> int:
-        return self._down.moved_bytes
-
-    @property
-    def is_half_closed(self) -> bool:
-        """Whether exactly one direction has ended."""
-        return self._up.ended != self._down.ended
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes that were read from one side and wait for the other."""
-        return len(self._up.held or b"") + len(self._down.held or b"")
-
-    def send_queues(self) -> tuple[int, int]:
-        """The bytes that wait to be taken: up by the second socket's peer, down by the first's."""
-        return unsent_bytes(self._second), unsent_bytes(self._first)
 
     def start(self) -> None:
         """Hand both sockets to the loop; called once."""
@@ -134,10 +94,6 @@ class PlainPair:
         self._loop.adopt(first_fd, IN, on_first if meter is None else meter.handler(on_first))
         if meter is not None:
             meter.start()
-
-    def cut(self, _reason: CutReason | None) -> None:
-        """Abort both sides; called from any thread, harmless when it is over."""
-        self._loop.call_soon(lambda: self._abort(Ending.CUT))
 
     # -- for the meter ------------------------------------------------------
 
@@ -214,27 +170,9 @@ class PlainPair:
         if sent < received:
             flow.held = self._loop.keep(arena[sent:received])
 
-    def _flush(self, flow: _Flow) -> None:
-        held = flow.held
-        assert held is not None
-        try:
-            sent = flow.send(held)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._abort(flow.sink_broken)
-            return
-        if sent < len(held):
-            flow.held = held[sent:]
-        else:
-            flow.held = None
-            self._loop.give_back(held)
-
     def _update_interest(self) -> None:
         if self._up.ended and self._down.ended:
-            end_on_close(self._first)
-            end_on_close(self._second)
-            self._end(Ending.COMPLETE)
+            self._complete()
             return
         for sock, outgoing, incoming in (
             (self._first, self._up, self._down),
@@ -247,17 +185,3 @@ class PlainPair:
             if mask != self._masks[fd]:
                 self._masks[fd] = mask
                 self._loop.interest(fd, mask)
-
-    def _abort(self, ending: Ending) -> None:
-        if self._over:
-            return
-        reset_on_close(self._first)
-        reset_on_close(self._second)
-        self._end(ending)
-
-    def _end(self, ending: Ending) -> None:
-        self._over = True
-        self._loop.close_later(self._first)
-        self._loop.close_later(self._second)
-        outcome = Outcome(ending=ending)
-        self._loop.report_later(lambda: self._on_done(outcome))

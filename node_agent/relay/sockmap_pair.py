@@ -25,12 +25,10 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from node_agent.frames import CutReason
 from node_agent.relay.ending import Ending, Outcome
 from node_agent.relay.kernel import Joined, Kernel
-from node_agent.relay.linger import end_on_close, reset_on_close
 from node_agent.relay.loop import ARENA_BYTES, ERR, HUP, IN, OUT, RDHUP, RelayLoop
-from node_agent.relay.send_queue import unsent_bytes
+from node_agent.relay.socket_pair import SocketPair
 from node_agent.relay.sockmap_flow import CALM_READS, Mode, SockmapFlow
 
 _log = logging.getLogger("ringfence.relay")
@@ -39,25 +37,10 @@ _SILENT: Final = -1
 _DRAIN_S: Final = (0.001, 0.02)  # the kernel's queue is short: its worker only has to run
 
 
-class SockmapPair:
-    """Owns both sockets from ``start`` until ``on_done``, by when both are closed.
+class SockmapPair(SocketPair[SockmapFlow]):
+    """See ``SocketPair``."""
 
-    ``on_done`` is called by the loop.  ``up_bytes`` (first to second socket)
-    and ``down_bytes`` may be read at any time.
-    """
-
-    __slots__ = (
-        "_down",
-        "_first",
-        "_joined",
-        "_kernel",
-        "_loop",
-        "_masks",
-        "_on_done",
-        "_over",
-        "_second",
-        "_up",
-    )
+    __slots__ = ("_joined", "_kernel")
 
     def __init__(
         self,
@@ -68,53 +51,27 @@ class SockmapPair:
         second: socket.socket,
         on_done: Callable[[Outcome], None],
     ) -> None:
-        self._loop = loop
+        super().__init__(
+            loop=loop,
+            first=first,
+            second=second,
+            on_done=on_done,
+            up=SockmapFlow(first, second, source_broken=Ending.PLAIN_RESET, sink_broken=Ending.PEER_RESET),
+            down=SockmapFlow(second, first, source_broken=Ending.PEER_RESET, sink_broken=Ending.PLAIN_RESET),
+        )
         self._kernel = kernel
-        self._first = first
-        self._second = second
-        self._on_done = on_done
-        self._up = SockmapFlow(first, second, source_broken=Ending.PLAIN_RESET, sink_broken=Ending.PEER_RESET)
-        self._down = SockmapFlow(second, first, source_broken=Ending.PEER_RESET, sink_broken=Ending.PLAIN_RESET)
-        self._masks = {first.fileno(): IN, second.fileno(): IN}
         self._joined: Joined | None = None
-        self._over = False
-
-    @property
-    def up_bytes(self) -> int:
-        return self._up.moved_bytes
-
-    @property
-    def down_bytes(self) -> int:
-        return self._down.moved_bytes
 
     @property
     def is_joined(self) -> bool:
         """Whether the kernel knows of it; it may be that it relays nothing of it now."""
         return self._joined is not None
 
-    @property
-    def is_half_closed(self) -> bool:
-        """Whether exactly one direction has ended."""
-        return self._up.ended != self._down.ended
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes that were read from one side and wait for the other."""
-        return len(self._up.held or b"") + len(self._down.held or b"")
-
-    def send_queues(self) -> tuple[int, int]:
-        """The bytes that wait to be taken: up by the second socket's peer, down by the first's."""
-        return unsent_bytes(self._second), unsent_bytes(self._first)
-
     def start(self) -> None:
         """Hand both sockets to the loop; called once."""
         first_fd, second_fd = self._first.fileno(), self._second.fileno()
         self._loop.adopt(second_fd, IN, lambda event: self._serve(event, second_fd, self._down, self._up))
         self._loop.adopt(first_fd, IN, lambda event: self._serve(event, first_fd, self._up, self._down))
-
-    def cut(self, _reason: CutReason | None) -> None:
-        """Abort both sides; called from any thread, harmless when it is over."""
-        self._loop.call_soon(lambda: self._abort(Ending.CUT))
 
     # -- events -------------------------------------------------------------
 
@@ -185,22 +142,6 @@ class SockmapPair:
         except OSError:
             self._abort(flow.sink_broken)
 
-    def _flush(self, flow: SockmapFlow) -> None:
-        held = flow.held
-        assert held is not None
-        try:
-            sent = flow.sink.send(held)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._abort(flow.sink_broken)
-            return
-        if sent < len(held):
-            flow.held = held[sent:]
-        else:
-            flow.held = None
-            self._loop.give_back(held)
-
     # -- to the kernel and back -----------------------------------------------------
 
     def _hand_over(self, flow: SockmapFlow) -> None:
@@ -256,9 +197,7 @@ class SockmapPair:
 
     def _update_interest(self) -> None:
         if self._up.ended and self._down.ended:
-            end_on_close(self._first)
-            end_on_close(self._second)
-            self._end(Ending.COMPLETE)
+            self._complete()
             return
         for sock, outgoing, incoming in (
             (self._first, self._up, self._down),
@@ -274,23 +213,10 @@ class SockmapPair:
                 self._masks[fd] = mask
                 self._loop.interest(fd, mask)
 
-    def _abort(self, ending: Ending) -> None:
-        if self._over:
-            return
-        reset_on_close(self._first)
-        reset_on_close(self._second)
-        self._end(ending)
-
-    def _end(self, ending: Ending) -> None:
-        self._over = True
-        self._loop.close_later(self._first)
-        self._loop.close_later(self._second)
-        self._loop.report_later(lambda: self._report(ending))
-
     def _report(self, ending: Ending) -> None:
         """Both sockets are closed: what the kernel has counted is final."""
         self._up.leave()
         self._down.leave()
         if self._joined is not None:
             self._joined.leave()
-        self._on_done(Outcome(ending=ending))
+        super()._report(ending)

@@ -22,7 +22,8 @@ from bpf.loader import load
 from bpf.pins import Pins
 from bpf.plan import CAPTURE, FEATURES, Feature, MapRow, Program, hook
 from bpf.unloader import unload
-from tests.mesh_builder import LAB_NAME, ROOT, wait_for
+from tests.mesh_builder import ROOT, wait_for
+from tests.pin_places import empty_cgroup, pin_root
 
 pytestmark = pytest.mark.mesh
 
@@ -78,22 +79,14 @@ def _sources(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def root() -> Iterator[Path]:
-    """A place of our own for pins; what a killed session left in it is removed first."""
-    where = Path(f"/sys/fs/bpf/rf_{LAB_NAME}_loader")
-    for each in (Pins(where).staging, Pins(where).unloading, where):
-        pins.remove_tree(each)
-    yield where
-    for each in (Pins(where).staging, Pins(where).unloading, where):
-        pins.remove_tree(each)
+    with pin_root("loader") as where:
+        yield where
 
 
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
-    where = preconditions.cgroup_root() / f"rf_{LAB_NAME}_loader"
-    where.mkdir(exist_ok=True)
-    yield where
-    wait_for("the cgroup to be empty", lambda: not (where / "cgroup.procs").read_text())
-    where.rmdir()
+    with empty_cgroup("loader") as where:
+        yield where
 
 
 @pytest.fixture(autouse=True)

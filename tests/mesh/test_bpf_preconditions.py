@@ -9,10 +9,10 @@ from typing import Final
 
 import pytest
 
-from bpf import pins, preconditions, syscalls
+from bpf import preconditions, syscalls
 from bpf.errors import BpfError
-from bpf.pins import Pins
-from tests.mesh_builder import LAB_NAME, ROOT, wait_for
+from tests.mesh_builder import LAB_NAME, ROOT
+from tests.pin_places import empty_cgroup, pin_root
 
 pytestmark = pytest.mark.mesh
 
@@ -21,22 +21,14 @@ _RINGFENCE: Final = str(ROOT / ".venv/bin/ringfence")
 
 @pytest.fixture
 def root() -> Iterator[Path]:
-    """A place of our own for pins; what a killed session left in it is removed first."""
-    where = Path(f"/sys/fs/bpf/rf_{LAB_NAME}_preconditions")
-    for each in (Pins(where).staging, Pins(where).unloading, where):
-        pins.remove_tree(each)
-    yield where
-    for each in (Pins(where).staging, Pins(where).unloading, where):
-        pins.remove_tree(each)
+    with pin_root("preconditions") as where:
+        yield where
 
 
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
-    where = preconditions.cgroup_root() / f"rf_{LAB_NAME}_preconditions"
-    where.mkdir(exist_ok=True)
-    yield where
-    wait_for("the cgroup to be empty", lambda: not (where / "cgroup.procs").read_text())
-    where.rmdir()
+    with empty_cgroup("preconditions") as where:
+        yield where
 
 
 def _elsewhere(*prepare: str) -> subprocess.CompletedProcess[str]:

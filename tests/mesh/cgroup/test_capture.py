@@ -16,6 +16,7 @@ from bpf.abi import abi
 from bpf.pins import Pins, State, open_state
 from tests.cgroup_sockets import in_cgroup
 from tests.mesh_builder import LAB_NAME, ROOT, STATE_DIR, Mesh, Pod, in_namespace, read_all, wait_for
+from tests.welcoming import welcome_all
 
 pytestmark = pytest.mark.mesh
 
@@ -195,7 +196,7 @@ def test_a_program_that_listens_on_all_addresses_is_reached_through_the_agent_al
     server = mesh.pod("server", node=2)
     neighbour = mesh.pod("neighbour", node=2)
     with server.listen(_PORT) as listener:  # on every address of node 2
-        threading.Thread(target=_welcome, args=(listener,), daemon=True).start()
+        threading.Thread(target=welcome_all, args=(listener,), daemon=True).start()
         with client.connect(server.ipv4, _PORT) as connection:
             assert read_all(connection) == b"welcome"
         assert _reaches(old, server.ipv4, _PORT), "PERMISSIVE, and recorded"
@@ -213,18 +214,6 @@ def test_a_program_that_listens_on_all_addresses_is_reached_through_the_agent_al
             with client.connect(server.ipv4, _PORT) as connection:
                 assert read_all(connection) == b"welcome"
         listener.shutdown(socket.SHUT_RDWR)  # or the thread would hold it
-
-
-def _welcome(listener: socket.socket) -> None:
-    while True:
-        try:
-            connection, _ = listener.accept()
-        except TimeoutError:
-            continue
-        except OSError:
-            return
-        with connection:
-            connection.sendall(b"welcome")
 
 
 def _is_answered(pod: Pod, ip: str) -> bool:

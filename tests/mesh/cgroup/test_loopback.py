@@ -8,23 +8,11 @@ from typing import Final
 import pytest
 
 from tests.mesh_builder import Mesh, Pod
+from tests.welcoming import WELCOME, welcome_all
 
 pytestmark = pytest.mark.mesh
 
 _PORT: Final = 8080
-_WELCOME: Final = b"welcome"
-
-
-def _welcome_all(listener: socket.socket) -> None:
-    while True:
-        try:
-            connection, _ = listener.accept()
-        except TimeoutError:
-            continue
-        except OSError:
-            return
-        with connection, suppress(OSError):
-            connection.sendall(_WELCOME)
 
 
 def _is_welcomed(node: Pod, to: str, *, source: str, timeout_s: float) -> bool:
@@ -33,7 +21,7 @@ def _is_welcomed(node: Pod, to: str, *, source: str, timeout_s: float) -> bool:
             suppress(OSError),
             socket.create_connection((to, _PORT), timeout=timeout_s, source_address=(source, 0)) as connection,
         ):
-            return connection.recv(len(_WELCOME)) == _WELCOME
+            return connection.recv(len(WELCOME)) == WELCOME
         return False
 
     return node.inside(ask)
@@ -44,7 +32,7 @@ def test_a_program_of_the_node_that_speaks_from_the_loopback_does_not_get_round_
     neighbour = mesh.pod("neighbour", node=2, service_account="neighbour")
     node = mesh.node(2)
     with server.listen(_PORT) as listener:  # on every address of the node
-        thread = threading.Thread(target=_welcome_all, args=(listener,), daemon=True)
+        thread = threading.Thread(target=welcome_all, args=(listener,), daemon=True)
         thread.start()
         for loopback in ("127.0.0.1", "::1"):
             assert _is_welcomed(node, loopback, source=loopback, timeout_s=60), "programs among themselves"
