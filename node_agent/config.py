@@ -135,6 +135,7 @@ class ProxySection:
     open_timeout_s: float = _number(10.0, least=0.05, most=300.0)
     max_pending_handshakes: int = _number(2048, least=1, most=1_000_000)
     max_connect_attempts: int = _number(3, least=1, most=20)
+    share_tunnels: bool = True
     outbound_traffic_policy: OutboundTrafficPolicy = OutboundTrafficPolicy.ALLOW_ANY
 
 

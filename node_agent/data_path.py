@@ -163,6 +163,7 @@ def build_data_path(
         verify=gate.dialled(verify),
         fault=handshake_failure,
         on_handshake=handshakes.of("outbound").observe,
+        carriers=relay if config.proxy.share_tunnels else None,
     )
     gate.guard(tunnels)
     stack.callback(tunnels.close)

@@ -53,6 +53,8 @@ class FrameType(IntEnum):
     DATA = 3
     EOF = 4
     RESET = 5
+    SHARE = 9
+    ATTACH = 10
 
 
 EOF_FRAME: Final = HEADER.pack(FrameType.EOF << TYPE_SHIFT)
@@ -199,15 +201,17 @@ _ACCEPTED: Final = Verdict(reason=CloseReason.OK)
 _ACCEPTED_PAYLOAD: Final = encode_verdict(_ACCEPTED)[HEADER_BYTES:]
 
 
-def parse_control_header(header: bytes, expected: FrameType) -> int:
-    """Return the payload length of a control frame of the ``expected`` type."""
+def parse_control_header(header: bytes, *expected: FrameType) -> tuple[FrameType, int]:
+    """Return the type and the payload length of a control frame, which is of an ``expected`` type."""
     (word,) = HEADER.unpack(header)
-    if word >> TYPE_SHIFT != expected:
-        raise RemoteProtocolError(f"expected {expected.name}, got a frame of type {word >> TYPE_SHIFT}")
+    number: int = word >> TYPE_SHIFT
+    if number not in expected:
+        raise RemoteProtocolError(f"expected {expected[0].name}, got a frame of type {number}")
+    kind = FrameType(number)
     length: int = word & LENGTH_MASK
     if length > MAX_CONTROL_BYTES:
-        raise RemoteProtocolError(f"{expected.name} of {length} bytes is over {MAX_CONTROL_BYTES}")
-    return length
+        raise RemoteProtocolError(f"{kind.name} of {length} bytes is over {MAX_CONTROL_BYTES}")
+    return kind, length
 
 
 def decode_open(payload: bytes) -> Open:

@@ -56,7 +56,13 @@ def build_identity(config: Config, rng: random.Random) -> OwnIdentity:
         rng=rng,
     )
     identities = Identities(
-        ca=ca, node=node, identity_wait_s=config.proxy.identity_wait_s, rng=rng, trust=trust, utc_now=utc_now
+        ca=ca,
+        node=node,
+        identity_wait_s=config.proxy.identity_wait_s,
+        rng=rng,
+        trust=trust,
+        utc_now=utc_now,
+        share_tunnels=config.proxy.share_tunnels,
     )
     watch = TrustWatch(ca=ca, own=lambda: node.own, trust=trust, identities=identities, save=trust_file.save, rng=rng)
     return OwnIdentity(identities=identities, trust=trust, watch=watch, own=lambda: node.own)

@@ -22,6 +22,7 @@ from ca.spiffe import SpiffeId
 from ca.svid import SvidError, check_dates, verify_chain
 from ca.tls import KeyAndChain, check_time_ourselves, strict_context
 from node_agent.frames import ALPN
+from node_agent.stream_frames import SHARED_ALPN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,7 +30,7 @@ class Credentials:
     """What it takes to be ``identity`` on a connection, until ``not_after`` (aware UTC).
 
     ``own`` is what the contexts are made of: contexts do not travel to another process.  ``roots`` is what they
-    judge peers by.
+    judge peers by.  ``shares``: whether we let a tunnel that we accept carry many connections.
     """
 
     identity: SpiffeId
@@ -39,6 +40,7 @@ class Credentials:
     own: KeyAndChain
     roots: tuple[x509.Certificate, ...]
     ring: int
+    shares: bool = True
     _made: dict[bool, ssl.SSLContext] = field(init=False, repr=False, default_factory=dict)
 
     @property
@@ -55,6 +57,8 @@ class Credentials:
         context = self._made.get(server_side)
         if context is None:
             context = strict_context(server_side=server_side, roots=self.roots, alpn=ALPN, own=self.own)
+            if self.shares or not server_side:
+                context.set_alpn_protocols([SHARED_ALPN, ALPN])
             check_time_ourselves(context)
             self._made[server_side] = context
         return context
@@ -68,6 +72,7 @@ def make_credentials(
     at: datetime,
     ring: int,
     issued_under: Sequence[x509.Certificate] | None = None,
+    shares: bool = True,
 ) -> Credentials:
     """Check a chain that the CA issued.
 
@@ -79,10 +84,12 @@ def make_credentials(
         CaProtocolError: the chain is not what was asked for, or does not lead to a root.
     """
     require_issued_to(identity=identity, own=own, roots=issued_under or roots, at=at)
-    return assemble(identity=identity, own=own, roots=roots, ring=ring)
+    return assemble(identity=identity, own=own, roots=roots, ring=ring, shares=shares)
 
 
-def assemble(*, identity: SpiffeId, own: KeyAndChain, roots: Sequence[x509.Certificate], ring: int) -> Credentials:
+def assemble(
+    *, identity: SpiffeId, own: KeyAndChain, roots: Sequence[x509.Certificate], ring: int, shares: bool = True
+) -> Credentials:
     """Credentials of a chain that was checked before, here or in the process that it comes from."""
     leaf = own.chain[0]
     return Credentials(
@@ -94,6 +101,7 @@ def assemble(*, identity: SpiffeId, own: KeyAndChain, roots: Sequence[x509.Certi
         own=own,
         roots=tuple(roots),
         ring=ring,
+        shares=shares,
     )
 
 

@@ -66,8 +66,12 @@ class Identities:
         rng: random.Random,
         trust: TrustStore | None = None,
         utc_now: Callable[[], datetime] = utc_now,
+        share_tunnels: bool = True,
     ) -> None:
-        """``trust`` is what peers are judged by; the roots that the CA is trusted by, if it is not given."""
+        """``trust`` is what peers are judged by; the roots that the CA is trusted by, if it is not given.
+
+        ``share_tunnels``: whether a tunnel that we accept may carry many connections.
+        """
         self._ca = ca
         self._node = node
         self._trust = trust or TrustStore(trust_domain=ca.trust_domain, roots=ca.roots)
@@ -76,6 +80,7 @@ class Identities:
         self._identity_wait_s = identity_wait_s
         self._rng = rng
         self._utc_now = utc_now
+        self._share_tunnels = share_tunnels
         self._slots: dict[SpiffeId, Slot] = {}
         self._wake = trio.Event()
         self._ring = 0
@@ -316,6 +321,7 @@ class Identities:
             issued_under=load_chain(issued.bundle_der),
             at=at,
             ring=self._ring + 1,
+            shares=self._share_tunnels,
         )
         failure = self._trust.why_not(Certificate(identity=item.identity, serial=credentials.serial))
         if failure is not None:  # issued by a replica that had not heard of it

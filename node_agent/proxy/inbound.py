@@ -16,18 +16,15 @@ RESET travel.
 import logging
 import socket
 import ssl
-from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 from ca.spiffe import SpiffeId
-from ca.svid import CLOCK_SKEW
-from node_agent.config import CAPTURE_PORTS
 from node_agent.drain import Drain
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.frames import Check, Open, Verdict, encode_verdict
 from node_agent.identity import Identities
-from node_agent.model import EndpointAddress, OriginalDestination, PeerAddress, ServicePort, Workload
+from node_agent.model import OriginalDestination, PeerAddress
 from node_agent.proxy import proxy_protocol
 from node_agent.proxy.applications import Applications
 from node_agent.proxy.egress import Egress
@@ -35,27 +32,28 @@ from node_agent.proxy.health_probe import probe
 from node_agent.proxy.live import LiveConnections
 from node_agent.proxy.pod import Accepted, Pod
 from node_agent.proxy.policy_gate import PolicyGate, cut_failure, cut_reason
+from node_agent.proxy.reception import (
+    ACCEPTED,
+    CLOSE_REASONS,
+    Reception,
+    count,
+    refusal,
+    refuse_capture_ports,
+)
+from node_agent.proxy.shared_inbound import SharedInbound
 from node_agent.proxy.trust_gate import TrustGate
 from node_agent.registry import Registry
-from node_agent.relay import Ending, Pair, Relay, Settlement
+from node_agent.relay import Ending, Relay, Settlement
 from node_agent.telemetry.access_log import AccessLog
 from node_agent.telemetry.connection_record import ConnectionRecord
-from node_agent.tunnel import Tunnel, TunnelLost, TunnelServer
+from node_agent.tunnel import Attach, Share, Tunnel, TunnelLost, TunnelServer
 
 _log = logging.getLogger("ringfence.inbound")
 
-_TUNNEL_CLOSE_REASONS: Final = {
-    Ending.PLAIN_RESET: CloseReason.UPSTREAM_RESET,
-    Ending.PEER_RESET: CloseReason.DOWNSTREAM_RESET,
-    Ending.TUNNEL_LOST: CloseReason.TUNNEL_LOST,
-    Ending.PROTOCOL_ERROR: CloseReason.PROTOCOL_ERROR,
-    Ending.CUT: CloseReason.INTERNAL_ERROR,  # whoever cut it has written the reason before
-}
-_PLAIN_CLOSE_REASONS: Final = _TUNNEL_CLOSE_REASONS | {
+_PLAIN_CLOSE_REASONS: Final = CLOSE_REASONS | {
     Ending.PLAIN_RESET: CloseReason.DOWNSTREAM_RESET,
     Ending.PEER_RESET: CloseReason.UPSTREAM_RESET,
 }
-_ACCEPTED: Final = encode_verdict(Verdict(reason=CloseReason.OK))
 
 
 class Inbound:
@@ -85,8 +83,13 @@ class Inbound:
         self._relay = relay
         self._gate = gate
         self._policies = policies
-        self._egress = egress
         self._applications = Applications(connect_timeout_s=connect_timeout_s)
+        self._reception = Reception(
+            registry=registry, gate=gate, policies=policies, egress=egress, applications=self._applications
+        )
+        self._shared = SharedInbound(
+            access_log=access_log, live=live, drain=drain, relay=relay, gate=gate, reception=self._reception
+        )
 
     # -- through a tunnel -----------------------------------------------------
 
@@ -98,20 +101,34 @@ class Inbound:
             return
         try:
             fresh_since: float | None = accepted_at
-            while (message := await self._next(pod, tunnel, peer, fresh_since)) is not None:
+            while (request := await self._next(pod, tunnel, peer, fresh_since)) is not None:
                 fresh_since = None
-                is_usable = (
-                    await self._serve(pod, tunnel, message)
-                    if message.check is None
-                    else await self._answer_check(pod, tunnel, message, message.check)
-                )
-                if not is_usable:
+                if not await self._grant(pod, tunnel, peer, request):
                     return
         finally:
             if pod.gone.is_set():
                 tunnel.abort()
             else:
                 tunnel.close()
+
+    async def _grant(self, pod: Pod, tunnel: Tunnel, peer: PeerAddress, request: Open | Share | Attach) -> bool:
+        """Do what the source wants of the tunnel; False when it can not be used again."""
+        try:
+            match request:
+                case Share():
+                    await self._shared.serve(pod, tunnel, request.token)
+                    return False
+                case Attach():
+                    return await self._shared.lend(pod, tunnel, request.token, request.stream_id)
+                case Open():
+                    if request.check is None:
+                        return await self._serve(pod, tunnel, request)
+                    return await self._answer_check(pod, tunnel, request, request.check)
+        except TunnelLost:
+            pass
+        except ConnectionFailure as failure:
+            self._record_refusal(pod, peer, failure, began_at=None, proven=tunnel.peer.identity)
+        return False
 
     async def _prove(self, pod: Pod, connection: socket.socket, peer: PeerAddress, accepted_at: float) -> Tunnel | None:
         """Complete the handshake; a peer that proves nothing gets an access record of its own."""
@@ -151,7 +168,9 @@ class Inbound:
             )
             raise failure
 
-    async def _next(self, pod: Pod, tunnel: Tunnel, peer: PeerAddress, fresh_since: float | None) -> Open | None:
+    async def _next(
+        self, pod: Pod, tunnel: Tunnel, peer: PeerAddress, fresh_since: float | None
+    ) -> Open | Share | Attach | None:
         """Wait for the next connection; None when the tunnel has ended.
 
         ``fresh_since`` is when the tunnel was accepted, until it has carried its first connection.
@@ -160,7 +179,7 @@ class Inbound:
         patience_s = self._server.patience_s(first=first)
         try:
             with self._drain.idle(patience_s):
-                return await self._server.next_open(tunnel)
+                return await self._server.next_request(tunnel, first=first)
             if not self._drain.begun.is_set():
                 raise ConnectionFailure(CloseReason.OPEN_TIMEOUT, f"nothing was asked for {patience_s:g} s")
         except TunnelLost as lost:
@@ -180,7 +199,7 @@ class Inbound:
         verdict = Verdict(reason=CloseReason.DRAINED, is_check=True)
         try:
             self._gate.admit_check(pod.workload.identity, tunnel)
-            outside = self._check(pod, tunnel, message)
+            outside = self._reception.check(pod, tunnel, message)
             self._policies.admit_check(pod.workload, tunnel, message.destination, message.source.ip)
             ip, port = message.destination
             with self._drain.idle():
@@ -212,53 +231,32 @@ class Inbound:
             self._access_log.connection("inbound", trace_parent=message.trace_parent) as record,
             self._live.track(record, pod.workload.uid),
         ):
-            record.note(
-                source=self._source_of(tunnel, message),
-                source_address=message.source,
-                source_identity=tunnel.peer.identity,
-                original_destination=message.destination,
-                destination=pod.workload,
-                destination_identity=pod.workload.identity,
-                security="mutual_tls",
-            )
             try:
-                self._gate.admit_tunnel(record, pod.workload.identity, tunnel)
-                outside = self._check(pod, tunnel, message)
-                if outside is not None:
-                    record.note(service=outside, endpoint=EndpointAddress(*message.destination))
-                self._policies.admit(record)
-                upstream = await self._applications.connect(
-                    pod,
-                    message.destination,
-                    message.source,
-                    record,
-                    outside=outside,
-                    timeout_s=message.connect_timeout_s,
-                )
+                upstream = await self._reception.receive(pod, tunnel, message, record)
             except ConnectionFailure as failure:
                 # First the reason: the peer may be gone already, which is no reason of its own.
                 record.failed(failure)
                 is_answered = True
-                await tunnel.send(_refusal(record))
+                await tunnel.send(refusal(record))
                 ending = Ending.COMPLETE
                 raise
 
             accepted = Accepted(upstream)
             with accepted:
                 is_answered = True
-                await tunnel.send(_ACCEPTED)
+                await tunnel.send(ACCEPTED)
                 record.opened()
                 outcome = await self._relay.run_tunnel(
                     accepted.take(),
                     tunnel.lend(),
-                    _count(record, application_is_plain=True),
+                    count(record, application_is_plain=True),
                     why=lambda: cut_reason(record),
                 )
             ending, settlement = outcome.ending, outcome.settlement
             if ending is Ending.COMPLETE:
                 tunnel.take_back(outcome.leftover)
             else:
-                record.failed(cut_failure(outcome.reason or _TUNNEL_CLOSE_REASONS[ending]))
+                record.failed(cut_failure(outcome.reason or CLOSE_REASONS[ending]))
         if not is_answered:
             return await self._answer_cut(tunnel, record)
         if settlement is not None and (leftover := await self._relay.settled(settlement)) is not None:
@@ -269,35 +267,10 @@ class Inbound:
     async def _answer_cut(self, tunnel: Tunnel, record: ConnectionRecord) -> bool:
         """Say why a connection was cut that had no verdict yet; False when the tunnel is gone."""
         try:
-            await tunnel.send(_refusal(record))
+            await tunnel.send(refusal(record))
         except ConnectionFailure:
             return False
         return True
-
-    def _source_of(self, tunnel: Tunnel, message: Open) -> Workload | None:
-        """The workload that the peer speaks for, if what we know of it agrees with what the peer proved."""
-        workload = self._registry.workload_at(message.source.ip)
-        return workload if workload is not None and workload.identity == tunnel.peer.identity else None
-
-    def _check(self, pod: Pod, tunnel: Tunnel, message: Open) -> ServicePort | None:
-        """Refuse what the peer may not ask, whatever its identity; raises ConnectionFailure.
-
-        Returns the service outside that the pod is asked to be the egress of, None if it is asked for itself.
-        """
-        if datetime.now(UTC) >= tunnel.not_after + CLOCK_SKEW:
-            raise ConnectionFailure(CloseReason.CERTIFICATE_EXPIRED, "a certificate expired while the tunnel was idle")
-        if message.source.ip != tunnel.peer_ip:
-            raise ConnectionFailure(
-                CloseReason.SOURCE_MISMATCH, f"the tunnel comes from {tunnel.peer_ip} but names {message.source.ip}"
-            )
-        if message.outside is not None:
-            return self._egress.require(pod.workload, message.outside, message.destination)
-        if message.destination.ip not in pod.workload.addresses:
-            raise ConnectionFailure(
-                CloseReason.UNKNOWN_DESTINATION, f"{message.destination.ip} is not an address of {pod.workload.name}"
-            )
-        _refuse_capture_ports(message.destination)
-        return None
 
     # -- in plaintext -----------------------------------------------------------
 
@@ -323,7 +296,7 @@ class Inbound:
             self._policies.admit(record)
             upstream = await self._applications.connect(pod, destination, peer, record)
             record.opened()
-            outcome = await self._relay.run_plain(accepted.take(), upstream, _count(record, application_is_plain=False))
+            outcome = await self._relay.run_plain(accepted.take(), upstream, count(record, application_is_plain=False))
             if outcome.ending is not Ending.COMPLETE:
                 record.close_because(_PLAIN_CLOSE_REASONS[outcome.ending])
 
@@ -332,30 +305,4 @@ class Inbound:
             raise ConnectionFailure(
                 CloseReason.UNKNOWN_DESTINATION, f"{destination.ip} is not an address of {pod.workload.name}"
             )
-        _refuse_capture_ports(destination)
-
-
-def _refusal(record: ConnectionRecord) -> bytes:
-    """The verdict on a connection that is refused, for the reason in its record."""
-    reason = record.close_reason or CloseReason.INTERNAL_ERROR
-    policy = record.policy if reason is CloseReason.POLICY_DENIED else None
-    return encode_verdict(Verdict(reason=reason, detail=record.detail, policy=policy))
-
-
-def _refuse_capture_ports(destination: OriginalDestination) -> None:
-    if destination.port in CAPTURE_PORTS:
-        raise ConnectionFailure(
-            CloseReason.DESTINATION_NOT_ALLOWED, f"port {destination.port} is the agent's own listener"
-        )
-
-
-def _count(record: ConnectionRecord, *, application_is_plain: bool) -> Callable[[Pair], None]:
-    """Let ``record`` read the pair's counters: which way is "sent" depends on who sits where."""
-
-    def started(pair: Pair) -> None:
-        if application_is_plain:
-            record.byte_counts = lambda: (pair.up_bytes, pair.down_bytes)
-        else:
-            record.byte_counts = lambda: (pair.down_bytes, pair.up_bytes)
-
-    return started
+        refuse_capture_ports(destination)

@@ -8,7 +8,7 @@ Read ``handle`` from top to bottom; each step is one call into one folder.
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import trio
 
@@ -23,7 +23,7 @@ from node_agent.proxy.routes import NoBackend, Router
 from node_agent.proxy.timeouts import Timekeeper
 from node_agent.proxy.trust_gate import TrustGate
 from node_agent.proxy.upstream import Connector, Upstream
-from node_agent.relay import Ending, Meter, Outcome, Pair, Relay
+from node_agent.relay import Ending, Meter, Outcome, Pair, Relay, Stream
 from node_agent.telemetry.access_log import AccessLog
 from node_agent.telemetry.connection_record import ConnectionRecord
 from node_agent.tunnel import Tunnel, TunnelClient, TunnelKey
@@ -91,11 +91,11 @@ class Outbound:
             record.note(service=route.service)
 
             with await self._admission.admit(route, pod.workload.identity, record) as passage:
-                upstream = await self._connector.reach(pod, peer, route, record)
+                upstream = await self._connector.reach(pod, peer, route, record, may_share=passage.meter is None)
                 passage.connected()
                 try:
                     record.opened()
-                    if self._lanes is not None and upstream.tunnel is not None:
+                    if self._lanes is not None and upstream.key is not None:
                         self._lanes.learn(pod, peer.ip, destination, route, trio.current_time())
                     keep_times = partial(self._times.keep, live, route.traffic.timeouts)
                     outcome = await self._carry(
@@ -127,28 +127,67 @@ class Outbound:
             if upstream.pick is not None:
                 upstream.pick.carries(pair, trio.current_time())
 
-        if upstream.tunnel is None:
-            assert upstream.plain is not None
+        if upstream.plain is not None:
             return await self._relay.run_plain(downstream, upstream.plain, started, meter=meter)
-        assert upstream.key is not None
+        if upstream.shared is not None:
+            return await self._carry_shared(pod, downstream, upstream, record, started)
+        tunnel = upstream.tunnel
+        assert tunnel is not None
         outcome: Outcome | None = None
         try:
             outcome = await self._relay.run_tunnel(
-                downstream, upstream.tunnel.lend(), started, why=lambda: cut_reason(record), meter=meter
+                downstream, tunnel.lend(), started, why=lambda: cut_reason(record), meter=meter
             )
         finally:
-            if outcome is None:
-                self._tunnels.discard(upstream.tunnel)
-            else:
-                record.count_bytes()
-                take_back = partial(
-                    self._take_back, pod, upstream.key, upstream.tunnel, sent_bytes=record.received_bytes
-                )
-                if outcome.settlement is not None:
-                    self._relay.when_settled(outcome.settlement, take_back)
-                else:
-                    take_back(outcome.leftover if outcome.ending is Ending.COMPLETE else None)
+            self._give_back(pod, upstream, tunnel, record, outcome)
         return outcome
+
+    async def _carry_shared(
+        self,
+        pod: Pod,
+        downstream: socket.socket,
+        upstream: Upstream,
+        record: ConnectionRecord,
+        started: Callable[[Pair], None],
+    ) -> Outcome:
+        """The same in a shared tunnel, until the connection is to have one of its own, and then there."""
+        shared, key, dialler = upstream.shared, upstream.key, upstream.dialler
+        assert shared is not None
+        assert key is not None
+        assert dialler is not None
+
+        def admit(own: Tunnel) -> None:
+            self._gate.admit_move(record, pod.workload.identity, own)
+
+        stream = cast(Stream, shared.stream)  # what the relay has given, the relay gets
+        outcome: Outcome | None = None
+        try:
+            outcome = await self._relay.run_stream(
+                downstream,
+                stream,
+                started,
+                why=lambda: cut_reason(record),
+                on_own=lambda: self._tunnels.give_own(shared, key, dialler, admit=admit),
+            )
+        finally:
+            if shared.own is not None:
+                self._give_back(pod, upstream, shared.own, record, outcome if stream.has_moved else None)
+        return outcome
+
+    def _give_back(
+        self, pod: Pod, upstream: Upstream, tunnel: Tunnel, record: ConnectionRecord, outcome: Outcome | None
+    ) -> None:
+        """A connection has ended in ``tunnel``; ``outcome`` is None if it did not come to that."""
+        assert upstream.key is not None
+        if outcome is None:
+            self._tunnels.discard(tunnel)
+            return
+        record.count_bytes()
+        take_back = partial(self._take_back, pod, upstream.key, tunnel, sent_bytes=record.received_bytes)
+        if outcome.settlement is not None:
+            self._relay.when_settled(outcome.settlement, take_back)
+        else:
+            take_back(outcome.leftover if outcome.ending is Ending.COMPLETE else None)
 
     def _take_back(
         self, pod: Pod, key: TunnelKey, tunnel: Tunnel, leftover: bytes | None, *, sent_bytes: int = 0

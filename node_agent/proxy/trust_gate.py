@@ -64,6 +64,13 @@ class TrustGate:
         record.stands_on = _ends(own, tunnel)
         self._require(record)
 
+    def admit_move(self, record: ConnectionRecord, own: SpiffeId, tunnel: Tunnel) -> None:
+        """The same for a connection that is to go on in ``tunnel``; if it may not, it stands on what it stood on."""
+        ends = _ends(own, tunnel)
+        for identity, serial in ends:
+            self._trust.require_trusted(identity, serial)
+        record.stands_on = ends
+
     def admit_check(self, own: SpiffeId, tunnel: Tunnel) -> None:
         """The same for a health check, which is over at once: it has no record, and nobody has to cut it."""
         for identity, serial in _ends(own, tunnel):

@@ -25,7 +25,7 @@ from node_agent.proxy.routes import Route, Router
 from node_agent.proxy.trust_gate import TrustGate
 from node_agent.relay import reset_on_close
 from node_agent.telemetry.connection_record import ConnectionRecord
-from node_agent.tunnel import Dialler, Tunnel, TunnelClient, TunnelKey, connect
+from node_agent.tunnel import Dialler, SharedConnection, Tunnel, TunnelClient, TunnelKey, connect
 
 ANOTHER_MAY_WORK: Final = frozenset(
     {
@@ -71,11 +71,17 @@ _NO_WAY_TO_THE_PEER: Final = frozenset(
 
 @dataclass(slots=True, kw_only=True)
 class Upstream:
-    """Where we got through: a plain socket, or a tunnel with its key; and the balancer's pick.  The caller owns all."""
+    """Where we got through; and the balancer's pick.  The caller owns all.
+
+    It is a plain socket, or a tunnel, or a place in a shared one; both with the
+    key, and with how another tunnel is made.
+    """
 
     plain: socket.socket | None = None
     tunnel: Tunnel | None = None
+    shared: SharedConnection | None = None
     key: TunnelKey | None = None
+    dialler: Dialler | None = None
     pick: Pick | None = None
 
 
@@ -105,19 +111,33 @@ class Connector:
         self._connect_timeout_s = connect_timeout_s
         self._max_connect_attempts = max_connect_attempts
 
-    async def reach(self, pod: Pod, peer: PeerAddress, route: Route, record: ConnectionRecord) -> Upstream:
-        """Get through to the one candidate, or to one endpoint of the service; raises ConnectionFailure."""
+    async def reach(
+        self, pod: Pod, peer: PeerAddress, route: Route, record: ConnectionRecord, *, may_share: bool = True
+    ) -> Upstream:
+        """Get through to the one candidate, or to one endpoint of the service; raises ConnectionFailure.
+
+        ``may_share``: whether the connection may go where others go, too.
+        """
         started = trio.current_time()
         if route.service is None:
             record.attempts = 1
-            upstream = await self._connect(pod, peer, route.candidates[0], record, route.traffic.timeouts)
+            upstream = await self._connect(
+                pod, peer, route.candidates[0], record, route.traffic.timeouts, may_share=may_share
+            )
         else:
-            upstream = await self._reach_service(pod, peer, route, route.service, record)
+            upstream = await self._reach_service(pod, peer, route, route.service, record, may_share=may_share)
         record.connect_ms = (trio.current_time() - started) * 1000
         return upstream
 
     async def _reach_service(
-        self, pod: Pod, peer: PeerAddress, route: Route, service: ServicePort, record: ConnectionRecord
+        self,
+        pod: Pod,
+        peer: PeerAddress,
+        route: Route,
+        service: ServicePort,
+        record: ConnectionRecord,
+        *,
+        may_share: bool,
     ) -> Upstream:
         """Try endpoint after endpoint while no application byte was sent."""
         traffic = route.traffic
@@ -135,7 +155,7 @@ class Connector:
                 raise last or none_left from None
             record.attempts += 1
             try:
-                upstream = await self._connect(pod, peer, pick.endpoint, record, traffic.timeouts)
+                upstream = await self._connect(pod, peer, pick.endpoint, record, traffic.timeouts, may_share=may_share)
             except PolicyDenied:
                 pick.release(trio.current_time())  # it says nothing about the endpoint, but about who asks
                 raise
@@ -161,7 +181,14 @@ class Connector:
         return record.attempts < attempts and self._balancer.may_retry(service, traffic, trio.current_time())
 
     async def _connect(
-        self, pod: Pod, peer: PeerAddress, endpoint: Endpoint, record: ConnectionRecord, timeouts: Timeouts
+        self,
+        pod: Pod,
+        peer: PeerAddress,
+        endpoint: Endpoint,
+        record: ConnectionRecord,
+        timeouts: Timeouts,
+        *,
+        may_share: bool,
     ) -> Upstream:
         workload = endpoint.agent_of
         is_enrolled = workload is not None and workload.enrolled
@@ -209,14 +236,28 @@ class Connector:
             handshake_timeout_s=timeouts.handshake_s,
             reached=record.trace.reached if record.trace is not None else None,
         )
+        upstream = Upstream(key=key, dialler=dialler)
         try:
-            tunnel = await self._tunnels.open(key, message, dialler)
+            if may_share:
+                upstream.shared = await self._tunnels.open_shared(key, message, dialler)
+            if upstream.shared is None:
+                upstream.tunnel = await self._tunnels.open(key, message, dialler)
         except PolicyDenied:
             self._foresight.denied(record, trio.current_time())
             raise
         try:
-            self._gate.admit_tunnel(record, pod.workload.identity, tunnel)
+            self._gate.admit_tunnel(record, pod.workload.identity, _proof(upstream))
         except ConnectionFailure:
-            self._tunnels.discard(tunnel)
+            if upstream.shared is not None:
+                upstream.shared.stream.cut(None)
+            elif upstream.tunnel is not None:
+                self._tunnels.discard(upstream.tunnel)
             raise
-        return Upstream(tunnel=tunnel, key=key)
+        return upstream
+
+
+def _proof(upstream: Upstream) -> Tunnel:
+    """The tunnel in whose handshake both ends were proven."""
+    tunnel = upstream.tunnel if upstream.shared is None else upstream.shared.tunnel
+    assert tunnel is not None
+    return tunnel

@@ -66,8 +66,11 @@ class RelayLoop:
         self._to_report: list[Callable[[], None]] = []
         self._spare: list[bytearray] = []
         self._interrupted = False
+        self.has_reported = False  # for who called ``serve``, who also sets it back
         self._take_arena()
         self._own_descriptors = 1
+        self._quiet_descriptors = 0
+        self._to_flush: list[Callable[[], None]] = []
         self.adopt(self._wake_fd, IN, self._on_wake)
 
     def close(self) -> None:
@@ -77,8 +80,16 @@ class RelayLoop:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is adopted and nothing is left to do."""
-        return len(self._handlers) == self._own_descriptors and not self._calls and not self._to_report
+        """Whether no connection is adopted and nothing is left to do."""
+        return self._has_only(self._own_descriptors + self._quiet_descriptors)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing at all is adopted and nothing is left to do: there is no need to serve."""
+        return self._has_only(self._own_descriptors)
+
+    def _has_only(self, descriptors: int) -> bool:
+        return len(self._handlers) == descriptors and not (self._calls or self._to_report or self._to_flush)
 
     def call_soon(self, call: Callable[[], None]) -> None:
         """Run ``call`` in ``serve``, between two batches."""
@@ -114,23 +125,16 @@ class RelayLoop:
         self._interrupted = False
         poll = self._epoll.poll
         handlers = self._handlers
+        if (self._to_flush or self._to_report) and self._tidy_up():
+            return True
         while True:
             for fd, event in poll(self._until_next_call(timeout_s) if self._later else timeout_s, _BATCH):
                 handler = handlers.get(fd)
                 if handler is not None:
                     handler(event)
-            while self._calls:
-                self._calls.popleft()()
-            if self._later:
-                self._call_what_is_due(time.monotonic())
-            if self._to_close:
-                for sock in self._to_close:
-                    sock.close()
-                self._to_close.clear()
-            if self._to_report:
-                reports, self._to_report = self._to_report, []
-                for report in reports:
-                    report()
+            if self._to_flush:
+                self._flush()
+            if (self._calls or self._later or self._to_close or self._to_report) and self._tidy_up():
                 return True
             if self._interrupted:
                 return True
@@ -138,6 +142,31 @@ class RelayLoop:
                 timeout_s = deadline - time.monotonic()
             if timeout_s <= 0:
                 return False
+
+    def _tidy_up(self) -> bool:
+        """Do what waits for the end of a batch, and what comes of that; returns whether an ending was reported."""
+        has_reported = False
+        while True:
+            while self._calls:
+                self._calls.popleft()()
+            if self._later:
+                self._call_what_is_due(time.monotonic())
+            if self._to_flush:
+                self._flush()
+            for sock in self._to_close:
+                sock.close()
+            self._to_close.clear()
+            if not self._to_report:
+                return has_reported
+            reports, self._to_report = self._to_report, []
+            self.has_reported = has_reported = True
+            for report in reports:
+                report()
+
+    def _flush(self) -> None:
+        calls, self._to_flush = self._to_flush, []
+        for call in calls:
+            call()
 
     def _until_next_call(self, timeout_s: float) -> float:
         return max(0.0, min(timeout_s, self._later[0][0] - time.monotonic()))
@@ -168,6 +197,16 @@ class RelayLoop:
         except FileNotFoundError:
             pass
 
+    def adopt_quiet(self, fd: int, mask: int, handler: EventHandler) -> None:
+        """As ``adopt``, for a descriptor that is no connection: with nothing but such the loop is idle."""
+        self._quiet_descriptors += 1
+        self.adopt(fd, mask, handler)
+
+    def forget_quiet(self, fd: int) -> None:
+        """As ``forget``, for what ``adopt_quiet`` adopted."""
+        self._quiet_descriptors -= 1
+        self.forget(fd)
+
     def take_over(self, fd: int, mask: int, handler: EventHandler) -> None:
         """Send the events of ``fd`` to another handler than before."""
         self._handlers[fd] = handler
@@ -190,6 +229,15 @@ class RelayLoop:
         self._handlers.pop(sock.fileno(), None)
         self._to_close.append(sock)
 
+    def close_now(self, sock: socket.socket) -> None:
+        """Close ``sock``; called from outside of ``serve``."""
+        self._handlers.pop(sock.fileno(), None)
+        sock.close()
+
+    def flush_later(self, call: Callable[[], None]) -> None:
+        """Call ``call`` when the batch is through, before the next wait."""
+        self._to_flush.append(call)
+
     def report_later(self, report: Callable[[], None]) -> None:
         """Call ``report`` when the batch is through and its sockets are closed."""
         self._to_report.append(report)
@@ -201,12 +249,16 @@ class RelayLoop:
         self._take_arena()
         return view
 
+    def borrow(self) -> memoryview:
+        """Return a buffer of ``ARENA_BYTES`` that nobody else uses until ``give_back``."""
+        return memoryview(self._spare.pop() if self._spare else bytearray(ARENA_BYTES))
+
     def give_back(self, view: memoryview) -> None:
-        """The caller is done with what ``keep`` returned."""
+        """The caller is done with what ``keep`` or ``borrow`` returned."""
         arena = view.obj
         if isinstance(arena, bytearray) and len(self._spare) < _SPARE_ARENAS:
             self._spare.append(arena)
 
     def _take_arena(self) -> None:
-        self.arena = memoryview(self._spare.pop() if self._spare else bytearray(ARENA_BYTES))
+        self.arena = self.borrow()
         self.arena_body = self.arena[HEADER_BYTES:]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import outcome
 import trio
 
 from node_agent.errors import AgentError
@@ -17,6 +18,8 @@ from node_agent.relay.loop import RelayLoop
 from node_agent.relay.meter import Meter
 from node_agent.relay.plain_pair import PlainPair
 from node_agent.relay.settlement import Settlement
+from node_agent.relay.shared_tunnel import OnOpen, SharedTunnel
+from node_agent.relay.stream import Stream
 from node_agent.relay.tunnel_pair import TunnelPair
 
 if TYPE_CHECKING:
@@ -90,7 +93,6 @@ class _Relaying:
         """Called by the loop, between two batches."""
         self._result = result
         trio.lowlevel.reschedule(self._task)
-        self._relay.has_woken_a_task = True
 
 
 class Relay(trio.abc.Instrument):
@@ -113,7 +115,6 @@ class Relay(trio.abc.Instrument):
         self._loop.interrupt_on(_trio_epoll_fd())
         self._in_kernel = None if sockmap is None else _kernel_pairs(self._loop, sockmap)
         self.pairs: set[Pair] = set()  # those being relayed, for who wants to look at them
-        self.has_woken_a_task = False
         self.has_crashed = False
         self._served_at = 0.0
         trio.lowlevel.add_instrument(self)
@@ -142,15 +143,15 @@ class Relay(trio.abc.Instrument):
             raise  # trio takes a raising instrument off
 
     def _relay(self, timeout: float) -> None:
-        if self._loop.is_idle:
+        if self._loop.is_empty:
             return
         if timeout == 0 and time.monotonic() - self._served_at < _STORIES_FIRST_S:
             return
         is_time_up = not self._loop.serve(timeout)
         self._served_at = time.monotonic()
-        if self.has_woken_a_task or (is_time_up and timeout > 0):
+        if self._loop.has_reported or (is_time_up and timeout > 0):
             # trio has made up its mind to sleep for ``timeout`` before it asked us: change it.
-            self.has_woken_a_task = False
+            self._loop.has_reported = False
             self._token.run_sync_soon(_nothing, idempotent=True)
 
     def run_tunnel(
@@ -177,17 +178,74 @@ class Relay(trio.abc.Instrument):
         on_start(pair)
         return waiting.wait(pair)
 
+    # -- shared tunnels -------------------------------------------------------
+
+    def share(
+        self, tunnel: ssl.SSLSocket, *, on_open: OnOpen | None = None, on_end: Callable[[], None]
+    ) -> SharedTunnel:
+        """Let ``tunnel`` carry many connections; takes it over, ``SharedTunnel.close`` ends it.
+
+        ``on_open`` and ``on_end`` may start tasks.  See ``SharedTunnel``.
+        """
+
+        shared = SharedTunnel(loop=self._loop, tunnel=tunnel, on_open=on_open, on_end=on_end)
+        shared.start()
+        return shared
+
+    def run_stream(
+        self,
+        plain: socket.socket,
+        stream: Stream,
+        on_start: Callable[[Pair], None],
+        *,
+        why: Callable[[], CutReason | None],
+        on_own: Callable[[], None] | None = None,
+    ) -> Coroutine[Any, Any, Outcome]:
+        """Relay between an application's socket and a stream until both directions have ended.
+
+        As ``run_tunnel``.  ``on_own`` is called when the stream is to have a tunnel of its own; it may start tasks.
+        If it ``has_moved`` to one, that is given back as ``run_tunnel`` does it.
+        """
+
+        waiting = _Relaying(self, why)
+        stream.carry(plain, waiting.done, on_own)
+        on_start(stream)
+        return waiting.wait(stream)
+
+    async def attached(self, stream: Stream, tunnel: ssl.SSLSocket) -> bytes | None:
+        """Let ``stream`` go on in ``tunnel`` and wait for its end; takes ``tunnel`` over.
+
+        Returns what came behind the connection's end if the tunnel can be used again, None if it is lost.  When the
+        caller is cancelled it is lost, too, with the stream.
+        """
+        task = trio.lowlevel.current_task()
+        is_wanted = True
+
+        def back(ending: Outcome | None) -> None:
+            if is_wanted:
+                trio.lowlevel.reschedule(task, outcome.Value(ending))
+
+        def abandon(_: object) -> trio.lowlevel.Abort:
+            nonlocal is_wanted
+            is_wanted = False
+            stream.cut(None)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        stream.attach(tunnel, back)
+        ending: Outcome | None = await trio.lowlevel.wait_task_rescheduled(abandon)
+        if ending is None:
+            return None
+        if ending.settlement is not None:
+            return await self.settled(ending.settlement)
+        return ending.leftover if ending.ending is Ending.COMPLETE else None
+
     def when_settled(self, settlement: Settlement, call: Callable[[bytes | None], None]) -> None:
         """Call ``call`` when a tunnel is settled, with what came behind its end, or None when it is lost."""
-
-        def settled() -> None:
-            call(settlement.leftover)
-            self.has_woken_a_task = True
 
         if settlement.is_over:
             call(settlement.leftover)
         else:
-            settlement.tell(settled)
+            settlement.tell(lambda: call(settlement.leftover))
 
     async def settled(self, settlement: Settlement) -> bytes | None:
         """Wait until a tunnel is settled; returns what came behind its end, or None when it is lost.

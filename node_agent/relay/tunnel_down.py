@@ -45,7 +45,8 @@ class Down:
     """One half of a tunnel's pair; owns neither socket.
 
     ``held`` are payload bytes that the application has not taken yet.
-    ``moved_bytes`` counts what came for it.  ``rest`` is what came behind the
+    ``moved_bytes`` counts what came for it; ``is_shut``: it has heard the end already.
+    ``rest`` is what came behind the
     peer's end, if our EOF was out by then, or behind its RESET; ``reason`` why
     the peer's agent cut the connection.
     """
@@ -61,6 +62,7 @@ class Down:
         "_up",
         "has_ended",
         "held",
+        "is_shut",
         "moved_bytes",
         "reason",
         "rest",
@@ -79,6 +81,7 @@ class Down:
         self._expects_frame = True
         self.held: memoryview | None = None
         self.has_ended = False
+        self.is_shut = False
         self.moved_bytes = 0
         self.rest = b""
         self.reason: CutReason | None = None
@@ -201,6 +204,8 @@ class Down:
         return self._shut() if self.has_ended else News.CHANGED
 
     def _shut(self) -> News:
+        if self.is_shut:
+            return News.CHANGED
         try:
             self._plain.shutdown(socket.SHUT_WR)
         except OSError:

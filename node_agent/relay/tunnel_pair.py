@@ -17,6 +17,7 @@ is read (meter.py).
 import socket
 import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, assert_never
 
 from node_agent.errors import CloseReason
@@ -34,6 +35,20 @@ from node_agent.relay.tunnel_down import Down
 from node_agent.relay.tunnel_up import Up
 
 _SILENT: Final = -1  # equal to no mask, so the next change of interest registers again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handed:
+    """How far a connection has come that began elsewhere.
+
+    ``held`` are bytes for the application that it has not taken yet; ``is_shut``:
+    the end of that direction was delivered, and comes once more.
+    """
+
+    up_bytes: int
+    down_bytes: int
+    held: bytes | None
+    is_shut: bool
 
 
 class TunnelPair:
@@ -70,6 +85,7 @@ class TunnelPair:
         tunnel: ssl.SSLSocket,
         on_done: Callable[[Outcome], None],
         meter: Meter | None = None,
+        handed: Handed | None = None,
     ) -> None:
         self._loop = loop
         self._plain = plain
@@ -87,6 +103,17 @@ class TunnelPair:
         self._plain_mask = READ
         self._tunnel_mask = IN
         self._meter = None if meter is None else Metered(loop=loop, pair=self, meter=meter)
+        if handed is not None:
+            self._go_on_from(handed)
+
+    def _go_on_from(self, handed: Handed) -> None:
+        self._up.moved_bytes = handed.up_bytes
+        self._down.moved_bytes = handed.down_bytes
+        self._down.is_shut = handed.is_shut
+        if handed.held is not None:
+            self._down.held = memoryview(handed.held)
+            self._plain_mask = READ | OUT
+            self._tunnel_mask = RDHUP
 
     @property
     def up_bytes(self) -> int:
@@ -112,14 +139,16 @@ class TunnelPair:
 
     def start(self) -> None:
         """Hand both sockets to the loop; called once."""
-        if self._tunnel.pending():
+        if self._tunnel.pending() and self._down.held is None:
             # Bytes already inside SSL raise no event of their own; "writable" is true at once and brings us there.
             self._tunnel_mask = IN | OUT
         meter = self._meter
         self._loop.adopt(
             self._tunnel_fd, self._tunnel_mask, self._on_tunnel if meter is None else meter.handler(self._on_tunnel)
         )
-        self._loop.adopt(self._plain_fd, READ, self._on_plain if meter is None else meter.handler(self._on_plain))
+        self._loop.adopt(
+            self._plain_fd, self._plain_mask, self._on_plain if meter is None else meter.handler(self._on_plain)
+        )
         if meter is not None:
             meter.start()
 
@@ -250,6 +279,8 @@ class TunnelPair:
         if up.held is not None:
             tunnel |= OUT
         if tunnel != self._tunnel_mask:
+            if tunnel == IN and self._tunnel.pending():
+                tunnel |= OUT  # as in ``start``
             self._tunnel_mask = tunnel
             self._loop.interest(self._tunnel_fd, tunnel)
 

@@ -39,6 +39,7 @@ _SHOWN: Final[Mapping[str, frozenset[str]]] = {
             "max_pending_handshakes",
             "open_timeout_s",
             "outbound_traffic_policy",
+            "share_tunnels",
         }
     ),
     "listen": frozenset({"metrics", "readiness", "sight"}),

@@ -2,12 +2,16 @@
 
 from node_agent.tunnel.client import Dialler, TunnelClient, TunnelKey
 from node_agent.tunnel.connect import connect
-from node_agent.tunnel.server import PendingHandshakes, TunnelServer
+from node_agent.tunnel.server import Attach, PendingHandshakes, Share, TunnelServer
+from node_agent.tunnel.shared import SharedConnection
 from node_agent.tunnel.tunnel import Tunnel, TunnelLost
 
 __all__ = [
+    "Attach",
     "Dialler",
     "PendingHandshakes",
+    "Share",
+    "SharedConnection",
     "Tunnel",
     "TunnelClient",
     "TunnelKey",

@@ -3,7 +3,7 @@
 import os
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
@@ -14,9 +14,11 @@ import trio
 from ca.spiffe import SpiffeId
 from node_agent.config import TUNNEL_PORT
 from node_agent.errors import CloseReason, ConnectionFailure, PolicyDenied
-from node_agent.frames import RESET_FRAME, FrameType, Open, Verdict, decode_verdict, encode_open
+from node_agent.frames import HEADER_BYTES, RESET_FRAME, FrameType, Open, Verdict, decode_verdict, encode_open
+from node_agent.stream_frames import encode_attach
 from node_agent.tunnel.connect import connect
 from node_agent.tunnel.pool import DIAL, WAIT, Answer, Grant, TunnelPool
+from node_agent.tunnel.shared import Carriers, SharedConnection, SharedTunnels
 from node_agent.tunnel.tunnel import Tunnel, TunnelLost, Verify, require_protocol, shake_hands
 
 _MAX_DIALS_A_KEY: Final = 32
@@ -24,6 +26,7 @@ _MAX_IDLE_A_KEY: Final = 512
 _IDLE_S: Final = 240.0  # shorter than the server's, so that the side that would use a tunnel is the one that closes it
 _SWEEP_S: Final = 10.0
 _VERDICT_GRACE_S: Final = 2.0  # beyond the destination's own connect timeout
+_MOVE_AGAIN_S: Final = 10.0  # after a connection could have no tunnel of its own
 _HELD_S: Final = 1.0  # programs accept in milliseconds; one that is late hears of the connection twice
 CONNECTED: Final = "ringfence.tunnel.connected"
 PROVEN: Final = "ringfence.tunnel.proven"
@@ -80,35 +83,48 @@ class TunnelClient:
         verify: Verify,
         fault: Callable[[OSError], ConnectionFailure],
         on_handshake: Callable[[float], None] = lambda _: None,
+        carriers: Carriers | None = None,
     ) -> None:
-        """``verify`` judges who answered; ``fault`` explains a TLS error; ``on_handshake`` gets the seconds of each."""
+        """``verify`` judges who answered; ``fault`` explains a TLS error; ``on_handshake`` gets the seconds of each.
+
+        ``carriers`` move the bytes of shared tunnels; without them each connection has a tunnel to itself.
+        """
         self._connect_timeout_s = connect_timeout_s
         self._handshake_timeout_s = handshake_timeout_s
         self._verify = verify
         self._fault = fault
         self._on_handshake = on_handshake
         self._pool: _Pool = TunnelPool(max_dials=_MAX_DIALS_A_KEY, max_idle=_MAX_IDLE_A_KEY, idle_s=_IDLE_S)
-        self.busy_count = 0
+        self._shared = None if carriers is None else SharedTunnels(carriers)
+        self._movers: trio.Nursery | None = None
+        self._busy = 0
+
+    @property
+    def busy_count(self) -> int:
+        return self._busy + (0 if self._shared is None else self._shared.busy_count)
 
     @property
     def idle_count(self) -> int:
-        return self._pool.idle_count
+        return self._pool.idle_count + (0 if self._shared is None else self._shared.idle_count)
 
     @property
     def dialling_count(self) -> int:
-        return self._pool.dial_count
+        return self._pool.dial_count + (0 if self._shared is None else self._shared.dialling_count)
 
     @property
     def waiting_count(self) -> int:
-        return self._pool.waiter_count
+        return self._pool.waiter_count + (0 if self._shared is None else self._shared.waiting_count)
 
     async def run(self) -> None:
-        """Close idle tunnels in time, and those whose peer has gone; never returns."""
-        while True:
-            await trio.sleep(_SWEEP_S)
-            self._sweep(trio.current_time(), datetime.now(UTC))
+        """Close idle tunnels in time, and those whose peer has gone; give connections their own; never returns."""
+        async with trio.open_nursery() as self._movers:
+            while True:
+                await trio.sleep(_SWEEP_S)
+                self._sweep(trio.current_time(), datetime.now(UTC))
 
     def _sweep(self, now: float, at: datetime) -> None:
+        if self._shared is not None:
+            self._shared.sweep(now, at)
         stale = self._pool.expire(now)
         stale += self._pool.drop(lambda _, tunnel: at >= tunnel.not_after or not tunnel.is_quiet())
         for tunnel in stale:
@@ -118,13 +134,23 @@ class TunnelClient:
         """End the idle tunnels of a source workload that is gone."""
         for tunnel in self._pool.drop(lambda key, _: isinstance(key, TunnelKey) and key.source_uid == source_uid):
             tunnel.abort()
+        if self._shared is not None:
+            self._shared.drop(lambda key, _: isinstance(key, TunnelKey) and key.source_uid == source_uid, reset=True)
 
     def end_idle(self, unwanted: Callable[[TunnelKey, Tunnel], bool]) -> None:
-        """Close the idle tunnels that ``unwanted`` names."""
-        for tunnel in self._pool.drop(lambda key, tunnel: isinstance(key, TunnelKey) and unwanted(key, tunnel)):
+        """Close the idle tunnels that ``unwanted`` names, and have no more connections in the shared ones."""
+
+        def is_unwanted(key: Hashable, tunnel: Tunnel) -> bool:
+            return isinstance(key, TunnelKey) and unwanted(key, tunnel)
+
+        for tunnel in self._pool.drop(is_unwanted):
             tunnel.close()
+        if self._shared is not None:
+            self._shared.drop(is_unwanted)
 
     def close(self) -> None:
+        if self._shared is not None:
+            self._shared.close()
         for tunnel in self._pool.drop(lambda _, __: True):
             tunnel.close()
 
@@ -136,13 +162,79 @@ class TunnelClient:
         application byte has left, so the caller may try another endpoint.
         """
         tunnel, verdict = await self._ask(key, message, dialler)
-        if verdict.reason is CloseReason.OK:
-            return tunnel
-        self.release(key, tunnel)
-        detail = verdict.detail or "refused by the destination's agent"
-        if verdict.reason is CloseReason.POLICY_DENIED:
-            raise PolicyDenied(detail, policy=verdict.policy)
-        raise ConnectionFailure(verdict.reason, detail)
+        if verdict.reason is not CloseReason.OK:
+            self.release(key, tunnel)
+            _require_accepted(verdict)
+        return tunnel
+
+    async def open_shared(self, key: TunnelKey, message: Open, dialler: Dialler) -> SharedConnection | None:
+        """As ``open``, in a tunnel that others use as well; None if the peer does not share.
+
+        The caller owns the connection's stream, which it cuts, or hands to the relay.
+        """
+        if self._shared is None:
+            return None
+        payload = encode_open(message)[HEADER_BYTES:]
+        timeout_s = (dialler.connect_timeout_s or self._connect_timeout_s) + _VERDICT_GRACE_S
+
+        async def dial() -> Tunnel:
+            return await self._connect(key, dialler)
+
+        while True:
+            shared = self._shared.find(key) or await self._shared.acquire(
+                key, dial, lambda tunnel: self._put(key, tunnel)
+            )
+            if shared is None:
+                return None
+            is_fresh = not shared.carrier.opened_count
+            if dialler.reached is not None:
+                dialler.reached(ASKED)
+            with trio.CancelScope(deadline=trio.current_time() + timeout_s):
+                try:
+                    stream, verdict = await self._shared.ask(shared, payload)
+                except TunnelLost:
+                    if is_fresh:
+                        raise
+                    continue  # as in ``_ask``
+                _require_accepted(verdict)
+                return SharedConnection(shared=shared, stream=stream)
+            raise ConnectionFailure(CloseReason.VERDICT_TIMEOUT, "the peer agent gave no verdict in time")
+
+    def give_own(
+        self, connection: SharedConnection, key: TunnelKey, dialler: Dialler, *, admit: Callable[[Tunnel], None]
+    ) -> None:
+        """Let a connection move from its shared tunnel to one of its own, as soon as there is one.
+
+        ``admit`` raises ConnectionFailure for a tunnel that it is not to have.  ``connection.own`` is then its
+        caller's, as what ``open`` returns.
+        """
+        if self._movers is not None:
+            self._movers.start_soon(self._move, connection, key, dialler, admit)
+
+    async def _move(
+        self, connection: SharedConnection, key: TunnelKey, dialler: Dialler, admit: Callable[[Tunnel], None]
+    ) -> None:
+        stream = connection.stream
+        frame = encode_attach(connection.shared.token, stream.stream_id)
+        try:
+            own, verdict = await self._ask_with(key, frame, dialler)
+        except (ConnectionFailure, OSError):
+            await trio.sleep(_MOVE_AGAIN_S)
+            if stream.is_carrying:
+                stream.may_ask_again()
+            return
+        if verdict.reason is not CloseReason.OK:
+            self.release(key, own)  # the connection has ended there
+            return
+        try:
+            if stream.is_carrying:
+                admit(own)
+                connection.own = own
+                stream.move(own.lend())
+                return
+        except ConnectionFailure:
+            pass  # what it stands on is judged where that changes (trust_gate.py)
+        self.discard(own)
 
     async def check(self, key: TunnelKey, message: Open, dialler: Dialler) -> Verdict:
         """Ask whether a connection would be accepted; raises ConnectionFailure if there is no way to the destination.
@@ -159,7 +251,9 @@ class TunnelClient:
 
     async def _ask(self, key: TunnelKey, message: Open, dialler: Dialler) -> tuple[Tunnel, Verdict]:
         """Hear a verdict; the tunnel is the caller's, and counted as busy."""
-        frame = encode_open(message)
+        return await self._ask_with(key, encode_open(message), dialler)
+
+    async def _ask_with(self, key: TunnelKey, frame: bytes, dialler: Dialler) -> tuple[Tunnel, Verdict]:
         timeout_s = (dialler.connect_timeout_s or self._connect_timeout_s) + _VERDICT_GRACE_S
         was_held = False
         while True:
@@ -167,7 +261,7 @@ class TunnelClient:
             if was_held and tunnel.may_be_held:
                 tunnel.close()  # once is enough waiting
                 continue
-            self.busy_count += 1
+            self._busy += 1
             try:
                 if dialler.reached is not None:
                     dialler.reached(ASKED)
@@ -197,12 +291,12 @@ class TunnelClient:
 
     def release(self, key: TunnelKey, tunnel: Tunnel) -> None:
         """Give back a tunnel whose connection is complete; it may be used at once by somebody who waits."""
-        self.busy_count -= 1
+        self._busy -= 1
         self._put(key, tunnel)
 
     def discard(self, tunnel: Tunnel) -> None:
         """Close a tunnel that can not be used again."""
-        self.busy_count -= 1
+        self._busy -= 1
         tunnel.close()
 
     def _put(self, key: TunnelKey, tunnel: Tunnel) -> None:
@@ -318,3 +412,13 @@ class TunnelClient:
             fault=self._fault,
             own_serial=dialler.serial,
         )
+
+
+def _require_accepted(verdict: Verdict) -> None:
+    """Raise ConnectionFailure with the destination's reason if it refused."""
+    if verdict.reason is CloseReason.OK:
+        return
+    detail = verdict.detail or "refused by the destination's agent"
+    if verdict.reason is CloseReason.POLICY_DENIED:
+        raise PolicyDenied(detail, policy=verdict.policy)
+    raise ConnectionFailure(verdict.reason, detail)

@@ -4,6 +4,7 @@ import socket
 import ssl
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
@@ -11,10 +12,26 @@ import trio
 
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.frames import FrameType, Open, decode_open
+from node_agent.stream_frames import SHARED_ALPN, decode_attach, decode_share
 from node_agent.tunnel.tunnel import Tunnel, Verify, require_protocol, shake_hands
 
 _IDLE_S: Final = 300.0
 """How long a tunnel may wait for its next OPEN; longer than the client's, which closes first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """The tunnel is to carry many connections at a time."""
+
+    token: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attach:
+    """The tunnel is to be the own one of a connection in a shared tunnel."""
+
+    token: bytes
+    stream_id: int
 
 
 class PendingHandshakes:
@@ -116,10 +133,23 @@ class TunnelServer:
         """How long to wait for a tunnel's next connection, or for its ``first``."""
         return self._open_timeout_s if first else _IDLE_S
 
-    async def next_open(self, tunnel: Tunnel) -> Open:
-        """Wait for the next connection on ``tunnel``; the caller bounds how long.
+    async def next_request(self, tunnel: Tunnel, *, first: bool) -> Open | Share | Attach:
+        """Wait for what the source wants next of ``tunnel``; the caller bounds how long.
 
         Raises ConnectionFailure: TUNNEL_LOST when the peer closed it, which
         between two connections is the ordinary end.
         """
-        return decode_open(await tunnel.read_control(FrameType.OPEN))
+        expected = [FrameType.OPEN]
+        if tunnel.protocol == SHARED_ALPN:
+            expected.append(FrameType.ATTACH)
+            if first:
+                expected.append(FrameType.SHARE)
+        kind, payload = await tunnel.read_one_of(*expected)
+        match kind:
+            case FrameType.SHARE:
+                return Share(token=decode_share(payload))
+            case FrameType.ATTACH:
+                token, stream_id = decode_attach(payload)
+                return Attach(token=token, stream_id=stream_id)
+            case _:
+                return decode_open(payload)

@@ -17,6 +17,7 @@ import trio
 from ca.spiffe import SpiffeId
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.frames import ALPN, HEADER_BYTES, RESET_FRAME, FrameType, parse_control_header
+from node_agent.stream_frames import SHARED_ALPN
 
 _SURELY_TAKEN_BYTES: Final = 16 * 1024  # into the kernel's buffers of a connection, although nobody reads
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)  # socket(7)
@@ -90,6 +91,11 @@ class Tunnel:
         self._is_lent = False
         self._is_used = False
 
+    @property
+    def protocol(self) -> str | None:
+        """The version that both ends agreed on (ALPN)."""
+        return self.sock.selected_alpn_protocol()
+
     def lend(self) -> ssl.SSLSocket:
         """Hand ``sock`` to the relay; it closes it unless the connection ends in order."""
         self._is_lent = True
@@ -158,7 +164,11 @@ class Tunnel:
         return None
 
     async def read_control(self, expected: FrameType) -> bytes:
-        """Read one frame of the ``expected`` type and return its payload.
+        """Read one frame of the ``expected`` type and return its payload; raises as ``read_one_of``."""
+        return (await self.read_one_of(expected))[1]
+
+    async def read_one_of(self, *expected: FrameType) -> tuple[FrameType, bytes]:
+        """Read one frame of an ``expected`` type; returns its type and payload.
 
         Raises TunnelLost at its end, RemoteProtocolError on anything else.
         """
@@ -169,8 +179,8 @@ class Tunnel:
         if self._is_used and header[0] == FrameType.RESET and header != RESET_FRAME:
             # Of the connection before this one, too: an agent cut it, and closes the tunnel.
             raise TunnelLost("the peer agent ended the tunnel with its last connection")
-        length = parse_control_header(header, expected)
-        return await self._read_exactly(length, within_frame=True) if length else b""
+        kind, length = parse_control_header(header, *expected)
+        return kind, await self._read_exactly(length, within_frame=True) if length else b""
 
     async def _read_exactly(self, size: int, *, within_frame: bool = False) -> bytes:
         data, self.leftover = self.leftover[:size], self.leftover[size:]
@@ -204,7 +214,7 @@ def require_protocol(sock: ssl.SSLSocket) -> None:
     RFC 7301 section 3.2 wants a server without a common protocol to send an
     alert; ``ssl`` goes on without one instead, and the check falls to us.
     """
-    if sock.selected_alpn_protocol() != ALPN:
+    if sock.selected_alpn_protocol() not in (ALPN, SHARED_ALPN):
         raise ConnectionFailure(
             CloseReason.HANDSHAKE_FAILED, f"no common protocol: the peer does not speak {ALPN} (ALPN, RFC 7301)"
         )

@@ -246,6 +246,7 @@ class Worker:
                 own=key_and_chain(message),
                 roots=self._trust.every_root,
                 ring=next(self._rings),
+                shares=False,  # a stream's own tunnel could come to another worker
             )
         except CaError as error:
             _log.error("the SVID of %s can not be used: %s", message.identity, error)

@@ -16,7 +16,14 @@ with atheris.instrument_imports(include=["ca", "node_agent"]):
 
 from tests.fuzz import harness
 
-_DECODERS = (frames.decode_open, frames.decode_verdict, frames.decode_reset)
+_DECODERS = (
+    frames.decode_open,
+    frames.decode_verdict,
+    frames.decode_reset,
+    stream_frames.decode_share,
+    stream_frames.decode_attach,
+    stream_frames.decode_credit,
+)
 
 
 def target(data: bytes) -> None:
@@ -24,7 +31,9 @@ def target(data: bytes) -> None:
     for kind in frames.FrameType:
         if len(header) == frames.HEADER_BYTES:
             try:
-                assert 0 <= frames.parse_control_header(header, kind) <= frames.MAX_CONTROL_BYTES
+                found, length = frames.parse_control_header(header, kind)
+                assert found is kind
+                assert 0 <= length <= frames.MAX_CONTROL_BYTES
             except RemoteProtocolError:
                 pass
     for decode in _DECODERS:

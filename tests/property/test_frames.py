@@ -78,8 +78,7 @@ _verdict_maps = st.fixed_dictionaries({}, optional={"reason": _values, "detail":
 
 
 def _payload(frame: bytes, kind: FrameType) -> bytes:
-    length = parse_control_header(frame[:HEADER_BYTES], kind)
-    assert length == len(frame) - HEADER_BYTES
+    assert parse_control_header(frame[:HEADER_BYTES], kind) == (kind, len(frame) - HEADER_BYTES)
     return frame[HEADER_BYTES:]
 
 
@@ -153,7 +152,7 @@ def test_control_header_is_of_the_expected_type_and_within_its_limit(header: byt
     word = int.from_bytes(header, "big")
     kind, length = word >> TYPE_SHIFT, word & LENGTH_MASK
     if kind == expected and length <= MAX_CONTROL_BYTES:
-        assert parse_control_header(header, expected) == length
+        assert parse_control_header(header, expected) == (expected, length)
     else:
         with pytest.raises(RemoteProtocolError):
             parse_control_header(header, expected)

@@ -1,0 +1,368 @@
+"""One tunnel that carries many connections: small ones, and those that rest.
+
+What the streams have to say in one turn of the loop is gathered and written at
+its end: one TLS record, one packet and one wake-up of the peer for all of them,
+where a tunnel for each would have needed one of each for each.  What comes is
+read once and handed to the streams frame by frame (stream.py).
+
+    writing --write blocked--> blocked (no stream reads its application) --written--> writing
+
+The peer always reads: what its applications do not take is bounded by the
+credit of each stream.  So no stream can block the others for long, and one that
+needs more than its credit moves to a tunnel of its own (docs/tunnel-protocol.md).
+"""
+
+import ssl
+from collections.abc import Callable
+from typing import Final
+
+import outcome
+import trio
+
+from node_agent.errors import CloseReason, RemoteProtocolError
+from node_agent.frames import (
+    HEADER_BYTES,
+    LENGTH_MASK,
+    MAX_CONTROL_BYTES,
+    TYPE_SHIFT,
+    Open,
+    Verdict,
+    decode_open,
+    encode_verdict,
+)
+from node_agent.relay.ending import Ending
+from node_agent.relay.linger import reset_on_close
+from node_agent.relay.loop import IN, OUT, RelayLoop
+from node_agent.relay.stream import FULL, Stream
+from node_agent.stream_frames import (
+    MAX_STREAMS,
+    STREAM_HEADER,
+    STREAM_HEADER_BYTES,
+    StreamFrameType,
+    encode_stream_frame,
+)
+
+_TLS_RECORD_BYTES: Final = 16384  # RFC 8446 section 5.1; a read of this size takes a whole record, so none hides in SSL
+_MAX_READ_BYTES: Final = 64 * 1024  # in one turn, and a record
+_DATA: Final = int(StreamFrameType.DATA)
+_WANT: Final = (ssl.SSLWantWriteError, ssl.SSLWantReadError)
+_unpack_header = STREAM_HEADER.unpack_from
+
+OnOpen = Callable[[Stream, Open], None]
+
+
+class SharedTunnel:
+    """Owns ``tunnel`` until it is over.
+
+    ``on_open``: at the destination, gets each new stream with its OPEN; None at
+    the source, which opens them.  ``on_end`` is called once, when the tunnel is
+    over, with all its streams.  Both are called by the loop, between two batches,
+    and may start tasks.  ``fault``: how the peer broke the protocol.  ``refuses``:
+    with what VERDICT new streams are refused, if they are.
+
+    For the streams: ``out`` holds what is to be written, up to ``end``;
+    ``out_body`` is its part behind a first header.  They may put a frame of DATA
+    there, and what follows it, unless ``is_closed_to_data`` or ``end`` is over
+    ``FULL``: then they have to ask for room, or come to be ``waiting``.
+    """
+
+    __slots__ = (
+        "_flush_call",
+        "_held",
+        "_highest",
+        "_loop",
+        "_on_end",
+        "_on_open",
+        "_queue",
+        "_read",
+        "_rest",
+        "_tunnel",
+        "_write",
+        "end",
+        "fault",
+        "is_closed_to_data",
+        "is_over",
+        "out",
+        "out_body",
+        "refuses",
+        "streams",
+        "waiting",
+    )
+
+    def __init__(
+        self, *, loop: RelayLoop, tunnel: ssl.SSLSocket, on_open: OnOpen | None, on_end: Callable[[], None]
+    ) -> None:
+        self._loop = loop
+        self._tunnel = tunnel
+        tls = tunnel._sslobj  # type: ignore[attr-defined]  # noqa: SLF001  # as in tunnel_pair.py
+        self._read = tls.read
+        self._write = tls.write
+        self._on_open = on_open
+        self._on_end = on_end
+        self._rest = b""
+        self._flush_call = self._flush
+        self._held: memoryview | None = None
+        self._queue = bytearray()
+        self._highest = 0
+        self.out = self.out_body = _NOTHING
+        self.end = 0
+        self.is_closed_to_data = True
+        self.is_over = False
+        self.fault: str | None = None
+        self.refuses: bytes | None = None
+        self.streams: dict[int, Stream] = {}
+        self.waiting: list[Stream] = []
+
+    @property
+    def tunnel(self) -> ssl.SSLSocket:
+        return self._tunnel
+
+    @property
+    def is_source(self) -> bool:
+        return self._on_open is None
+
+    @property
+    def opened_count(self) -> int:
+        """How many streams it has had."""
+        return self._highest
+
+    def start(self) -> None:
+        """Hand the tunnel to the loop; called once."""
+        # Bytes already inside SSL raise no event of their own; "writable" is true at once and brings us there.
+        mask = IN | OUT if self._tunnel.pending() else IN
+        self._loop.adopt_quiet(self._tunnel.fileno(), mask, self._on_event)
+
+    def open(self, payload: bytes) -> Stream:
+        """Ask for a connection; its answer comes to the stream's ``on_verdict``.  Only at the source."""
+        self._highest += 1
+        stream = Stream(loop=self._loop, shared=self, stream_id=self._highest)
+        self.streams[self._highest] = stream
+        self.say(encode_stream_frame(StreamFrameType.OPEN, self._highest, payload))
+        return stream
+
+    async def ask(self, payload: bytes) -> tuple[Stream, bytes | None]:
+        """Open a stream; returns it with the payload of its VERDICT, or None if it ended before.  Only at the source.
+
+        When the caller is cancelled the stream is reset.
+        """
+        task = trio.lowlevel.current_task()
+        stream = self.open(payload)
+
+        def give_up(_: object) -> trio.lowlevel.Abort:
+            if stream.on_verdict is None:
+                return trio.lowlevel.Abort.FAILED  # the answer is under way, and must be taken
+            stream.on_verdict = None
+            stream.cut(None)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        stream.on_verdict = lambda answer: trio.lowlevel.reschedule(task, outcome.Value(answer))
+        return stream, await trio.lowlevel.wait_task_rescheduled(give_up)
+
+    def close(self, *, reset: bool = False) -> None:
+        """End the tunnel, and the streams that are left; called from outside of the loop.
+
+        ``reset``: by RST, because the workload is gone: after a FIN the kernel would hold its namespace for a minute.
+        """
+        if not self.is_over:
+            if reset:
+                reset_on_close(self._tunnel)
+            self._flush()
+            self._lose(Ending.TUNNEL_LOST)
+            self._loop.close_now(self._tunnel)
+
+    # -- for the streams ----------------------------------------------------
+
+    def make_room(self) -> bool:
+        """Make room for one frame of DATA, and what follows it; False while the tunnel is blocked."""
+        if self.end > FULL:
+            self._flush()
+        if self._held is not None or self.is_over:
+            return False
+        if self.is_closed_to_data:
+            self.out = self._loop.borrow()
+            self.out_body = self.out[STREAM_HEADER_BYTES:]
+            self.is_closed_to_data = False
+        return True
+
+    def begins(self) -> None:
+        """The first frame of a turn is about to be put at ``end``."""
+        self._loop.flush_later(self._flush_call)
+
+    def say(self, frame: bytes) -> None:
+        """Send a frame in its turn."""
+        end = self.end
+        if end > FULL or self.is_closed_to_data:
+            if not self.make_room():
+                self._queue += frame
+                return
+            end = self.end
+        if not end:
+            self.begins()
+        self.end = after = end + len(frame)
+        self.out[end:after] = frame
+
+    def drop(self, stream_id: int) -> None:
+        """A stream is over here."""
+        self.streams.pop(stream_id, None)
+        if not self.streams and not self.end and not self.is_closed_to_data:
+            self._loop.give_back(self.out)
+            self._close_to_data()
+
+    def _close_to_data(self) -> None:
+        self.out = self.out_body = _NOTHING
+        self.is_closed_to_data = True
+
+    # -- events -------------------------------------------------------------
+
+    def _on_event(self, event: int) -> None:
+        if event & OUT:
+            if self._held is not None:
+                self._write_held()
+            else:
+                self._loop.interest(self._tunnel.fileno(), IN)
+                event = IN
+        if event & ~OUT and not self.is_over:
+            self._pump()
+
+    def _flush(self) -> None:
+        """Write what was gathered."""
+        end = self.end
+        if not end or self.is_over:
+            return
+        self.end = 0
+        try:
+            self._write(self.out[:end])
+        except _WANT:
+            # OpenSSL writes all of it or wants to be called again with the same bytes (SSL_write(3): no partial write).
+            self._held = self.out[:end]
+            self._close_to_data()
+            self._loop.interest(self._tunnel.fileno(), IN | OUT)
+        except OSError:
+            self._fail(Ending.TUNNEL_LOST)
+        else:
+            if not self.streams:
+                self._loop.give_back(self.out)
+                self._close_to_data()
+
+    def _write_held(self) -> None:
+        while (held := self._held) is not None:
+            try:
+                self._write(held)
+            except _WANT:
+                return
+            except OSError:
+                self._fail(Ending.TUNNEL_LOST)
+                return
+            self._loop.give_back(held)
+            self._held = memoryview(bytes(self._queue)) if self._queue else None
+            self._queue.clear()
+        self._loop.interest(self._tunnel.fileno(), IN)
+        waiting, self.waiting = self.waiting, []
+        for stream in waiting:
+            stream.go_on()
+
+    def _pump(self) -> None:
+        """Read some records, hand their frames to the streams."""
+        arena = self._loop.arena
+        read = self._read
+        rest = self._rest
+        is_lost = False
+        end = 0
+        try:
+            if rest:
+                end = len(rest)
+                arena[:end] = rest
+                got = read(_TLS_RECORD_BYTES, arena[end:])
+            else:
+                got = read(_TLS_RECORD_BYTES, arena)
+            end += got
+            while got == _TLS_RECORD_BYTES and end <= _MAX_READ_BYTES:
+                got = read(_TLS_RECORD_BYTES, arena[end:])
+                end += got
+            is_lost = not got
+        except _WANT:
+            pass
+        except OSError:
+            is_lost = True
+        try:
+            start = self._hand_out(arena, end)
+        except RemoteProtocolError as error:
+            self.fault = str(error)
+            self._fail(Ending.PROTOCOL_ERROR)
+            return
+        if is_lost:
+            self._fail(Ending.TUNNEL_LOST)
+        elif start != end or rest:
+            self._rest = bytes(arena[start:end])
+
+    def _hand_out(self, arena: memoryview, end: int) -> int:
+        """Obey the whole frames in ``arena[:end]``; returns where the rest begins."""
+        start = 0
+        streams = self.streams
+        while end - start >= STREAM_HEADER_BYTES and not self.is_over:
+            word, stream_id = _unpack_header(arena, start)
+            body = start + STREAM_HEADER_BYTES
+            length = word & LENGTH_MASK
+            if length > MAX_CONTROL_BYTES:
+                raise RemoteProtocolError(f"a frame of {length} bytes")
+            if body + length > end:
+                break
+            start = body + length
+            stream = streams.get(stream_id)
+            if stream is None:
+                self._obey_unknown(word >> TYPE_SHIFT, stream_id, arena[body:start])
+            elif word >> TYPE_SHIFT == _DATA:
+                news = stream.down.take(arena[body:start])
+                if news is not None:
+                    stream.heed(news)
+            else:
+                stream.obey(word >> TYPE_SHIFT, bytes(arena[body:start]))
+        return start
+
+    def _obey_unknown(self, kind: int, stream_id: int, payload: memoryview) -> None:
+        if kind == StreamFrameType.OPEN and self._on_open is not None and stream_id > self._highest:
+            self._highest = stream_id
+            self._accept(stream_id, bytes(payload))
+        elif not 0 < stream_id <= self._highest or kind not in _KINDS or kind == StreamFrameType.OPEN:
+            raise RemoteProtocolError(f"a frame of type {kind} for stream {stream_id}, which is not open")
+        # Else it crossed the end of its stream.
+
+    def _accept(self, stream_id: int, payload: bytes) -> None:
+        message = decode_open(payload)
+        if message.check is not None:
+            raise RemoteProtocolError("OPEN: a check in a shared tunnel")
+        refuses = self.refuses if len(self.streams) < MAX_STREAMS else _OVERLOADED
+        if refuses is not None:
+            self.say(encode_stream_frame(StreamFrameType.VERDICT, stream_id, refuses))
+            return
+        stream = Stream(loop=self._loop, shared=self, stream_id=stream_id)
+        self.streams[stream_id] = stream
+        on_open = self._on_open
+        assert on_open is not None
+        self._loop.report_later(lambda: on_open(stream, message))
+
+    # -- the end --------------------------------------------------------------
+
+    def _fail(self, ending: Ending) -> None:
+        """End the tunnel from within the loop."""
+        if not self.is_over:
+            self._lose(ending)
+            self._loop.close_later(self._tunnel)
+
+    def _lose(self, ending: Ending) -> None:
+        self.is_over = True
+        self._loop.forget_quiet(self._tunnel.fileno())
+        self._held = None
+        self._close_to_data()
+        self.waiting.clear()
+        for stream in list(self.streams.values()):
+            stream.lose(ending)
+        self.streams.clear()
+        self._loop.report_later(self._on_end)
+
+
+_NOTHING: Final = memoryview(b"")
+_KINDS: Final = frozenset(StreamFrameType)
+_OVERLOADED: Final = encode_verdict(
+    Verdict(reason=CloseReason.OVERLOADED, detail=f"there are {MAX_STREAMS} connections in this tunnel")
+)[HEADER_BYTES:]
