@@ -7,7 +7,7 @@ Sans-I/O.  The protocol is specified in docs/tunnel-protocol.md; a frame is
     | byte   | endian         | payload         |
     +--------+----------------+=================+
 
-and one connection at a time uses a tunnel:
+and one connection at a time uses a tunnel (many use a shared one: stream_frames.py):
 
     source        OPEN ->                 DATA* EOF|RESET ->
     destination         <- VERDICT        <- DATA* EOF|RESET

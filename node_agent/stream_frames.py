@@ -21,7 +21,7 @@ from node_agent.frames import HEADER, TYPE_SHIFT, FrameType
 SHARED_ALPN: Final = "ringfence/2"
 STREAM_HEADER: Final = struct.Struct(">II")
 STREAM_HEADER_BYTES: Final = STREAM_HEADER.size
-MAX_STREAM_DATA_BYTES: Final = 16384 - STREAM_HEADER_BYTES  # with its header one whole TLS record
+MAX_STREAM_DATA_BYTES: Final = 4 * 16384 - STREAM_HEADER_BYTES  # with its header, exactly four full TLS records
 WINDOW_BYTES: Final = 64 * 1024
 """How many bytes of one direction of a stream may be under way: to be sent without having heard of their delivery."""
 TOKEN_BYTES: Final = 16

@@ -35,6 +35,7 @@ from node_agent.relay.linger import reset_on_close
 from node_agent.relay.loop import IN, OUT, RelayLoop
 from node_agent.relay.stream import FULL, Stream
 from node_agent.stream_frames import (
+    MAX_STREAM_DATA_BYTES,
     MAX_STREAMS,
     STREAM_HEADER,
     STREAM_HEADER_BYTES,
@@ -44,6 +45,8 @@ from node_agent.stream_frames import (
 
 _TLS_RECORD_BYTES: Final = 16384  # RFC 8446 section 5.1; a read of this size takes a whole record, so none hides in SSL
 _MAX_READ_BYTES: Final = 64 * 1024  # in one turn, and a record
+_MAX_QUEUED_BYTES: Final = 1024 * 1024
+"""What a peer may not have read, of verdicts and such: more than for all its streams at a time."""
 _DATA: Final = int(StreamFrameType.DATA)
 _WANT: Final = (ssl.SSLWantWriteError, ssl.SSLWantReadError)
 _unpack_header = STREAM_HEADER.unpack_from
@@ -75,8 +78,10 @@ class SharedTunnel:
         "_on_open",
         "_queue",
         "_read",
+        "_remaining",
         "_rest",
         "_tunnel",
+        "_unfinished",
         "_write",
         "end",
         "fault",
@@ -100,6 +105,8 @@ class SharedTunnel:
         self._on_open = on_open
         self._on_end = on_end
         self._rest = b""
+        self._remaining = 0  # of a frame of DATA whose beginning was handed out, to the stream of this number:
+        self._unfinished = 0
         self._flush_call = self._flush
         self._held: memoryview | None = None
         self._queue = bytearray()
@@ -136,6 +143,7 @@ class SharedTunnel:
         """Ask for a connection; its answer comes to the stream's ``on_verdict``.  Only at the source."""
         self._highest += 1
         stream = Stream(loop=self._loop, shared=self, stream_id=self._highest)
+        stream.down.is_deaf = True  # until its verdict
         self.streams[self._highest] = stream
         self.say(encode_stream_frame(StreamFrameType.OPEN, self._highest, payload))
         return stream
@@ -151,7 +159,7 @@ class SharedTunnel:
         def give_up(_: object) -> trio.lowlevel.Abort:
             if stream.on_verdict is None:
                 return trio.lowlevel.Abort.FAILED  # the answer is under way, and must be taken
-            stream.on_verdict = None
+            stream.on_verdict = _nobody_waits  # not None: the answer may be on its way, and is in order
             stream.cut(None)
             return trio.lowlevel.Abort.SUCCEEDED
 
@@ -167,7 +175,8 @@ class SharedTunnel:
             if reset:
                 reset_on_close(self._tunnel)
             self._flush()
-            self._lose(Ending.TUNNEL_LOST)
+            if not self.is_over:  # by that
+                self._lose(Ending.TUNNEL_LOST)
             self._loop.close_now(self._tunnel)
 
     # -- for the streams ----------------------------------------------------
@@ -194,6 +203,8 @@ class SharedTunnel:
         if end > FULL or self.is_closed_to_data:
             if not self.make_room():
                 self._queue += frame
+                if len(self._queue) > _MAX_QUEUED_BYTES:
+                    self._loop.call_soon(lambda: self._fail(Ending.TUNNEL_LOST))
                 return
             end = self.end
         if not end:
@@ -296,25 +307,38 @@ class SharedTunnel:
             self._rest = bytes(arena[start:end])
 
     def _hand_out(self, arena: memoryview, end: int) -> int:
-        """Obey the whole frames in ``arena[:end]``; returns where the rest begins."""
+        """Obey the frames in ``arena[:end]``, of DATA also what is there of it; returns where the rest begins."""
         start = 0
         streams = self.streams
+        if self._remaining:
+            start = min(self._remaining, end)
+            self._remaining -= start
+            if start and (stream := streams.get(self._unfinished)) is not None:
+                stream.heed(stream.down.take(arena[:start]))
         while end - start >= STREAM_HEADER_BYTES and not self.is_over:
             word, stream_id = _unpack_header(arena, start)
             body = start + STREAM_HEADER_BYTES
             length = word & LENGTH_MASK
+            stream = streams.get(stream_id)
+            start = body + length
+            if word >> TYPE_SHIFT == _DATA:
+                if not 0 < length <= MAX_STREAM_DATA_BYTES:
+                    raise RemoteProtocolError(f"DATA of {length} bytes")
+                if start > end:
+                    self._remaining = start - end
+                    self._unfinished = stream_id
+                    start = end
+                if stream is None:
+                    self._obey_unknown(_DATA, stream_id, _NOTHING)
+                elif start > body and (news := stream.down.take(arena[body:start])) is not None:
+                    stream.heed(news)
+                continue
             if length > MAX_CONTROL_BYTES:
                 raise RemoteProtocolError(f"a frame of {length} bytes")
-            if body + length > end:
-                break
-            start = body + length
-            stream = streams.get(stream_id)
+            if start > end:
+                return body - STREAM_HEADER_BYTES
             if stream is None:
                 self._obey_unknown(word >> TYPE_SHIFT, stream_id, arena[body:start])
-            elif word >> TYPE_SHIFT == _DATA:
-                news = stream.down.take(arena[body:start])
-                if news is not None:
-                    stream.heed(news)
             else:
                 stream.obey(word >> TYPE_SHIFT, bytes(arena[body:start]))
         return start
@@ -359,6 +383,10 @@ class SharedTunnel:
             stream.lose(ending)
         self.streams.clear()
         self._loop.report_later(self._on_end)
+
+
+def _nobody_waits(_: bytes | None) -> None:
+    pass
 
 
 _NOTHING: Final = memoryview(b"")

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 FULL: Final = ARENA_BYTES - 2 * (STREAM_HEADER_BYTES + max(MAX_STREAM_DATA_BYTES, MAX_CONTROL_BYTES))
 """From here on a shared tunnel has no room for DATA and what follows it."""
+_FIRST_READ_BYTES: Final = 16384 - STREAM_HEADER_BYTES  # with its header one whole TLS record
 _SILENT: Final = -1  # equal to no mask, so the next change of interest registers again
 _DATA_WORD: Final = StreamFrameType.DATA << TYPE_SHIFT
 _EOF_WORD: Final = StreamFrameType.EOF << TYPE_SHIFT
@@ -70,6 +71,7 @@ class Stream:
         "_pair",
         "_plain",
         "_plain_fd",
+        "_read_bytes",
         "_recv_into",
         "_shared",
         "_up_bytes",
@@ -88,6 +90,7 @@ class Stream:
         self._plain_fd = -1
         self._mask = READ
         self._credit = WINDOW_BYTES
+        self._read_bytes = _FIRST_READ_BYTES
         self._up_bytes = 0
         self._up_ended = False
         self._is_waiting = False
@@ -157,6 +160,8 @@ class Stream:
         self._recv_into = plain.recv_into
         self._on_done = on_done
         self._on_own = on_own
+        if on_own is not None and self._move is not None and self._move.has_asked:
+            self._loop.report_later(on_own)  # the peer has wished for it before we were here
 
     def start(self) -> None:
         """Hand the socket to the loop; called once."""
@@ -210,7 +215,7 @@ class Stream:
             return
         end = shared.end
         body = end + STREAM_HEADER_BYTES
-        most = self._credit if self._credit < MAX_STREAM_DATA_BYTES else MAX_STREAM_DATA_BYTES
+        most = self._credit if self._credit < self._read_bytes else self._read_bytes
         out = shared.out
         try:
             received = self._recv_into(out[body:] if end else shared.out_body, most)
@@ -226,6 +231,8 @@ class Stream:
             end = shared.end = body + received
             self._up_bytes += received
             self._credit -= received
+            if received == self._read_bytes:
+                self._read_bytes = MAX_STREAM_DATA_BYTES
             if not self._credit:
                 self._wish()
                 self._update_interest()
@@ -261,8 +268,12 @@ class Stream:
     def obey(self, kind: int, payload: bytes) -> None:
         """A frame that is not DATA has come; raises RemoteProtocolError."""
         is_source = self._shared.is_source
+        if self.on_verdict is not None and kind != StreamFrameType.VERDICT:
+            raise RemoteProtocolError(f"stream {self.stream_id}: a frame of type {kind} before its verdict")
         if kind == StreamFrameType.CREDIT:
             self._credit += decode_credit(payload)
+            if self._credit > WINDOW_BYTES:
+                raise RemoteProtocolError(f"stream {self.stream_id}: CREDIT for more than was sent")
             self._update_interest()
         elif kind == StreamFrameType.EOF and not payload:
             self.heed(self.down.end())
@@ -270,8 +281,10 @@ class Stream:
             self._end(Ending.PEER_RESET, decode_reset(payload) if payload else None)
         elif kind == StreamFrameType.VERDICT and self.on_verdict is not None:
             on_verdict, self.on_verdict = self.on_verdict, None
+            self.down.is_deaf = False
             self._loop.report_later(lambda: on_verdict(payload))
         elif kind == StreamFrameType.OWN and is_source and not payload:
+            self._moving().is_wanted_by_peer = True
             self._wish()
         elif kind == StreamFrameType.MOVED and not payload and self._may_leave(is_source=is_source):
             self._moving().peer_has_left = self.down.is_deaf = True
@@ -329,8 +342,9 @@ class Stream:
 
     def may_ask_again(self) -> None:
         """No tunnel could be had for it."""
-        self._moving().has_asked = False
-        if not self._credit:
+        moving = self._moving()
+        moving.has_asked = False
+        if not self._credit or moving.is_wanted_by_peer:  # which says so once
             self._wish()
 
     def move(self, own: ssl.SSLSocket) -> None:
@@ -339,20 +353,26 @@ class Stream:
         moving.own = own
         moving.is_leaving = True
         self._say(StreamFrameType.MOVED)
+        self.down.is_mute = True
         self._update_interest()
 
     def attach(self, own: ssl.SSLSocket, on_back: OnBack) -> None:
         """The source has said ATTACH in ``own``.  Only at the destination.  ``on_back``: as in ``Move``."""
+        if not self.is_carrying:
+            self._loop.close_later(own)
+            self._loop.report_later(lambda: on_back(None))
+            return
         moving = self._moving()
+        moving.abandon()  # one from before, of which the source has not heard
         moving.own = own
         moving.on_back = on_back
-        if self.is_carrying:
-            self._switch_if_ready()
-        else:
-            self._loop.call_soon(moving.abandon)
+        self._switch_if_ready()
 
     def _switch_if_ready(self) -> None:
         moving, plain = self._moving(), self._plain
+        if not moving.is_leaving and self._up_ended and self.down.has_ended:
+            moving.abandon()  # both ends were said here: the source does not wait for our MOVED, it is over for it
+            return
         if plain is None or (own := moving.take()) is None:
             return
         if not moving.is_leaving:

@@ -22,6 +22,7 @@ class StreamDown:
     ``held`` are bytes that the application has not taken yet.  ``moved_bytes``
     counts what came for it.  ``is_deaf``: there is no more to come here, because
     of EOF (``has_ended``), or because the rest comes in another tunnel.
+    ``is_mute``: we have said our last frame here, and give no credit any more.
     """
 
     __slots__ = (
@@ -33,6 +34,7 @@ class StreamDown:
         "has_ended",
         "held",
         "is_deaf",
+        "is_mute",
         "moved_bytes",
     )
 
@@ -44,6 +46,7 @@ class StreamDown:
         self.held: bytearray | None = None
         self.has_ended = False
         self.is_deaf = False
+        self.is_mute = False
         self.moved_bytes = 0
 
     @property
@@ -58,11 +61,11 @@ class StreamDown:
         return self.held is not None or self.has_ended
 
     def take(self, payload: memoryview) -> News | None:
-        """DATA has come; raises RemoteProtocolError."""
+        """DATA has come, or a part of it; raises RemoteProtocolError."""
         size = len(payload)
         held = self.held
         waiting = 0 if held is None else len(held)
-        if not size or self.is_deaf or waiting + self._owed + size > WINDOW_BYTES:
+        if self.is_deaf or waiting + self._owed + size > WINDOW_BYTES:
             raise RemoteProtocolError(f"stream {self._stream_id}: DATA that is not in order")
         self.moved_bytes += size
         if held is not None:
@@ -112,6 +115,8 @@ class StreamDown:
         return self._shut() if self.has_ended else News.CHANGED
 
     def _give_credit(self) -> None:
+        if self.is_mute:
+            return
         self._shared.say(encode_credit(self._stream_id, self._owed))
         self._owed = 0
 

@@ -24,11 +24,12 @@ class Move:
     connection if it ended there, None if it ended before (it is closed then).
     """
 
-    __slots__ = ("_loop", "has_asked", "is_leaving", "on_back", "own", "peer_has_left")
+    __slots__ = ("_loop", "has_asked", "is_leaving", "is_wanted_by_peer", "on_back", "own", "peer_has_left")
 
     def __init__(self, loop: RelayLoop) -> None:
         self._loop = loop
         self.has_asked = False
+        self.is_wanted_by_peer = False
         self.is_leaving = False
         self.peer_has_left = False
         self.own: ssl.SSLSocket | None = None
@@ -50,7 +51,7 @@ class Move:
         return True
 
     def abandon(self) -> None:
-        """The stream has ended before it moved; called within the loop."""
+        """The stream has ended before it moved, or has no use for the tunnel."""
         if self.own is not None:
             self._loop.close_later(self.own)
             self.own = None

@@ -1,25 +1,19 @@
 """The source's end: get a tunnel to an endpoint, ask for a connection, hear the verdict."""
 
-import os
-import socket
-import ssl
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from typing import Final
 
 import outcome
 import trio
 
-from ca.spiffe import SpiffeId
-from node_agent.config import TUNNEL_PORT
 from node_agent.errors import CloseReason, ConnectionFailure, PolicyDenied
 from node_agent.frames import HEADER_BYTES, RESET_FRAME, FrameType, Open, Verdict, decode_verdict, encode_open
 from node_agent.stream_frames import encode_attach
-from node_agent.tunnel.connect import connect
+from node_agent.tunnel.dial import ASKED, Dialler, Dials, TunnelKey
 from node_agent.tunnel.pool import DIAL, WAIT, Answer, Grant, TunnelPool
 from node_agent.tunnel.shared import Carriers, SharedConnection, SharedTunnels
-from node_agent.tunnel.tunnel import Tunnel, TunnelLost, Verify, require_protocol, shake_hands
+from node_agent.tunnel.tunnel import Tunnel, TunnelLost, Verify
 
 _MAX_DIALS_A_KEY: Final = 32
 _MAX_IDLE_A_KEY: Final = 512
@@ -28,45 +22,7 @@ _SWEEP_S: Final = 10.0
 _VERDICT_GRACE_S: Final = 2.0  # beyond the destination's own connect timeout
 _MOVE_AGAIN_S: Final = 10.0  # after a connection could have no tunnel of its own
 _HELD_S: Final = 1.0  # programs accept in milliseconds; one that is late hears of the connection twice
-CONNECTED: Final = "ringfence.tunnel.connected"
-PROVEN: Final = "ringfence.tunnel.proven"
-ASKED: Final = "ringfence.tunnel.asked"
-"""Phases of a connection's way into a tunnel; the first two only if none was idle."""
 _PEER_DOES_NOT_ANSWER: Final = frozenset({CloseReason.PEER_UNAVAILABLE, CloseReason.HANDSHAKE_TIMEOUT})
-
-
-class TunnelKey(NamedTuple):
-    """Connections with an equal key may follow each other in one tunnel.
-
-    The source workload is part of it (its sockets live in its namespace, and
-    the tunnel's source address vouches for the workload's), and so is the
-    identity that the endpoint proved: a new pod with an old address has
-    another key.
-    """
-
-    source_uid: str
-    source: SpiffeId
-    endpoint_ip: str
-    expected: SpiffeId
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dialler:
-    """What a dial needs from the story; called only if there is no idle tunnel.
-
-    ``make_socket`` returns an unconnected socket in the source's namespace,
-    ``context`` presents the source's SVID ``serial``, which is valid until ``not_after``.
-    ``connect_timeout_s`` and ``handshake_timeout_s`` count instead of the client's own.
-    ``reached`` is told of the phases below, if somebody wants to know.
-    """
-
-    make_socket: Callable[[str], socket.socket]
-    context: ssl.SSLContext
-    not_after: datetime
-    serial: int = 0
-    connect_timeout_s: float | None = None
-    handshake_timeout_s: float | None = None
-    reached: Callable[[str], None] | None = None
 
 
 _Pool = TunnelPool[Tunnel, trio.lowlevel.Task]
@@ -90,10 +46,13 @@ class TunnelClient:
         ``carriers`` move the bytes of shared tunnels; without them each connection has a tunnel to itself.
         """
         self._connect_timeout_s = connect_timeout_s
-        self._handshake_timeout_s = handshake_timeout_s
-        self._verify = verify
-        self._fault = fault
-        self._on_handshake = on_handshake
+        self._dials = Dials(
+            connect_timeout_s=connect_timeout_s,
+            handshake_timeout_s=handshake_timeout_s,
+            verify=verify,
+            fault=fault,
+            on_handshake=on_handshake,
+        )
         self._pool: _Pool = TunnelPool(max_dials=_MAX_DIALS_A_KEY, max_idle=_MAX_IDLE_A_KEY, idle_s=_IDLE_S)
         self._shared = None if carriers is None else SharedTunnels(carriers)
         self._movers: trio.Nursery | None = None
@@ -168,17 +127,18 @@ class TunnelClient:
         return tunnel
 
     async def open_shared(self, key: TunnelKey, message: Open, dialler: Dialler) -> SharedConnection | None:
-        """As ``open``, in a tunnel that others use as well; None if the peer does not share.
+        """As ``open``, in a tunnel that others use as well; None if the peer does not share, or it had better not.
 
         The caller owns the connection's stream, which it cuts, or hands to the relay.
         """
-        if self._shared is None:
+        port = message.destination.port
+        if self._shared is None or not self._shared.may_share(key, port):
             return None
         payload = encode_open(message)[HEADER_BYTES:]
         timeout_s = (dialler.connect_timeout_s or self._connect_timeout_s) + _VERDICT_GRACE_S
 
         async def dial() -> Tunnel:
-            return await self._connect(key, dialler)
+            return await self._dials.dial(key, dialler)
 
         while True:
             shared = self._shared.find(key) or await self._shared.acquire(
@@ -197,7 +157,8 @@ class TunnelClient:
                         raise
                     continue  # as in ``_ask``
                 _require_accepted(verdict)
-                return SharedConnection(shared=shared, stream=stream)
+                self._shared.opened(key, port)
+                return SharedConnection(shared=shared, stream=stream, port=port)
             raise ConnectionFailure(CloseReason.VERDICT_TIMEOUT, "the peer agent gave no verdict in time")
 
     def give_own(
@@ -208,6 +169,9 @@ class TunnelClient:
         ``admit`` raises ConnectionFailure for a tunnel that it is not to have.  ``connection.own`` is then its
         caller's, as what ``open`` returns.
         """
+        if self._shared is not None and not connection.has_wished:
+            connection.has_wished = True
+            self._shared.wished(key, connection.port)
         if self._movers is not None:
             self._movers.start_soon(self._move, connection, key, dialler, admit)
 
@@ -335,7 +299,7 @@ class TunnelClient:
     async def _dial(self, key: TunnelKey, dialler: Dialler) -> Tunnel:
         began = trio.current_time()
         try:
-            tunnel = await self._connect(key, dialler)
+            tunnel = await self._dials.dial(key, dialler)
         except ConnectionFailure as failure:
             if failure.reason in _PEER_DOES_NOT_ANSWER:
                 granted, hopeless = self._pool.dial_unanswered(key, since=began)
@@ -354,64 +318,6 @@ class TunnelClient:
     def _let_dial(self, granted: Grant[Tunnel, trio.lowlevel.Task] | None) -> None:
         if granted is not None:
             trio.lowlevel.reschedule(granted.waiter, outcome.Value(granted.tunnel))
-
-    async def _connect(self, key: TunnelKey, dialler: Dialler) -> Tunnel:
-        connect_timeout_s = dialler.connect_timeout_s or self._connect_timeout_s
-        handshake_timeout_s = dialler.handshake_timeout_s or self._handshake_timeout_s
-        sock = dialler.make_socket(key.endpoint_ip)
-        try:
-            await connect(sock, key.endpoint_ip, TUNNEL_PORT, timeout_s=connect_timeout_s)
-        except ConnectionFailure as failure:
-            sock.close()
-            raise ConnectionFailure(CloseReason.PEER_UNAVAILABLE, failure.detail) from failure
-        except BaseException:
-            sock.close()
-            raise
-        owned: socket.socket = sock
-        try:
-            if dialler.reached is not None:
-                dialler.reached(CONNECTED)
-            began = trio.current_time()
-            # An agent that ends has reset us by now; ``wrap_socket`` would raise that too, and leave a socket behind.
-            if number := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                raise OSError(number, os.strerror(number))
-            owned = tls = dialler.context.wrap_socket(sock, do_handshake_on_connect=False, suppress_ragged_eofs=False)
-            with trio.fail_after(handshake_timeout_s):
-                await shake_hands(tls)
-            self._on_handshake(trio.current_time() - began)
-            tunnel = self._checked(tls, key, dialler)
-            if dialler.reached is not None:
-                dialler.reached(PROVEN)
-            return tunnel
-        except trio.TooSlowError as error:
-            owned.close()
-            raise ConnectionFailure(
-                CloseReason.HANDSHAKE_TIMEOUT,
-                f"no TLS handshake with {key.endpoint_ip} within {handshake_timeout_s:g} s",
-            ) from error
-        except OSError as error:
-            owned.close()
-            raise self._fault(error) from error
-        except BaseException:
-            owned.close()
-            raise
-
-    def _checked(self, tls: ssl.SSLSocket, key: TunnelKey, dialler: Dialler) -> Tunnel:
-        """Judge who answered; raises ConnectionFailure."""
-        peer = self._verify(tls, datetime.now(UTC))
-        require_protocol(tls)
-        if peer.identity != key.expected:
-            raise ConnectionFailure(
-                CloseReason.IDENTITY_MISMATCH, f"{key.endpoint_ip} must be {key.expected} but proved {peer.identity}"
-            )
-        return Tunnel(
-            tls,
-            peer=peer,
-            peer_ip=key.endpoint_ip,
-            not_after=min(peer.not_after, dialler.not_after),
-            fault=self._fault,
-            own_serial=dialler.serial,
-        )
 
 
 def _require_accepted(verdict: Verdict) -> None:

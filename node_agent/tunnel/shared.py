@@ -16,9 +16,10 @@ from typing import Final, Protocol
 
 import trio
 
-from node_agent.errors import CloseReason, ConnectionFailure
+from node_agent.errors import CloseReason, ConnectionFailure, RemoteProtocolError
 from node_agent.frames import Verdict, decode_verdict
 from node_agent.stream_frames import SHARED_ALPN, TOKEN_BYTES, encode_share
+from node_agent.tunnel.habits import Habits
 from node_agent.tunnel.tunnel import Tunnel, TunnelLost
 
 _MAX_STREAMS: Final = 100  # in one tunnel; as HTTP/2 recommends (RFC 9113 section 6.5.2)
@@ -60,6 +61,9 @@ class Carrier(Protocol):
     @property
     def is_over(self) -> bool: ...
 
+    @property
+    def fault(self) -> str | None: ...
+
     async def ask(self, payload: bytes) -> tuple[Stream, bytes | None]: ...
 
     def close(self, *, reset: bool = False) -> None: ...
@@ -75,6 +79,7 @@ class Carriers(Protocol):
 class Shared:
     """A shared tunnel: ``tunnel`` says who is at its ends, ``token`` names it in ATTACH."""
 
+    key: Hashable
     tunnel: Tunnel
     carrier: Carrier
     token: bytes
@@ -88,14 +93,16 @@ class Shared:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class SharedConnection:
-    """A connection that the destination has accepted, in a shared tunnel.
+    """A connection to ``port`` that the destination has accepted, in a shared tunnel.
 
-    ``own`` is the tunnel that it was given, when it wished for one.
+    ``own`` is the tunnel that it was given, when it had wished for one.
     """
 
     shared: Shared
     stream: Stream
+    port: int
     own: Tunnel | None = None
+    has_wished: bool = False
 
     @property
     def tunnel(self) -> Tunnel:
@@ -116,6 +123,7 @@ class _Slot:
     is_dialling: bool = False
     waiters: deque[_Waiter] = field(default_factory=deque)
     unshared_until: float = 0.0
+    habits: Habits = field(default_factory=Habits)
 
 
 class SharedTunnels:
@@ -147,6 +155,23 @@ class SharedTunnels:
 
     # -- for connections ------------------------------------------------------
 
+    def may_share(self, key: Hashable, port: int) -> bool:
+        """Whether a connection to ``port`` is to begin in a shared tunnel; asked once for each."""
+        slot = self._slots.get(key)
+        return slot is None or slot.habits.may_share(port)
+
+    def opened(self, key: Hashable, port: int) -> None:
+        """One has begun so."""
+        slot = self._slots.get(key)
+        if slot is not None:
+            slot.habits.opened(port)
+
+    def wished(self, key: Hashable, port: int) -> None:
+        """One of those wants a tunnel of its own; told once for each."""
+        slot = self._slots.get(key)
+        if slot is not None:
+            slot.habits.moved(port)
+
     def find(self, key: Hashable) -> Shared | None:
         """A tunnel with room."""
         slot = self._slots.get(key)
@@ -175,12 +200,14 @@ class SharedTunnels:
             if slot.is_dialling:
                 await self._wait(slot)
             else:
-                await self._dial(slot, dial, keep)
+                await self._dial(key, slot, dial, keep)
 
     async def ask(self, shared: Shared, payload: bytes) -> tuple[Stream, Verdict]:
         """Open a stream; raises TunnelLost, RemoteProtocolError (the stream is cut then)."""
         stream, answer = await shared.carrier.ask(payload)
         if answer is None:
+            if shared.carrier.fault is not None:
+                raise RemoteProtocolError(shared.carrier.fault)
             raise TunnelLost("the shared tunnel ended before its verdict")
         try:
             verdict = decode_verdict(answer)
@@ -211,14 +238,16 @@ class SharedTunnels:
             waiter.failure = failure
             waiter.woken.set()
 
-    async def _dial(self, slot: _Slot, dial: Callable[[], Awaitable[Tunnel]], keep: Callable[[Tunnel], None]) -> None:
+    async def _dial(
+        self, key: Hashable, slot: _Slot, dial: Callable[[], Awaitable[Tunnel]], keep: Callable[[Tunnel], None]
+    ) -> None:
         slot.is_dialling = True
         to_wake = 1
         failure: ConnectionFailure | None = None
         try:
             tunnel = await dial()
             if tunnel.protocol == SHARED_ALPN:
-                slot.current = await self._share(slot, tunnel)
+                slot.current = await self._share(key, slot, tunnel)
                 to_wake = _MAX_STREAMS  # one of them is ours; the last finds it full, and dials the next
             else:
                 slot.unshared_until = trio.current_time() + _ASK_AGAIN_S
@@ -233,7 +262,7 @@ class SharedTunnels:
             slot.is_dialling = False
             self._wake(slot, to_wake, failure)
 
-    async def _share(self, slot: _Slot, tunnel: Tunnel) -> Shared:
+    async def _share(self, key: Hashable, slot: _Slot, tunnel: Tunnel) -> Shared:
         token = os.urandom(TOKEN_BYTES)
         try:
             await tunnel.send(encode_share(token))
@@ -249,7 +278,7 @@ class SharedTunnels:
                 slot.current = None
 
         carrier = self._carriers.share(tunnel.lend(), on_end=ended)
-        shared = Shared(tunnel=tunnel, carrier=carrier, token=token)
+        shared = Shared(key=key, tunnel=tunnel, carrier=carrier, token=token)
         slot.tunnels.append(shared)
         return shared
 
@@ -283,7 +312,7 @@ class SharedTunnels:
                 if unwanted(key, shared.tunnel):
                     self._retire(slot, shared, reset=reset)
         for shared in list(self._retired) if reset else ():
-            if unwanted(None, shared.tunnel):
+            if unwanted(shared.key, shared.tunnel):
                 shared.carrier.close(reset=True)
 
     def _retire(self, slot: _Slot, shared: Shared, *, reset: bool = False) -> None:

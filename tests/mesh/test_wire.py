@@ -252,8 +252,8 @@ def test_nobody_on_the_link_learns_who_talks_to_whom(recording: Recording) -> No
         assert b"ringfence" not in recording.streams[flow.back]
         _, extensions = _hello(recording, flow)
         assert 0 not in extensions, "no server name"
-        assert recording.streams[flow].count(b"ringfence") == 1, "the offer in the ClientHello"
-        assert extensions[16].endswith(b"ringfence/1")
+        assert recording.streams[flow].count(b"ringfence") == 2, "the offers in the ClientHello"
+        assert extensions[16].endswith(b"\x0bringfence/2\x0bringfence/1")
 
 
 def test_the_ca_is_asked_over_tls_1_3_only(recording: Recording) -> None:

@@ -103,7 +103,7 @@ def _client(network: _Network, monkeypatch: pytest.MonkeyPatch) -> TunnelClient:
         raise AssertionError("not reached")
 
     client = TunnelClient(connect_timeout_s=_CONNECT_TIMEOUT_S, handshake_timeout_s=10.0, verify=never, fault=never)
-    monkeypatch.setattr(client, "_connect", network.connect)
+    monkeypatch.setattr(client._dials, "dial", network.connect)  # noqa: SLF001  # what it would dial
     return client
 
 
@@ -363,7 +363,7 @@ async def test_a_peer_that_ends_before_it_has_accepted_us_has_broken_off(
     """Its kernel has connected us already, and resets us with the listener: another endpoint may serve us."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        monkeypatch.setattr("node_agent.tunnel.client.TUNNEL_PORT", port)
+        monkeypatch.setattr("node_agent.tunnel.dial.TUNNEL_PORT", port)
 
         async def connect_and_lose(sock: socket.socket, ip: str, port: int, *, timeout_s: float) -> None:
             await connect(sock, ip, port, timeout_s=timeout_s)
@@ -371,7 +371,7 @@ async def test_a_peer_that_ends_before_it_has_accepted_us_has_broken_off(
                 listener.close()
                 await trio.lowlevel.wait_readable(sock)  # the reset is there
 
-        monkeypatch.setattr("node_agent.tunnel.client.connect", connect_and_lose)
+        monkeypatch.setattr("node_agent.tunnel.dial.connect", connect_and_lose)
         client = TunnelClient(
             connect_timeout_s=30.0,
             handshake_timeout_s=30.0,
