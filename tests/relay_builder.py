@@ -183,8 +183,8 @@ class RelayBench:
         self._stopping = False
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
-        self._pairs = pairs
-        self._sockets: list[socket.socket] = []
+        self.pairs = pairs
+        self.sockets: list[socket.socket] = []
 
     def _serve(self) -> None:
         try:
@@ -207,16 +207,16 @@ class RelayBench:
     ) -> JoinedTunnel:
         """Join an application's socket and a tunnel; ``source_side``: the agent that dialled the tunnel."""
         app, plain = tcp_pair(buffer_bytes=buffer_bytes)
-        client, server = self._pairs.make(buffer_bytes=buffer_bytes)
+        client, server = self.pairs.make(buffer_bytes=buffer_bytes)
         ours, theirs = (client, server) if source_side else (server, client)
         plain.setblocking(False)
-        self._sockets += [app, plain, ours, theirs]
+        self.sockets += [app, plain, ours, theirs]
         finish = Finish()
         pair = TunnelPair(loop=self.loop, plain=plain, tunnel=ours, on_done=finish, meter=meter)
         if start:
             self.loop.call_soon(pair.start)
         else:
-            self._sockets.append(plain)
+            self.sockets.append(plain)
         return JoinedTunnel(app=app, peer=Peer(theirs), pair=pair, finish=finish, tunnel=ours)
 
     def plain(self, *, buffer_bytes: int | None = None, meter: Meter | None = None) -> JoinedPlain:
@@ -225,7 +225,7 @@ class RelayBench:
         second, ours_second = tcp_pair(buffer_bytes=buffer_bytes)
         ours_first.setblocking(False)
         ours_second.setblocking(False)
-        self._sockets += [first, ours_first, second, ours_second]
+        self.sockets += [first, ours_first, second, ours_second]
         finish = Finish()
         pair = PlainPair(loop=self.loop, first=ours_first, second=ours_second, on_done=finish, meter=meter)
         self.loop.call_soon(pair.start)
@@ -238,14 +238,14 @@ class RelayBench:
         """
         app_one, plain_one = tcp_pair(buffer_bytes=buffer_bytes)
         app_two, plain_two = tcp_pair(buffer_bytes=buffer_bytes)
-        client, server = self._pairs.make(buffer_bytes=buffer_bytes)
+        client, server = self.pairs.make(buffer_bytes=buffer_bytes)
         joined: list[tuple[socket.socket, ssl.SSLSocket, TunnelPair, Finish, ssl.SSLSocket]] = []
         for app, plain, ours, theirs in (
             (app_one, plain_one, client, server),
             (app_two, plain_two, server, client),
         ):
             plain.setblocking(False)
-            self._sockets += [app, plain, ours]
+            self.sockets += [app, plain, ours]
             finish = Finish()
             pair = TunnelPair(loop=self.loop, plain=plain, tunnel=ours, on_done=finish, meter=None if joined else meter)
             joined.append((app, theirs, pair, finish, ours))
@@ -261,7 +261,7 @@ class RelayBench:
         self.loop.call_soon(self._stop)
         self._thread.join(DEADLINE_S)
         self.loop.close()
-        for sock in self._sockets:
+        for sock in self.sockets:
             sock.close()
         assert self.crashes == []
 

@@ -1,8 +1,10 @@
-"""Both ends of a tunnel, joined: what one application does is what the other one sees."""
+"""Both ends of a tunnel or of a stream, joined: what one application does is what the other one sees."""
 
 import random
 import socket
 import struct
+from functools import partial
+from typing import Protocol
 
 import pytest
 
@@ -18,20 +20,42 @@ from tests.relay_builder import (
     send_until_stuck,
     was_reset,
 )
+from tests.stream_builder import JoinedStream, stream_path
 
 _SMALL_BUFFER_BYTES = 16 * 1024
 
 
-def _send_all(joined: JoinedTunnel, chunks: list[bytes]) -> None:
+class _Path(Protocol):
+    """Joins two applications by two agents."""
+
+    def __call__(
+        self, *, buffer_bytes: int | None = None
+    ) -> tuple[JoinedTunnel | JoinedStream, JoinedTunnel | JoinedStream]: ...
+
+
+@pytest.fixture(params=["tunnel", "stream", "stream that moves", "stream that can not move"])
+def path(bench: RelayBench, request: pytest.FixtureRequest) -> _Path:
+    match request.param:
+        case "tunnel":
+            return bench.path
+        case "stream":
+            return partial(stream_path, bench)
+        case "stream that moves":
+            return partial(stream_path, bench, own="attach-first")
+        case _:
+            return partial(stream_path, bench, own="failing")
+
+
+def _send_all(joined: JoinedTunnel | JoinedStream, chunks: list[bytes]) -> None:
     for chunk in chunks:
         joined.app.sendall(chunk)
     joined.app.shutdown(socket.SHUT_WR)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_random_chunks_in_both_directions_at_once(bench: RelayBench, seed: int) -> None:
+def test_random_chunks_in_both_directions_at_once(path: _Path, seed: int) -> None:
     rng = random.Random(seed)
-    one, other = bench.path(buffer_bytes=rng.choice([None, _SMALL_BUFFER_BYTES]))
+    one, other = path(buffer_bytes=rng.choice([None, _SMALL_BUFFER_BYTES]))
     up, down = rng.randbytes(rng.choice([1, 4_000_000])), rng.randbytes(rng.choice([1, 4_000_000]))
     up_chunks = random_chunks(rng, up, most_bytes=1 << 20)
     down_chunks = random_chunks(rng, down, most_bytes=1 << 20)
@@ -48,8 +72,8 @@ def test_random_chunks_in_both_directions_at_once(bench: RelayBench, seed: int) 
         assert (each.pair.up_bytes, each.pair.down_bytes) == (len(sent), len(got))
 
 
-def test_both_stopped_at_once_then_both_resume(bench: RelayBench) -> None:
-    one, other = bench.path(buffer_bytes=_SMALL_BUFFER_BYTES)
+def test_both_stopped_at_once_then_both_resume(path: _Path) -> None:
+    one, other = path(buffer_bytes=_SMALL_BUFFER_BYTES)
     up, down = random.Random(7).randbytes(8 << 20), random.Random(8).randbytes(8 << 20)
     with in_background(lambda: _send_all(one, [up]), lambda: _send_all(other, [down])):
         seen = (-1, -1)
@@ -74,8 +98,8 @@ def test_both_stopped_at_once_then_both_resume(bench: RelayBench) -> None:
         assert each.pair.held_bytes == 0
 
 
-def test_one_byte_writes_arrive_in_order(bench: RelayBench) -> None:
-    one, other = bench.path()
+def test_one_byte_writes_arrive_in_order(path: _Path) -> None:
+    one, other = path()
     payload = random.Random(1).randbytes(20_000)
     with in_background(lambda: _send_all(one, [payload[at : at + 1] for at in range(len(payload))])):
         assert read_all(other.app) == payload
@@ -86,9 +110,9 @@ def test_one_byte_writes_arrive_in_order(bench: RelayBench) -> None:
 
 @pytest.mark.parametrize("blocked", [False, True], ids=["reading", "stopped"])
 @pytest.mark.parametrize("sending", [False, True], ids=["idle", "sending"])
-def test_reset_travels_and_both_ends_know_whose_it_was(bench: RelayBench, sending: bool, blocked: bool) -> None:
+def test_reset_travels_and_both_ends_know_whose_it_was(path: _Path, sending: bool, blocked: bool) -> None:
     """``sending``: the end that will be reset has filled the path; ``blocked``: the end that resets has."""
-    one, other = bench.path(buffer_bytes=_SMALL_BUFFER_BYTES)
+    one, other = path(buffer_bytes=_SMALL_BUFFER_BYTES)
     for full, app in ((blocked, one.app), (sending, other.app)):
         app.setblocking(False)
         if full:
@@ -102,9 +126,9 @@ def test_reset_travels_and_both_ends_know_whose_it_was(bench: RelayBench, sendin
     assert was_reset(other.app)
 
 
-def test_reset_with_unread_bytes_on_the_way_is_a_reset_never_a_clean_end(bench: RelayBench) -> None:
+def test_reset_with_unread_bytes_on_the_way_is_a_reset_never_a_clean_end(path: _Path) -> None:
     for size in (1, 1000, 100_000):
-        one, other = bench.path()
+        one, other = path()
         one.app.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         one.app.sendall(b"x" * size)
         one.app.close()
