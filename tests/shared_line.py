@@ -46,13 +46,16 @@ class Line:
         self.send_raw(struct.pack(">I", kind << 24 | (len(payload) if length is None else length)) + payload)
 
     def send_raw(self, data: bytes) -> None:
-        """Send bytes, whatever they are; what comes meanwhile is kept.  Raises ConnectionError when it has ended."""
+        """Send bytes, whatever they are; what comes meanwhile is kept.
+
+        When the other end closes, what it has not taken is dropped: that it has
+        closed, and what it said before, is told by reading.
+        """
         self._outgoing += data
         limit = time.monotonic() + DEADLINE_S
-        while self._outgoing:
+        while self._outgoing and self.ending is None:
             self.turn(limit, "the other end to take what is sent")
-            if self.ending is not None:
-                raise ConnectionResetError(f"the tunnel has ended: {self.ending}")
+        self._outgoing.clear()
 
     def queue(self, data: bytes) -> None:
         """Send bytes as far as they go whenever something waits."""

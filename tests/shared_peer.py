@@ -40,11 +40,13 @@ from tests.tunnel_peer import (
     EOF,
     OPEN,
     TUNNEL_PORT,
+    VERDICT,
     Address,
     FakeAgent,
     frame,
     open_payload,
     peer_context,
+    verdict_payload,
 )
 
 BOTH: Final = ("ringfence/2", "ringfence/1")
@@ -180,11 +182,12 @@ class SharedDestination:
         assert (got.kind, len(got.payload)) == (SHARE, 16), got
         return SharedTunnel(line, got.payload, is_source=False)
 
-    def attached(self, stream: Stream) -> Line:
-        """The next tunnel, which has to be ``stream``'s own."""
-        line = self.line()
+    def attached(self, stream: Stream, line: Line | None = None, *, answer: str = "ok") -> Line:
+        """The tunnel that is to be ``stream``'s own: ``line``, or the next that the source dials."""
+        line = line or self.line()
         assert line.protocol == "ringfence/2"
         assert line.read("ATTACH") == LineFrame(ATTACH, 0, attach_payload(stream.tunnel.token, stream.number))
+        line.send(VERDICT, verdict_payload(answer))
         return line
 
     def forget(self) -> None:
@@ -208,6 +211,15 @@ class SharedDestination:
         line = Line(self.context.wrap_socket(connection, server_side=True))
         self.lines.append(line)
         self._arrived.put(line)
+
+
+def attach(line: Line, payload: bytes) -> str:
+    """Ask for ``line`` to be a stream's own, as a source; returns the verdict's reason."""
+    line.send(ATTACH, payload)
+    got = line.read("the verdict of ATTACH")
+    assert got is not None, f"the tunnel ended without a verdict: {line.ending}"
+    assert got.kind == VERDICT, got
+    return str(msgpack.unpackb(got.payload)["reason"])
 
 
 def exchange(line: Line, data: bytes) -> bytes:

@@ -18,7 +18,7 @@ SHARE: Final = 9
 ATTACH: Final = 10
 
 WINDOW: Final = 65_536
-MAX_DATA: Final = 16_376
+MAX_DATA: Final = 65_528
 MAX_OWN_DATA: Final = 262_140
 
 

@@ -15,6 +15,7 @@ from ca.authority.limits import LIMITS
 from node_agent import config as agent_config
 from node_agent.errors import CloseReason
 from node_agent.frames import (
+    ALPN,
     EOF_FRAME,
     HEADER,
     MAX_CONTROL_BYTES,
@@ -28,6 +29,15 @@ from node_agent.frames import (
     encode_verdict,
 )
 from node_agent.model import ObjectName, OriginalDestination, PeerAddress
+from node_agent.stream_frames import (
+    SHARED_ALPN,
+    StreamFrameType,
+    decode_attach,
+    encode_attach,
+    encode_credit,
+    encode_share,
+    encode_stream_frame,
+)
 
 ROOT: Final = Path(__file__).parents[2]
 CONFIGURATION: Final = (ROOT / "docs/configuration.md").read_text()
@@ -44,15 +54,18 @@ PAGES: Final = sorted(
     if not name.startswith("vagrant/")
 )
 
+_OPEN: Final = encode_open(
+    Open(
+        destination=OriginalDestination("10.247.2.3", 8080),
+        source=PeerAddress("10.247.1.2", 41234),
+        workload=ObjectName("default", "cart"),
+    )
+)
+_ACCEPTED: Final = encode_verdict(Verdict(reason=CloseReason.OK))
+_TOKEN: Final = bytes(range(16))
 FRAMES: Final = {
-    "open": encode_open(
-        Open(
-            destination=OriginalDestination("10.247.2.3", 8080),
-            source=PeerAddress("10.247.1.2", 41234),
-            workload=ObjectName("default", "cart"),
-        )
-    ),
-    "verdict-ok": encode_verdict(Verdict(reason=CloseReason.OK)),
+    "open": _OPEN,
+    "verdict-ok": _ACCEPTED,
     "verdict-refused": encode_verdict(
         Verdict(reason=CloseReason.CONNECT_REFUSED, detail="connect to 10.247.2.3 port 8080: Connection refused")
     ),
@@ -60,6 +73,16 @@ FRAMES: Final = {
     "eof": EOF_FRAME,
     "reset": encode_reset(None),
     "reset-drained": encode_reset(CloseReason.DRAINED),
+    "share": encode_share(_TOKEN),
+    "attach": encode_attach(_TOKEN, 7),
+    "stream-open": encode_stream_frame(StreamFrameType.OPEN, 1, _OPEN[HEADER.size :]),
+    "stream-verdict-ok": encode_stream_frame(StreamFrameType.VERDICT, 1, _ACCEPTED[HEADER.size :]),
+    "stream-data": encode_stream_frame(StreamFrameType.DATA, 1, b"hello"),
+    "stream-eof": encode_stream_frame(StreamFrameType.EOF, 1),
+    "stream-reset-policy-denied": encode_stream_frame(StreamFrameType.RESET, 1, CloseReason.POLICY_DENIED.encode()),
+    "stream-credit": encode_credit(1, 32_768),
+    "stream-own": encode_stream_frame(StreamFrameType.OWN, 1),
+    "stream-moved": encode_stream_frame(StreamFrameType.MOVED, 1),
 }
 
 
@@ -83,6 +106,24 @@ def test_every_frame_type_and_limit_is_documented() -> None:
     assert documented == {kind.value: kind.name for kind in FrameType}
     assert f"at most {MAX_CONTROL_BYTES:,}" in section
     assert f"1 to {MAX_DATA_BYTES:,}" in section
+
+
+def test_every_stream_frame_is_documented_with_its_length() -> None:
+    section = PROTOCOL.split("### Stream frames")[1].split("### States of a stream")[0]
+    rows = [row for row in table_rows(section) if row[0].isdigit()]
+    assert {int(row[0]): row[1] for row in rows} == {kind.value: kind.name for kind in StreamFrameType}
+    lengths = {row[1]: row[4] for row in rows}
+    assert lengths["OPEN"] == lengths["VERDICT"] == f"at most {MAX_CONTROL_BYTES:,}"
+    header = len(encode_stream_frame(StreamFrameType.EOF, 1))
+    assert lengths["DATA"].startswith(f"1 to {4 * 16_384 - header:,}:")
+
+
+def test_an_attach_names_the_token_and_the_stream() -> None:
+    assert decode_attach(FRAMES["attach"][HEADER.size :]) == (_TOKEN, 7)
+
+
+def test_the_protocol_that_shares_is_offered_by_the_name_on_the_page() -> None:
+    assert f"`{SHARED_ALPN}` or `{ALPN}`: offered by the source" in PROTOCOL
 
 
 def test_every_documented_verdict_is_a_close_reason() -> None:
