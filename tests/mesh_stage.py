@@ -111,24 +111,31 @@ class Stage:
 
 
 @contextmanager
+def unhurried(mesh: Mesh) -> Iterator[Stage]:
+    """Set the stage, with the agents as they are: for tests that wait for no deadline."""
+    mesh.begin_test()
+    try:
+        server = mesh.pod("store", node=2, service_account="store", labels={"app": "store"})
+        yield Stage(
+            mesh=mesh,
+            server=server,
+            application=Application(server),
+            client=mesh.pod("cart", node=1, service_account="cart"),
+            attacker=mesh.pod("attacker", node=1, mesh=False),
+            signer=lab_signer(),
+        )
+    finally:
+        mesh.reset()
+
+
+@contextmanager
 def staged(mesh: Mesh, *, handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S) -> Iterator[Stage]:
     """Set the stage, with deadlines short enough to wait for."""
     with mesh.configured(
         handshake_timeout_s=handshake_timeout_s, open_timeout_s=OPEN_TIMEOUT_S, connect_timeout_s=CONNECT_TIMEOUT_S
     ):
-        mesh.begin_test()
-        try:
-            server = mesh.pod("store", node=2, service_account="store", labels={"app": "store"})
-            yield Stage(
-                mesh=mesh,
-                server=server,
-                application=Application(server),
-                client=mesh.pod("cart", node=1, service_account="cart"),
-                attacker=mesh.pod("attacker", node=1, mesh=False),
-                signer=lab_signer(),
-            )
-        finally:
-            mesh.reset()
+        with unhurried(mesh) as stage:
+            yield stage
 
 
 def in_background(work: Any) -> threading.Thread:

@@ -1,4 +1,4 @@
-"""One stage for all these modules, with agents of one process: one with workers selects ``ringfence/1`` only."""
+"""The stage, with agents of one process: one that has workers selects ``ringfence/1`` only."""
 
 from collections.abc import Iterator
 
@@ -6,13 +6,13 @@ import pytest
 
 from tests.lab_authority import lab_signer
 from tests.mesh_builder import WORKERS, Mesh
-from tests.mesh_stage import staged
+from tests.mesh_stage import unhurried
 from tests.shared_ground import SharedGround
 from tests.shared_peer import SharedDestination, SharedTunnel
 from tests.shared_scene import Scene, claim
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def session_mesh(session_mesh: Mesh) -> Iterator[Mesh]:
     if WORKERS == "1":
         yield session_mesh
@@ -22,9 +22,9 @@ def session_mesh(session_mesh: Mesh) -> Iterator[Mesh]:
     session_mesh.up()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def set_ground(session_mesh: Mesh) -> Iterator[SharedGround]:
-    with staged(session_mesh) as stage:
+    with unhurried(session_mesh) as stage:
         yield SharedGround(stage)
 
 
