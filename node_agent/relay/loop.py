@@ -29,6 +29,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from node_agent.frames import HEADER_BYTES
@@ -164,9 +165,9 @@ class RelayLoop:
                 report()
 
     def _flush(self) -> None:
-        calls, self._to_flush = self._to_flush, []
-        for call in calls:
+        for call in self._to_flush:  # and those that are added by them
             call()
+        self._to_flush.clear()
 
     def _until_next_call(self, timeout_s: float) -> float:
         return max(0.0, min(timeout_s, self._later[0][0] - time.monotonic()))
@@ -234,9 +235,9 @@ class RelayLoop:
         self._handlers.pop(sock.fileno(), None)
         sock.close()
 
-    def flush_later(self, call: Callable[[], None]) -> None:
-        """Call ``call`` when the batch is through, before the next wait."""
-        self._to_flush.append(call)
+    def flusher(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Return what has ``call`` called when the batch is through, before the next wait."""
+        return partial(self._to_flush.append, call)
 
     def report_later(self, report: Callable[[], None]) -> None:
         """Call ``report`` when the batch is through and its sockets are closed."""

@@ -48,6 +48,7 @@ _MAX_READ_BYTES: Final = 64 * 1024  # in one turn, and a record
 _MAX_QUEUED_BYTES: Final = 1024 * 1024
 """What a peer may not have read, of verdicts and such: more than for all its streams at a time."""
 _DATA: Final = int(StreamFrameType.DATA)
+_DATA_WORD: Final = _DATA << TYPE_SHIFT
 _WANT: Final = (ssl.SSLWantWriteError, ssl.SSLWantReadError)
 _unpack_header = STREAM_HEADER.unpack_from
 
@@ -66,11 +67,11 @@ class SharedTunnel:
     For the streams: ``out`` holds what is to be written, up to ``end``;
     ``out_body`` is its part behind a first header.  They may put a frame of DATA
     there, and what follows it, unless ``is_closed_to_data`` or ``end`` is over
-    ``FULL``: then they have to ask for room, or come to be ``waiting``.
+    ``FULL``: then they have to ask for room, or come to be ``waiting``.  ``begins``
+    is called for the first frame of a turn.
     """
 
     __slots__ = (
-        "_flush_call",
         "_held",
         "_highest",
         "_loop",
@@ -83,6 +84,7 @@ class SharedTunnel:
         "_tunnel",
         "_unfinished",
         "_write",
+        "begins",
         "end",
         "fault",
         "is_closed_to_data",
@@ -107,7 +109,7 @@ class SharedTunnel:
         self._rest = b""
         self._remaining = 0  # of a frame of DATA whose beginning was handed out, to the stream of this number:
         self._unfinished = 0
-        self._flush_call = self._flush
+        self.begins = loop.flusher(self._flush)
         self._held: memoryview | None = None
         self._queue = bytearray()
         self._highest = 0
@@ -193,10 +195,6 @@ class SharedTunnel:
             self.is_closed_to_data = False
         return True
 
-    def begins(self) -> None:
-        """The first frame of a turn is about to be put at ``end``."""
-        self._loop.flush_later(self._flush_call)
-
     def say(self, frame: bytes) -> None:
         """Send a frame in its turn."""
         end = self.end
@@ -226,6 +224,9 @@ class SharedTunnel:
     # -- events -------------------------------------------------------------
 
     def _on_event(self, event: int) -> None:
+        if event == IN:
+            self._pump()
+            return
         if event & OUT:
             if self._held is not None:
                 self._write_held()
@@ -280,12 +281,20 @@ class SharedTunnel:
         is_lost = False
         end = 0
         try:
-            if rest:
+            if rest or self._remaining:
                 end = len(rest)
                 arena[:end] = rest
                 got = read(_TLS_RECORD_BYTES, arena[end:])
             else:
                 got = read(_TLS_RECORD_BYTES, arena)
+                if STREAM_HEADER_BYTES < got < _TLS_RECORD_BYTES:
+                    # Often: one record, and in it one whole DATA frame.
+                    word, stream_id = _unpack_header(arena)
+                    if word == _DATA_WORD | got - STREAM_HEADER_BYTES and (stream := self.streams.get(stream_id)):
+                        news = stream.down.take(arena[STREAM_HEADER_BYTES:got])
+                        if news is not None:
+                            stream.heed(news)
+                        return
             end += got
             while got == _TLS_RECORD_BYTES and end <= _MAX_READ_BYTES:
                 got = read(_TLS_RECORD_BYTES, arena[end:])
@@ -295,16 +304,22 @@ class SharedTunnel:
             pass
         except OSError:
             is_lost = True
+        except RemoteProtocolError as error:
+            self._break_off(error)
+            return
         try:
             start = self._hand_out(arena, end)
         except RemoteProtocolError as error:
-            self.fault = str(error)
-            self._fail(Ending.PROTOCOL_ERROR)
+            self._break_off(error)
             return
         if is_lost:
             self._fail(Ending.TUNNEL_LOST)
         elif start != end or rest:
             self._rest = bytes(arena[start:end])
+
+    def _break_off(self, error: RemoteProtocolError) -> None:
+        self.fault = str(error)
+        self._fail(Ending.PROTOCOL_ERROR)
 
     def _hand_out(self, arena: memoryview, end: int) -> int:
         """Obey the frames in ``arena[:end]``, of DATA also what is there of it; returns where the rest begins."""

@@ -156,9 +156,14 @@ class TunnelClient:
                     if is_fresh:
                         raise
                     continue  # as in ``_ask``
+                if verdict.reason is CloseReason.DRAINED:
+                    self._shared.retire(key, shared)
                 _require_accepted(verdict)
                 self._shared.opened(key, port)
                 return SharedConnection(shared=shared, stream=stream, port=port)
+            self._shared.retire(
+                key, shared
+            )  # the link is cut, or the agent there hangs: the next one shall not wait so
             raise ConnectionFailure(CloseReason.VERDICT_TIMEOUT, "the peer agent gave no verdict in time")
 
     def give_own(

@@ -77,13 +77,14 @@ class Carriers(Protocol):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Shared:
-    """A shared tunnel: ``tunnel`` says who is at its ends, ``token`` names it in ATTACH."""
+    """A shared tunnel: ``tunnel`` says who is at its ends, ``token`` names it in ATTACH; the rest is for the sweep."""
 
     key: Hashable
     tunnel: Tunnel
     carrier: Carrier
     token: bytes
-    idle_since: float | None = None
+    seen: int = -1
+    used_at: float = 0.0
 
     def has_room(self) -> bool:
         """Whether it may have one stream more."""
@@ -291,13 +292,10 @@ class SharedTunnels:
                 shared.carrier.close()
         for key, slot in list(self._slots.items()):
             for shared in list(slot.tunnels):
-                if shared.carrier.streams:
-                    shared.idle_since = None
-                elif shared.idle_since is None:
-                    shared.idle_since = now
-                if at >= shared.tunnel.not_after or (
-                    shared.idle_since is not None and now - shared.idle_since >= _IDLE_S
-                ):
+                if shared.carrier.streams or shared.carrier.opened_count != shared.seen:
+                    shared.seen = shared.carrier.opened_count
+                    shared.used_at = now
+                if at >= shared.tunnel.not_after or now - shared.used_at >= _IDLE_S:
                     self._retire(slot, shared)
             if not (slot.tunnels or slot.is_dialling or slot.waiters or now < slot.unshared_until):
                 del self._slots[key]
@@ -314,6 +312,12 @@ class SharedTunnels:
         for shared in list(self._retired) if reset else ():
             if unwanted(shared.key, shared.tunnel):
                 shared.carrier.close(reset=True)
+
+    def retire(self, key: Hashable, shared: Shared) -> None:
+        """Have no more connections in a tunnel, and close it when it has none."""
+        slot = self._slots.get(key)
+        if slot is not None and shared in slot.tunnels:
+            self._retire(slot, shared)
 
     def _retire(self, slot: _Slot, shared: Shared, *, reset: bool = False) -> None:
         slot.tunnels.remove(shared)
