@@ -26,6 +26,16 @@ STOPS: Final = 8084
 """Takes little into its hands, and reads only when the test lets it."""
 
 _FIRST_PORT: Final = 40_000
+DENY: Final = """\
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: not-the-peer, namespace: default}}
+spec:
+  action: DENY
+  rules:
+  - from: [{{source: {{principals: [cluster.local/ns/default/sa/peer]}}}}]
+    to: [{{operation: {{ports: ["{port}"]}}}}]
+"""
 
 
 def some_bytes(size: int, seed: int) -> bytes:

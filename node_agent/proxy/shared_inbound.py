@@ -59,6 +59,7 @@ class SharedInbound:
         self._gate = gate
         self._reception = reception
         self._accepted: dict[tuple[str, bytes], _Accepted] = {}
+        self._lent: set[Stream] = set()  # who has a tunnel of its own, or is being told so
 
     async def serve(self, pod: Pod, tunnel: Tunnel, token: bytes) -> None:
         """Serve a tunnel that its source shares, and all its connections, until it ends.  Takes ``tunnel`` over.
@@ -147,8 +148,12 @@ class SharedInbound:
         if stream is None:
             await tunnel.send(encode_verdict(_NO_STREAM))
             return True
-        await tunnel.send(ACCEPTED)
-        leftover = await self._relay.attached(stream, tunnel.lend())
+        self._lent.add(stream)
+        try:
+            await tunnel.send(ACCEPTED)
+            leftover = await self._relay.attached(stream, tunnel.lend())
+        finally:
+            self._lent.discard(stream)
         if leftover is None:
             return False
         tunnel.take_back(leftover)
@@ -164,7 +169,7 @@ class SharedInbound:
         record = accepted.records.get(stream_id)
         if peer != (tunnel.peer.identity, tunnel.peer_ip) or stream is None or record is None:
             return None
-        if not stream.is_carrying:
+        if not stream.is_carrying or stream in self._lent:
             return None
         require_valid(tunnel)
         self._gate.admit_move(record, pod.workload.identity, tunnel)

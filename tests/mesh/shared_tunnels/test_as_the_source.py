@@ -121,6 +121,65 @@ def test_a_tunnel_that_is_lost_resets_every_program_in_it(scene: Scene) -> None:
     assert after.recv(12) == b"in a new one"
 
 
+def test_a_hundred_share_a_tunnel_and_the_next_have_another(scene: Scene) -> None:
+    connections = [scene.connect() for _ in range(130)]
+    first = scene.destination.shared()
+    accepted = [first.accept() for _ in range(100)]
+    second = scene.destination.shared()
+    accepted += [second.accept() for _ in range(30)]
+    for stream in accepted:
+        stream.answer()
+        stream.send(b"welcome")
+    for connection in connections:
+        assert connection.recv(7, socket.MSG_WAITALL) == b"welcome"
+    assert len({stream.asked["src"][1] for stream in accepted if stream.asked}) == 130
+    first.settle(0.2)
+    assert len(first.streams) == 100
+    assert len(scene.destination.hellos) == 2
+
+
+def test_an_idle_tunnel_that_the_destination_leaves_costs_nobody_anything(scene: Scene) -> None:
+    for _ in range(2):
+        connection = scene.connect()
+        tunnel = scene.destination.shared()
+        stream = scene.accepted(tunnel, connection)
+        stream.finish()
+        assert read_all(connection) == b""
+        connection.close()
+        assert stream.wait_for_end() == b""
+        tunnel.line.shut_down()
+    reasons = [record["close_reason"] for record in scene.mesh.records(1, direction="outbound")]
+    assert set(reasons) <= {"ok"}
+
+
+def test_a_connection_whose_tunnel_is_lost_before_the_verdict_is_tried_in_another(scene: Scene) -> None:
+    """It had been used before: what was lost may have been an idle one that just ended."""
+    used = scene.connect()
+    tunnel = scene.destination.shared()
+    scene.accepted(tunnel, used)
+    connection = scene.connect()
+    tunnel.accept()
+    tunnel.line.cut()
+    assert is_reset(used)
+    stream = scene.accepted(scene.destination.shared(), connection)
+    connection.sendall(b"none the wiser")
+    assert stream.receive(14) == b"none the wiser"
+
+
+def test_a_verdict_that_does_not_come_in_time_takes_the_open_back(scene: Scene) -> None:
+    stays = scene.connect()
+    tunnel = scene.destination.shared()
+    other = scene.accepted(tunnel, stays)
+    late = scene.connect()
+    unanswered = tunnel.accept()
+    assert unanswered.wait_for_reset() == b""
+    assert is_reset(late)
+    assert scene.record(late)["close_reason"] == "verdict_timeout"
+    tunnel.send(VERDICT, unanswered.number, verdict_payload())
+    stays.sendall(b"still here")
+    assert other.receive(10) == b"still here"
+
+
 def test_with_version_1_each_has_a_tunnel_to_itself(scene: Scene) -> None:
     """At a destination of its own: the agent remembers for a while who does not share."""
     with scene.another_destination("of-old", ("ringfence/1",)) as (destination, ip):

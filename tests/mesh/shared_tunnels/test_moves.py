@@ -6,8 +6,8 @@ from unittest.mock import ANY
 
 import pytest
 
-from tests.mesh_stage import CANARY
-from tests.shared_ground import ANSWERS, SPEAKS_FIRST, SharedGround, digest, some_bytes
+from tests.mesh_stage import CANARY, PORT
+from tests.shared_ground import ANSWERS, DENY, SPEAKS_FIRST, SharedGround, digest, some_bytes
 from tests.shared_line import Line
 from tests.shared_peer import SharedTunnel, attach, attach_payload, exchange
 from tests.shared_stream import ATTACH, Stream
@@ -136,6 +136,21 @@ def test_a_reset_in_the_own_tunnel_ends_the_stream(ground: SharedGround, tunnel:
     ground.echo(ground.open(tunnel), b"the shared one does not mind")
 
 
+def test_a_policy_that_changes_cuts_the_stream_where_it_is(
+    ground: SharedGround, tunnel: SharedTunnel, own: Line
+) -> None:
+    stays, moves = ground.open(tunnel, ANSWERS), ground.open(tunnel)
+    ground.echo(moves, b"first")
+    _move(own, moves)
+    with ground.stage.mesh.applied(DENY.format(port=PORT)):
+        assert own.read() == (RESET, 0, b"policy_denied default/not-the-peer")
+        assert own.is_closed_without_a_frame()
+        ground.ended(moves, "policy_denied", "DENY")
+    stays.send(b"not meant")
+    stays.finish()
+    assert stays.wait_for_end() == b"not meant"
+
+
 # -- ends in the middle --------------------------------------------------------------------
 
 
@@ -249,6 +264,18 @@ def test_bytes_behind_an_attach_that_belongs_to_nobody_reach_nobody(
     assert line.is_closed_without_a_frame()
     ground.echo(stream, b"the stream has not noticed")
     assert CANARY[:8] not in ground.stage.application.heard
+
+
+def test_a_stream_has_one_own_tunnel_only(ground: SharedGround, tunnel: SharedTunnel, own: Line) -> None:
+    stream = ground.open(tunnel)
+    _attach(own, stream)
+    for _ in range(2):
+        assert attach(ground.dial(), attach_payload(tunnel.token, stream.number)) == "unknown_destination"
+    ground.echo(stream, b"shared yet")
+    stream.move()
+    stream.wait_until_moved()
+    assert exchange(own, b"in the first one") == b"in the first one"
+    ground.ended(stream, "ok", "-")
 
 
 @pytest.mark.parametrize("length", [0, 19, 21])

@@ -6,7 +6,7 @@ import pytest
 
 from tests.mesh_builder import wait_for
 from tests.mesh_stage import PORT
-from tests.shared_ground import ANSWERS, RESETS, SPEAKS_FIRST, STOPS, SharedGround, digest, some_bytes
+from tests.shared_ground import ANSWERS, DENY, RESETS, SPEAKS_FIRST, STOPS, SharedGround, digest, some_bytes
 from tests.shared_peer import SharedTunnel
 from tests.shared_stream import CREDIT, MOVED, WINDOW, Stream, credit_payload
 from tests.tunnel_peer import DATA, EOF, RESET
@@ -15,16 +15,6 @@ pytestmark = pytest.mark.mesh
 
 _QUIET_S: Final = 2.0
 _STREAMS_AT_A_TIME: Final = 256  # what a destination takes
-_DENY: Final = """\
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {{name: not-the-peer, namespace: default}}
-spec:
-  action: DENY
-  rules:
-  - from: [{{source: {{principals: [cluster.local/ns/default/sa/peer]}}}}]
-    to: [{{operation: {{ports: ["{port}"]}}}}]
-"""
 
 
 def test_streams_carry_bytes_both_ways_side_by_side(ground: SharedGround, tunnel: SharedTunnel) -> None:
@@ -107,7 +97,7 @@ def test_a_reset_before_the_verdict_takes_the_open_back(ground: SharedGround, tu
 def test_a_refusal_is_of_one_stream_only(ground: SharedGround, tunnel: SharedTunnel) -> None:
     stage = ground.stage
     runs = ground.open(tunnel)
-    with stage.mesh.applied(_DENY.format(port=ANSWERS)):
+    with stage.mesh.applied(DENY.format(port=ANSWERS)):
         denied = ground.begin(tunnel, ANSWERS)
         closed = ground.begin(tunnel, 9)
         forged = tunnel.begin(destination=(stage.server.ipv4, PORT), source=("10.247.1.200", 40_004))
@@ -134,7 +124,7 @@ def test_a_refusal_is_of_one_stream_only(ground: SharedGround, tunnel: SharedTun
 def test_a_policy_that_changes_cuts_one_stream_only(ground: SharedGround, tunnel: SharedTunnel) -> None:
     other, cut = ground.open(tunnel, ANSWERS), ground.open(tunnel)
     ground.echo(cut, b"allowed yet")
-    with ground.stage.mesh.applied(_DENY.format(port=PORT)):
+    with ground.stage.mesh.applied(DENY.format(port=PORT)):
         assert cut.wait_for_reset() == b"policy_denied default/not-the-peer"
         ground.wait_for_endings("ConnectionResetError")
         ground.ended(cut, "policy_denied", "DENY")
