@@ -75,7 +75,7 @@ class StreamPaths:
     """A shared tunnel, and the paths in it."""
 
     def __init__(self, bench: RelayBench, *, buffer_bytes: int | None = None) -> None:
-        self._bench = bench
+        self.bench = bench
         self._buffer_bytes = buffer_bytes
         self._joining: dict[int, _Joining] = {}
         self.ended: list[str] = []
@@ -85,11 +85,11 @@ class StreamPaths:
 
     def close(self) -> None:
         """End both ends in order, as the stories do."""
-        in_loop(self._bench, self.source.close)
-        in_loop(self._bench, self.destination.close)
+        in_loop(self.bench, self.source.close)
+        in_loop(self.bench, self.destination.close)
 
     def _share(self) -> tuple[SharedTunnel, SharedTunnel]:
-        loop = self._bench.loop
+        loop = self.bench.loop
         client, server = self._sockets
         source = SharedTunnel(loop=loop, tunnel=client, on_open=None, on_end=lambda: self.ended.append("source"))
         destination = SharedTunnel(
@@ -105,8 +105,8 @@ class StreamPaths:
         (app_one, plain_one), (app_two, plain_two) = tcp_pair(buffer_bytes=size), tcp_pair(buffer_bytes=size)
         for plain in (plain_one, plain_two):
             plain.setblocking(False)
-        self._bench.sockets += [app_one, plain_one, app_two, plain_two]
-        joining = in_loop(self._bench, lambda: self._open((plain_one, plain_two), own))
+        self.bench.sockets += [app_one, plain_one, app_two, plain_two]
+        joining = in_loop(self.bench, lambda: self._open((plain_one, plain_two), own))
         joining.opened.get(timeout=DEADLINE_S)
         assert joining.destination is not None
         return (
@@ -140,7 +140,7 @@ class StreamPaths:
     def _wished(self, joining: _Joining) -> None:
         joining.wishes += 1
         if joining.own == "failing":
-            self._bench.loop.call_later(_TRIES_AGAIN_S, joining.source.may_ask_again)
+            self.bench.loop.call_later(_TRIES_AGAIN_S, joining.source.may_ask_again)
         elif joining.own != "never":
             self._give(joining)
 
@@ -149,12 +149,12 @@ class StreamPaths:
         assert destination is not None
         if not (source.is_carrying and destination.is_carrying) or joining.given:
             return
-        ours, theirs = self._bench.pairs.make(buffer_bytes=self._buffer_bytes)
-        self._bench.sockets += [ours, theirs]
+        ours, theirs = self.bench.pairs.make(buffer_bytes=self._buffer_bytes)
+        self.bench.sockets += [ours, theirs]
         joining.given.append((ours, theirs))
         if joining.own == "moved-first":
             source.move(ours)
-            self._bench.loop.call_later(_TRIES_AGAIN_S, lambda: destination.attach(theirs, joining.back.append))
+            self.bench.loop.call_later(_TRIES_AGAIN_S, lambda: destination.attach(theirs, joining.back.append))
         else:
             destination.attach(theirs, joining.back.append)
             source.move(ours)
@@ -173,7 +173,11 @@ class StreamPaths:
 
     def move(self, joined: JoinedStream) -> None:
         """Give a stream a tunnel of its own, whether it wishes for one or not."""
-        in_loop(self._bench, lambda: self._give(self._joining[joined.pair.stream_id]))
+        in_loop(self.bench, lambda: self.give(joined))
+
+    def give(self, joined: JoinedStream) -> None:
+        """The same, within the loop."""
+        self._give(self._joining[joined.pair.stream_id])
 
     # -- trouble --------------------------------------------------------------------
 
