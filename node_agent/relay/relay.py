@@ -1,6 +1,7 @@
 """The trio side of the relay: hand two sockets over, wait for the ending."""
 
 import logging
+import os
 import select
 import socket
 import ssl
@@ -109,10 +110,12 @@ class Relay(trio.abc.Instrument):
 
         ``sockmap``: plaintext may be relayed by the kernel; it stays the caller's.
         """
-        self._token = trio.lowlevel.current_trio_token()
         self._on_crash = on_crash
         self._loop = RelayLoop()
-        self._loop.interrupt_on(_trio_epoll_fd())
+        self._trio_epoll = _trio_epoll()
+        self._loop.interrupt_on(self._trio_epoll.fileno())
+        self._readable_fd = os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._trio_epoll.register(self._readable_fd, select.EPOLLONESHOT)
         self._in_kernel = None if sockmap is None else _kernel_pairs(self._loop, sockmap)
         self.pairs: set[Pair] = set()  # those being relayed, for who wants to look at them
         self.has_crashed = False
@@ -126,6 +129,8 @@ class Relay(trio.abc.Instrument):
         except KeyError:
             return  # it crashed
         self._loop.close()
+        self._trio_epoll.unregister(self._readable_fd)
+        os.close(self._readable_fd)
 
     async def finish(self) -> None:
         """Return when nothing is being relayed, not even the last words on an aborted tunnel."""
@@ -152,7 +157,8 @@ class Relay(trio.abc.Instrument):
         if self._loop.has_reported or (is_time_up and timeout > 0):
             # trio has made up its mind to sleep for ``timeout`` before it asked us: change it.
             self._loop.has_reported = False
-            self._token.run_sync_soon(_nothing, idempotent=True)
+            # An event that is there already; one through trio's token is a task's turn and six system calls.
+            self._trio_epoll.modify(self._readable_fd, select.EPOLLIN | select.EPOLLONESHOT)
 
     def run_tunnel(
         self,
@@ -282,10 +288,6 @@ class Relay(trio.abc.Instrument):
         return waiting.wait(pair)
 
 
-def _nothing() -> None:
-    pass
-
-
 def _kernel_pairs(loop: RelayLoop, sockmap: "Sockmap") -> _KernelPair:
     """What makes pairs that the kernel may relay."""
     from node_agent.relay.kernel import Kernel  # noqa: PLC0415  # most have none
@@ -299,13 +301,13 @@ def _kernel_pairs(loop: RelayLoop, sockmap: "Sockmap") -> _KernelPair:
     return make
 
 
-def _trio_epoll_fd() -> int:
-    """The descriptor that trio waits on: not public, so checked; the lock file pins trio's version."""
+def _trio_epoll() -> select.epoll:
+    """What trio waits on: not public, so checked; the lock file pins trio's version."""
     io_manager = getattr(trio._core._run.GLOBAL_RUN_CONTEXT.runner, "io_manager", None)  # noqa: SLF001
     epoll = getattr(io_manager, "_epoll", None)
     if not isinstance(epoll, select.epoll):
         raise AgentError(f"the relay does not fit trio {trio.__version__}: install the version of requirements.lock")
-    return epoll.fileno()
+    return epoll
 
 
 def _nobody_to_tell() -> None:
