@@ -208,8 +208,10 @@ class ConnectionRecord:
         """Count the end of this connection; called once, by the access log."""
         self.count_bytes()
         self._traffic.lifetime_s[self.direction].observe(now - self.began_at)
-        key = self._key or self.traffic_key()
-        series = self._traffic.series(key, flag)
+        if flag is ResponseFlag.NONE and self._series is not None:
+            series = self._traffic.again(self._series)  # what ``opened`` has looked up
+        else:
+            series = self._traffic.series(self._key or self.traffic_key(), flag)
         series.closed += 1
         if self._series is None:
             series.opened += 1

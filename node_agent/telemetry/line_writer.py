@@ -78,13 +78,14 @@ class LineWriter:
         self._refresh = False
         self._closed = False
         self._finished = False
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()  # that of ``_changed``, through which it would take twice as long
+        self._changed = threading.Condition(self._lock)
         self._thread = threading.Thread(target=self._run, name=f"log-{name}", daemon=True)
         self._thread.start()
 
     def write(self, chunk: bytes, *, lines: int = 1) -> None:
         """Queue whole lines, or drop and count them when the queue is full."""
-        with self._changed:
+        with self._lock:
             if not self._finished:
                 if self._queued_bytes + len(chunk) > self._max_queued_bytes:
                     self.dropped_lines += lines

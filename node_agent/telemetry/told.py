@@ -8,14 +8,18 @@ from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii
 from typing import Final
 
+from ca.spiffe import SpiffeId
 from node_agent.errors import CloseReason
+from node_agent.model import EndpointAddress, ObjectName, OriginalDestination, ServicePort
 from node_agent.telemetry.connection_record import ConnectionRecord
 from node_agent.telemetry.response_flags import RESPONSE_FLAGS
 from node_agent.telemetry.tracing import FinishedSpan
+from node_agent.telemetry.traffic import SecurityPolicy
 
 SCHEMA: Final = 1
 """Version of the access record: another one is for fields that go or change their meaning, not for new ones."""
 _MAX_DETAIL_CHARS: Final = 1_000
+_TEXTS: Final = 256  # of up to about a kilobyte each
 
 
 def access_record(record: ConnectionRecord, reason: CloseReason | None, *, now: float, at_s: float) -> str:
@@ -38,14 +42,38 @@ def access_record(record: ConnectionRecord, reason: CloseReason | None, *, now: 
 
 def parties(record: ConnectionRecord) -> str:
     """The fields between the client's address and the bytes: who talks to whom."""
+    source, destination = record.source, record.destination
+    return _parties(
+        None if source is None else source.name,
+        record.source_identity,
+        record.original_destination,
+        record.service,
+        record.endpoint,
+        None if destination is None else destination.name,
+        record.destination_identity,
+        record.security,
+    )
+
+
+@functools.lru_cache(maxsize=_TEXTS)  # the same ones talk to each other again and again
+def _parties(  # noqa: PLR0917  # keywords would make the look into the cache dearer
+    source: ObjectName | None,
+    source_identity: SpiffeId | None,
+    original_destination: OriginalDestination | None,
+    service: ServicePort | None,
+    endpoint: EndpointAddress | None,
+    destination: ObjectName | None,
+    destination_identity: SpiffeId | None,
+    security: SecurityPolicy,
+) -> str:
     return (
-        f',"source_workload":{json_text(record.source and record.source.name)}'
-        f',"source_identity":{json_text(record.source_identity)}'
-        f',"original_destination":{json_text(record.original_destination)}'
-        f',"service":{json_text(record.service)},"endpoint":{json_text(record.endpoint)}'
-        f',"destination_workload":{json_text(record.destination and record.destination.name)}'
-        f',"destination_identity":{json_text(record.destination_identity)}'
-        f',"connection_security_policy":"{record.security}"'
+        f',"source_workload":{json_text(source)}'
+        f',"source_identity":{json_text(source_identity)}'
+        f',"original_destination":{json_text(original_destination)}'
+        f',"service":{json_text(service)},"endpoint":{json_text(endpoint)}'
+        f',"destination_workload":{json_text(destination)}'
+        f',"destination_identity":{json_text(destination_identity)}'
+        f',"connection_security_policy":"{security}"'
     )
 
 
@@ -57,16 +85,29 @@ def durations(duration_ms: float, connect_ms: float | None) -> str:
 
 def outcome(record: ConnectionRecord, reason: CloseReason | None) -> str:
     """The rest, to the end of the line."""
+    detail = record.detail[:_MAX_DETAIL_CHARS]
+    how = _how_it_went(record.attempts, record.policy, record.audit, record.dry_run, record.fault, reason, detail)
+    if record.trace is None:
+        return f'{how},"trace_id":null,"span_id":null}}'
+    return f'{how},"trace_id":"{record.trace.trace_id:032x}","span_id":"{record.trace.span_id:016x}"}}'
+
+
+@functools.lru_cache(maxsize=_TEXTS)
+def _how_it_went(  # noqa: PLR0917  # as above
+    attempts: int,
+    policy: str | None,
+    audit: str | None,
+    dry_run: str | None,
+    fault: str | None,
+    reason: CloseReason | None,
+    detail: str,
+) -> str:
     flag = None if reason is None else RESPONSE_FLAGS[reason]
-    trace_id, span_id = "null", "null"
-    if record.trace is not None:
-        trace_id, span_id = f'"{record.trace.trace_id:032x}"', f'"{record.trace.span_id:016x}"'
     return (
-        f',"attempts":{record.attempts}'
-        f',"policy":{json_text(record.policy)},"audit":{json_text(record.audit)},"dry_run":{json_text(record.dry_run)}'
-        f',"fault":{json_text(record.fault)},"close_reason":{json_text(reason)}'
-        f',"response_flags":{json_text(flag)},"detail":{json_text(record.detail[:_MAX_DETAIL_CHARS])}'
-        f',"trace_id":{trace_id},"span_id":{span_id}}}'
+        f',"attempts":{attempts}'
+        f',"policy":{json_text(policy)},"audit":{json_text(audit)},"dry_run":{json_text(dry_run)}'
+        f',"fault":{json_text(fault)},"close_reason":{json_text(reason)}'
+        f',"response_flags":{json_text(flag)},"detail":{json_text(detail)}'
     )
 
 

@@ -124,6 +124,11 @@ class Traffic:
         self._overflowed += series.overflow
         return series
 
+    def again(self, series: Series) -> Series:
+        """What ``series`` returned before, for the same key and flag: counted as another look-up."""
+        self._overflowed += series.overflow
+        return series
+
     def count_ended(self, series: Series, connections: int, *, sent_bytes: int, received_bytes: int) -> None:
         """Count connections that opened, moved these bytes in all, and ended well; ``series`` is of NONE."""
         series.opened += connections
