@@ -207,6 +207,7 @@ class ConnectionRecord:
     def ended(self, flag: ResponseFlag, *, now: float) -> None:
         """Count the end of this connection; called once, by the access log."""
         self.count_bytes()
+        self.byte_counts = None  # it knows the pair, which knows us: a ring would wait for the garbage collector
         self._traffic.lifetime_s[self.direction].observe(now - self.began_at)
         if flag is ResponseFlag.NONE and self._series is not None:
             series = self._traffic.again(self._series)  # what ``opened`` has looked up
