@@ -426,6 +426,7 @@ class Stream:
         if self.is_over:
             return
         self._outcome = outcome
+        self._on_own = None  # it knows us, too: as a ring they would wait for the garbage collector
         self._shared.drop(self.stream_id)
         self.down.held = None
         if self._move is not None:
