@@ -1,7 +1,9 @@
 """One record a connection, whatever ends it; opened and closed always in pairs."""
 
+import gc
 import json
 import logging
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -290,6 +292,33 @@ def test_bytes_of_a_live_connection_are_counted_at_each_scrape_and_never_twice(b
     assert sum(bench.samples("istio_tcp_sent_bytes_total").values()) == 25
     assert sum(bench.samples("istio_tcp_received_bytes_total").values()) == 4
     assert (bench.only["sent_bytes"], bench.only["received_bytes"]) == (25, 4)
+
+
+class _Pair:
+    """What counts the bytes of a connection, and knows its record by way of those who wait for it."""
+
+    def __init__(self, record: ConnectionRecord) -> None:
+        self.record = record
+
+    def counts(self) -> tuple[int, int]:
+        return 3, 4
+
+
+def test_a_record_that_has_ended_does_not_wait_for_the_garbage_collector_together_with_its_pair(bench: Bench) -> None:
+    def story() -> "weakref.ref[_Pair]":
+        with bench.log.connection("outbound") as record:
+            fill(record)
+            pair = _Pair(record)
+            record.byte_counts = pair.counts
+            record.opened()
+        return weakref.ref(pair)
+
+    gc.disable()
+    try:
+        assert story()() is None
+    finally:
+        gc.enable()
+    assert (bench.only["sent_bytes"], bench.only["received_bytes"]) == (3, 4)
 
 
 def test_of_an_endpoint_that_was_tried_before_nothing_stays(bench: Bench) -> None:
