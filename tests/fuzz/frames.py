@@ -10,7 +10,7 @@ import atheris
 
 with atheris.instrument_imports(include=["ca", "node_agent"]):
     from ca.wire import WireError, pack, unpack
-    from node_agent import frames
+    from node_agent import frames, stream_frames
     from node_agent.errors import CloseReason, RemoteProtocolError
     from node_agent.model import ObjectName, OriginalDestination, PeerAddress
 
@@ -55,8 +55,14 @@ def seeds() -> list[bytes]:
         trace_parent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     )
     verdicts = [frames.Verdict(reason=reason, detail="why") for reason in CloseReason]
+    token = bytes(stream_frames.TOKEN_BYTES)
+    shared = [
+        stream_frames.encode_share(token),
+        stream_frames.encode_attach(token, 7),
+        frames.HEADER.pack(4) + stream_frames.encode_credit(7, 32_768)[stream_frames.STREAM_HEADER_BYTES :],
+    ]
     resets = [frames.encode_reset(reason) for reason in (None, *CloseReason)]
-    return [frames.encode_open(opened), *map(frames.encode_verdict, verdicts), *resets, frames.EOF_FRAME]
+    return [frames.encode_open(opened), *map(frames.encode_verdict, verdicts), *resets, frames.EOF_FRAME, *shared]
 
 
 def _read(data: bytes) -> Any:

@@ -202,4 +202,12 @@ def test_limits_are_what_the_protocol_says() -> None:
     assert HEADER_BYTES == 4
     assert MAX_DATA_BYTES == 256 * 1024 - 4
     assert MAX_CONTROL_BYTES == 16 * 1024
-    assert {kind.name: int(kind) for kind in FrameType} == {"OPEN": 1, "VERDICT": 2, "DATA": 3, "EOF": 4, "RESET": 5}
+    assert {kind.name: int(kind) for kind in FrameType} == {
+        "OPEN": 1,
+        "VERDICT": 2,
+        "DATA": 3,
+        "EOF": 4,
+        "RESET": 5,
+        "SHARE": 9,
+        "ATTACH": 10,
+    }
