@@ -103,7 +103,7 @@ def _client(network: _Network, monkeypatch: pytest.MonkeyPatch) -> TunnelClient:
         raise AssertionError("not reached")
 
     client = TunnelClient(connect_timeout_s=_CONNECT_TIMEOUT_S, handshake_timeout_s=10.0, verify=never, fault=never)
-    monkeypatch.setattr(client._dials, "dial", network.connect)  # noqa: SLF001  # what it would dial
+    monkeypatch.setattr(client._dials, "dial", network.connect)  # what it would dial
     return client
 
 
@@ -200,7 +200,7 @@ async def test_refusal_keeps_the_tunnel(
     network = _Network()
     client = _client(network, monkeypatch)
     refusing = _FakeTunnel(network, reason=CloseReason.CONNECT_REFUSED)
-    client._busy += 1  # noqa: SLF001  # as if it had been opened by it
+    client._busy += 1  # as if it had been opened by it
     client.release(_key(), refusing)
     with pytest.raises(ConnectionFailure) as caught:
         await client.open(_key(), _MESSAGE, _DIALLER)
@@ -216,7 +216,7 @@ async def test_tunnels_that_died_idle_are_passed_over(
     for _ in range(3):
         tunnel = _FakeTunnel(network)
         tunnel.dead = True
-        client._busy += 1  # noqa: SLF001  # as if it had been opened by it
+        client._busy += 1  # as if it had been opened by it
         client.release(_key(), tunnel)
     fresh = await client.open(_key(), _MESSAGE, _DIALLER)
     assert isinstance(fresh, _FakeTunnel)
@@ -267,7 +267,7 @@ async def test_idle_tunnels_are_closed_in_time(
 
         gone = _FakeTunnel(network)
         gone.dead = True
-        client._busy += 1  # noqa: SLF001  # as if it had been opened by it
+        client._busy += 1  # as if it had been opened by it
         client.release(_key(), gone)
         await trio.sleep(20)
         assert not network.open_tunnels, "its peer has gone: noticed by the next sweep"
