@@ -200,8 +200,8 @@ class SharedTunnels:
                 return None
             if slot.is_dialling:
                 await self._wait(slot)
-            else:
-                await self._dial(key, slot, dial, keep)
+            elif (made := await self._dial(key, slot, dial, keep)) is not None:
+                return made  # even if a certificate ends this very moment: to dial again and again would not help
 
     async def ask(self, shared: Shared, payload: bytes) -> tuple[Stream, Verdict]:
         """Open a stream; raises TunnelLost, RemoteProtocolError (the stream is cut then)."""
@@ -241,19 +241,19 @@ class SharedTunnels:
 
     async def _dial(
         self, key: Hashable, slot: _Slot, dial: Callable[[], Awaitable[Tunnel]], keep: Callable[[Tunnel], None]
-    ) -> None:
+    ) -> Shared | None:
         slot.is_dialling = True
         to_wake = 1
         failure: ConnectionFailure | None = None
         try:
             tunnel = await dial()
             if tunnel.protocol == SHARED_ALPN:
-                slot.current = await self._share(key, slot, tunnel)
+                shared = slot.current = await self._share(key, slot, tunnel)
                 to_wake = _MAX_STREAMS  # one of them is ours; the last finds it full, and dials the next
-            else:
-                slot.unshared_until = trio.current_time() + _ASK_AGAIN_S
-                to_wake = len(slot.waiters)
-                keep(tunnel)
+                return shared
+            slot.unshared_until = trio.current_time() + _ASK_AGAIN_S
+            to_wake = len(slot.waiters)
+            keep(tunnel)
         except ConnectionFailure as failed:
             if failed.reason in _PEER_DOES_NOT_ANSWER:
                 failure = failed  # found out once, not by every waiter in its turn
@@ -262,6 +262,7 @@ class SharedTunnels:
         finally:
             slot.is_dialling = False
             self._wake(slot, to_wake, failure)
+        return None
 
     async def _share(self, key: Hashable, slot: _Slot, tunnel: Tunnel) -> Shared:
         token = os.urandom(TOKEN_BYTES)

@@ -1,0 +1,223 @@
+"""A connection in a shared tunnel, and the tunnel of its own that it is given; fakes for the sockets, virtual time."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import trio
+import trio.testing
+
+from ca.spiffe import SpiffeId
+from node_agent.errors import CloseReason, ConnectionFailure, PolicyDenied, RemoteProtocolError
+from node_agent.frames import HEADER_BYTES, FrameType, Open, Verdict, encode_verdict
+from node_agent.model import ObjectName, OriginalDestination, PeerAddress
+from node_agent.stream_frames import SHARED_ALPN, decode_attach
+from node_agent.tunnel import SharedConnection, Tunnel, TunnelClient, TunnelKey, TunnelLost
+from tests.carrier_fakes import OK, FakeCarrier, FakeStream, FakeTunnel
+
+_WEB = SpiffeId.workload("cluster.local", "default", "web")
+_CART = SpiffeId.workload("cluster.local", "default", "cart")
+_KEY = TunnelKey(source_uid="uid", source=_CART, endpoint_ip="10.0.0.1", expected=_WEB)
+_MESSAGE = Open(
+    destination=OriginalDestination("10.0.0.1", 80),
+    source=PeerAddress("10.0.0.2", 40000),
+    workload=ObjectName("default", "cart"),
+)
+_DIALLER: Any = SimpleNamespace(connect_timeout_s=None, reached=None)
+_TIMEOUT_S = 5.0 + 2.0
+
+
+class _OwnTunnel(FakeTunnel):
+    """Answers ATTACH with the network's ``verdict``."""
+
+    may_be_held = False
+    leftover = b""
+
+    def __init__(self, network: "_Network") -> None:
+        super().__init__(SHARED_ALPN, datetime.now(UTC) + timedelta(hours=1))
+        self._network = network
+
+    async def read_control(self, expected: FrameType) -> bytes:
+        assert expected is FrameType.VERDICT
+        await trio.sleep(self._network.verdict_s)
+        if isinstance(self._network.verdict, Exception):
+            raise self._network.verdict
+        return encode_verdict(Verdict(reason=self._network.verdict))[HEADER_BYTES:]
+
+    def is_quiet(self) -> bool:
+        return True
+
+
+class _Network:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def never(*_: object) -> Any:
+            raise AssertionError("not reached")
+
+        self.client = TunnelClient(
+            connect_timeout_s=5.0, handshake_timeout_s=10.0, verify=never, fault=never, carriers=cast(Any, self)
+        )
+        monkeypatch.setattr(self.client._dials, "dial", self.dial)
+        self.verdict: CloseReason | Exception = CloseReason.OK
+        self.verdict_s = 0.01
+        self.tunnels: list[_OwnTunnel] = []
+        self.carriers: list[FakeCarrier] = []
+        self.answers: list[bytes | None] = []
+        self.dial_failure: ConnectionFailure | None = None
+
+    async def dial(self, _key: TunnelKey, _dialler: object) -> Tunnel:
+        await trio.sleep(0.01)
+        if self.dial_failure is not None:
+            raise self.dial_failure
+        self.tunnels.append(_OwnTunnel(self))
+        return cast(Tunnel, self.tunnels[-1])
+
+    def share(self, _tunnel: object, *, on_end: Callable[[], None]) -> FakeCarrier:
+        self.carriers.append(FakeCarrier(on_end))
+        if self.answers:
+            self.carriers[-1].answer = self.answers.pop(0)
+        return self.carriers[-1]
+
+    async def open(self) -> tuple[SharedConnection, FakeStream]:
+        connection = await self.client.open_shared(_KEY, _MESSAGE, _DIALLER)
+        assert connection is not None
+        return connection, cast(FakeStream, connection.stream)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.client.run)
+            await trio.testing.wait_all_tasks_blocked()
+            yield
+            nursery.cancel_scope.cancel()
+
+    def give(self, connection: SharedConnection, admit: Callable[[Tunnel], None] = lambda _: None) -> None:
+        self.client.give_own(connection, _KEY, _DIALLER, admit=admit)
+
+    def counts(self) -> tuple[int, int]:
+        return self.client.idle_count, self.client.busy_count
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> _Network:
+    return _Network(monkeypatch)
+
+
+async def test_a_fresh_tunnel_that_is_lost_is_told_and_a_used_one_replaced(
+    autojump_clock: trio.testing.MockClock, network: _Network
+) -> None:
+    network.answers = [None, OK, OK]
+    with pytest.raises(TunnelLost):
+        await network.open()
+    network.carriers[0].close()
+    _, stream = await network.open()
+    used = network.carriers[1]
+
+    async def ask(_payload: bytes) -> tuple[FakeStream, None]:
+        used.close()
+        return stream, None
+
+    used.ask = ask  # type: ignore[method-assign]
+    _, again = await network.open()
+    assert again.carrier is network.carriers[2]
+    assert network.counts() == (0, 1)
+
+
+async def test_a_peer_that_breaks_the_protocol_is_not_asked_again(
+    autojump_clock: trio.testing.MockClock, network: _Network
+) -> None:
+    await network.open()
+    network.carriers[0].answer = None
+    network.carriers[0].fault = "EOF that is not in order"
+    with pytest.raises(RemoteProtocolError):
+        await network.open()
+    assert len(network.carriers) == 1
+
+
+async def test_a_verdict_that_does_not_come_cuts_the_stream(
+    autojump_clock: trio.testing.MockClock, network: _Network
+) -> None:
+    await network.open()
+    network.carriers[0].delay_s = 1000.0
+    began = trio.current_time()
+    with pytest.raises(ConnectionFailure) as caught:
+        await network.open()
+    assert caught.value.reason is CloseReason.VERDICT_TIMEOUT
+    assert trio.current_time() - began == pytest.approx(_TIMEOUT_S)
+    assert len(network.carriers[0].streams) == 1
+
+
+@pytest.mark.parametrize("reason", [CloseReason.CONNECT_REFUSED, CloseReason.POLICY_DENIED, CloseReason.DRAINED])
+async def test_a_refusal_is_told_and_leaves_no_stream(
+    autojump_clock: trio.testing.MockClock, network: _Network, reason: CloseReason
+) -> None:
+    network.answers = [encode_verdict(Verdict(reason=reason))[HEADER_BYTES:]]
+    with pytest.raises(PolicyDenied if reason is CloseReason.POLICY_DENIED else ConnectionFailure) as caught:
+        await network.open()
+    assert caught.value.reason is reason
+    assert network.client.busy_count == 0
+    assert network.carriers[0].is_over is (reason is CloseReason.DRAINED)
+
+
+async def test_a_wish_is_granted_with_a_tunnel_that_says_attach(
+    autojump_clock: trio.testing.MockClock, network: _Network
+) -> None:
+    async with network.running():
+        connection, stream = await network.open()
+        network.give(connection)
+        await trio.sleep(1)
+        own = network.tunnels[1]
+        assert stream.moves == [own]
+        assert connection.own is cast(Tunnel, own)
+        (attach,) = own.sent
+        assert decode_attach(attach[4:]) == (connection.shared.token, stream.stream_id)
+        assert network.counts() == (0, 2)
+
+
+@pytest.mark.parametrize("trouble", ["dial", "lost", "late"])
+async def test_a_wish_that_can_not_be_granted_is_asked_again(
+    autojump_clock: trio.testing.MockClock, network: _Network, trouble: str
+) -> None:
+    async with network.running():
+        connection, stream = await network.open()
+        if trouble == "dial":
+            network.dial_failure = ConnectionFailure(CloseReason.PEER_UNAVAILABLE, "no way")
+        network.verdict = TunnelLost("it broke") if trouble == "lost" else CloseReason.OK
+        network.verdict_s = 1000.0 if trouble == "late" else 0.01
+        began = trio.current_time()
+        network.give(connection)
+        await trio.sleep(30)
+        failed_after_s = _TIMEOUT_S if trouble == "late" else 0.0
+        assert [at - began for at in stream.asked_again_at] == [pytest.approx(10 + failed_after_s, abs=0.1)]
+        assert stream.moves == []
+        assert connection.own is None
+        assert all(tunnel.is_closed for tunnel in network.tunnels[1:])
+        assert network.counts() == (0, 1)
+
+
+@pytest.mark.parametrize("why", ["refused there", "over meanwhile", "not admitted"])
+async def test_an_own_tunnel_that_is_not_used_is_not_leaked(
+    autojump_clock: trio.testing.MockClock, network: _Network, why: str
+) -> None:
+    def refuse(_: Tunnel) -> None:
+        raise ConnectionFailure(CloseReason.IDENTITY_REVOKED, "no more")
+
+    async with network.running():
+        connection, stream = await network.open()
+        if why == "refused there":
+            network.verdict = CloseReason.UNKNOWN_DESTINATION
+        network.verdict_s = 5.0
+        network.give(connection, refuse if why == "not admitted" else lambda _: None)
+        await trio.sleep(1)
+        if why == "over meanwhile":
+            stream.forget()
+        await trio.sleep(30)
+        assert stream.moves == []
+        assert connection.own is None
+        assert network.tunnels[1].is_closed is (why != "refused there")
+        if why != "over meanwhile":
+            stream.forget()
+        assert network.client.busy_count == 0
+        assert network.client.idle_count == (2 if why == "refused there" else 1)
