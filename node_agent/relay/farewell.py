@@ -11,6 +11,7 @@ as well.
 
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Final
 
 from node_agent.relay.linger import reset_on_close
@@ -23,12 +24,23 @@ _WANT: Final = (ssl.SSLWantWriteError, ssl.SSLWantReadError)
 class Farewell:
     """Owns ``tunnel`` from ``start``; everything happens in the relay loop."""
 
-    __slots__ = ("_loop", "_over", "_to_write", "_tunnel")
+    __slots__ = ("_loop", "_over", "_send", "_to_write", "_tunnel")
 
-    def __init__(self, *, loop: RelayLoop, tunnel: ssl.SSLSocket, to_write: list[memoryview]) -> None:
-        """``to_write`` begins with what a blocked write has to be repeated with (SSL_write(3)), if there is one."""
+    def __init__(
+        self,
+        *,
+        loop: RelayLoop,
+        tunnel: ssl.SSLSocket,
+        to_write: list[memoryview],
+        send: Callable[[memoryview], object] | None = None,
+    ) -> None:
+        """``to_write`` begins with what a blocked write has to be repeated with (SSL_write(3)), if there is one.
+
+        ``send`` writes to the tunnel, if that is not for the tunnel alone to do.
+        """
         self._loop = loop
         self._tunnel = tunnel
+        self._send = tunnel.send if send is None else send
         self._to_write = to_write
         self._over = False
 
@@ -52,7 +64,7 @@ class Farewell:
     def _write(self) -> None:
         try:
             while self._to_write:
-                self._tunnel.send(self._to_write[0])
+                self._send(self._to_write[0])
                 del self._to_write[0]
             socket.socket.shutdown(self._tunnel, socket.SHUT_WR)  # not SSLSocket's, which forgets TLS
         except _WANT:

@@ -44,6 +44,7 @@ class Settlement:
         "_is_wanted",
         "_loop",
         "_read",
+        "_send",
         "_skimmed",
         "_skimmer",
         "_to_write",
@@ -60,11 +61,13 @@ class Settlement:
         to_write: list[memoryview],
         skimmer: Skimmer,
         leftover: bytes | None,
+        send: Callable[[memoryview], object] | None = None,
     ) -> None:
-        """``leftover`` is what came behind the peer's end, None if that has not come yet."""
+        """``leftover`` is what came behind the peer's end, None if that has not come yet; ``send`` as for Farewell."""
         self._loop = loop
         self._tunnel = tunnel
         self._read = tunnel._sslobj.read  # type: ignore[attr-defined]  # noqa: SLF001
+        self._send = tunnel.send if send is None else send
         self._to_write = to_write
         self._skimmer = skimmer
         self._skimmed = 0
@@ -108,7 +111,7 @@ class Settlement:
     def _write(self) -> None:
         try:
             while self._to_write:
-                self._tunnel.send(self._to_write[0])
+                self._send(self._to_write[0])
                 del self._to_write[0]
         except _WANT:
             return
@@ -153,7 +156,7 @@ class Settlement:
     def _lose_patience(self) -> None:
         if not self.is_over:
             self._end(None)
-            Farewell(loop=self._loop, tunnel=self._tunnel, to_write=self._to_write).start()
+            Farewell(loop=self._loop, tunnel=self._tunnel, to_write=self._to_write, send=self._send).start()
 
     def _lose(self) -> None:
         self._end(None)

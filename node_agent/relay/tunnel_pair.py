@@ -96,7 +96,7 @@ class TunnelPair:
         # The methods of SSLSocket add 0.7 us of checks to each call.
         tls = tunnel._sslobj  # type: ignore[attr-defined]  # noqa: SLF001
         most_bytes = ARENA_BYTES if meter is None else meter.most_bytes
-        self._up = up = Up(loop=loop, plain=plain, tls_write=tls.write, most_bytes=most_bytes)
+        self._up = up = Up(loop=loop, plain=plain, tls=tls, most_bytes=most_bytes)
         self._down = Down(loop=loop, plain=plain, tls_read=tls.read, most_bytes=most_bytes, up=up)
         self._over = False
         self._paused = False
@@ -131,7 +131,7 @@ class TunnelPair:
     @property
     def held_bytes(self) -> int:
         """Bytes that were read from one side and wait for the other."""
-        return len(self._up.held or b"") + len(self._down.held or b"")
+        return self._up.held_bytes + len(self._down.held or b"")
 
     def send_queues(self) -> tuple[int, int]:
         """The bytes that wait to be taken: up by the peer agent, down by the application."""
@@ -314,6 +314,7 @@ class TunnelPair:
             to_write=to_write,
             skimmer=Skimmer(remaining=remaining, header=header),
             leftover=behind_peers_end,
+            send=self._up.send,
         )
         reset_on_close(self._plain)
         self._end(ending, settlement=settlement)
@@ -330,7 +331,7 @@ class TunnelPair:
         else:
             to_write = [] if self._up.held is None else [self._up.held]
             to_write.append(memoryview(encode_reset(reason if ending is Ending.CUT else None)))
-            Farewell(loop=self._loop, tunnel=self._tunnel, to_write=to_write).start()
+            Farewell(loop=self._loop, tunnel=self._tunnel, to_write=to_write, send=self._up.send).start()
 
     def _end(self, ending: Ending, reason: CutReason | None = None, settlement: Settlement | None = None) -> None:
         self._over = True
