@@ -159,7 +159,7 @@ def _exchange_is_on(connection: socket.socket) -> None:
         received += len(connection.recv(1 << 20))
 
 
-def test_idle_tunnels_are_closed_so_that_nobody_waits_on_them(mesh: Mesh) -> None:
+def test_who_drains_says_so_at_once_to_new_connections_in_a_tunnel_that_goes_on(mesh: Mesh) -> None:
     client = mesh.pod("client", node=1)
     server = mesh.pod("server", node=2)
     server.serve_echo(8080)
@@ -168,13 +168,14 @@ def test_idle_tunnels_are_closed_so_that_nobody_waits_on_them(mesh: Mesh) -> Non
         with client.connect(server.ipv4, 8080) as running:
             _exchange(running)
             client.ask_whoami(server.ipv4, 8081)
-            wait_for("an idle tunnel", lambda: mesh.ringfence(1, "status")["tunnels"] == {"idle": 1, "busy": 1})
+            assert mesh.ringfence(1, "status")["tunnels"] == {"idle": 0, "busy": 1}, "both went through one"
             _ask_to_go(mesh, 2)
 
             with pytest.raises(ConnectionResetError):
                 client.ask_whoami(server.ipv4, 8081)
-            record = mesh.record(1, direction="outbound", close_reason="peer_unavailable")
+            record = mesh.record(1, direction="outbound", close_reason="drained")
             assert record["received_bytes"] == 0
+            _exchange(running)
         assert _awaited_exit_code(2) == 0
     assert client.ask_whoami(server.ipv4, 8081)[0] == "server"
 
