@@ -23,7 +23,7 @@ SPEAKS_FIRST: Final = 8082
 RESETS: Final = 8083
 """Resets behind what it hears first."""
 STOPS: Final = 8084
-"""Takes little into its hands, and reads only when the test lets it."""
+"""Reads only when the test lets it; until then the kernel keeps some megabytes for it."""
 
 _FIRST_PORT: Final = 40_000
 DENY: Final = """\
@@ -154,6 +154,5 @@ class SharedGround:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def _stop(self, connection: socket.socket, _peer: str) -> None:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         assert self.may_read.wait(DEADLINE_S)
         self.heard.append(read_all(connection))
