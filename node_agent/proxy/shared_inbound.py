@@ -75,12 +75,17 @@ class SharedInbound:
             async with trio.open_nursery() as streams:
 
                 def opened(stream: Stream, message: Open) -> None:
+                    if carrier is None or carrier.refuses is not None:  # it was under way from the loop to us
+                        stream.answer(_DRAINED, is_refusal=True)
+                        return
                     streams.start_soon(self._serve, pod, accepted, stream, message)
 
                 carrier = self._relay.share(tunnel.lend(), on_open=opened, on_end=ended.set)
                 accepted = self._accepted[key] = _Accepted(tunnel=tunnel, carrier=carrier)
-                await self._until_idle(carrier, ended)
-                carrier.refuses = _DRAINED
+                try:
+                    await self._until_idle(carrier, ended)
+                finally:
+                    carrier.refuses = _DRAINED
         finally:
             self._accepted.pop(key, None)
             if carrier is not None:

@@ -33,7 +33,8 @@ from node_agent.frames import (
 from node_agent.relay.ending import Ending
 from node_agent.relay.linger import reset_on_close
 from node_agent.relay.loop import IN, OUT, RelayLoop
-from node_agent.relay.stream import FULL, Stream
+from node_agent.relay.shared_up import SharedUp
+from node_agent.relay.stream import Stream
 from node_agent.stream_frames import (
     MAX_STREAM_DATA_BYTES,
     MAX_STREAMS,
@@ -45,7 +46,6 @@ from node_agent.stream_frames import (
 
 _TLS_RECORD_BYTES: Final = 16384  # RFC 8446 section 5.1; a read of this size takes a whole record, so none hides in SSL
 _MAX_READ_BYTES: Final = 64 * 1024  # in one turn, and a record
-_MAX_QUEUED_BYTES: Final = 1024 * 1024
 """What a peer may not have read, of verdicts and such: more than for all its streams at a time."""
 _DATA: Final = int(StreamFrameType.DATA)
 _DATA_WORD: Final = _DATA << TYPE_SHIFT
@@ -62,38 +62,25 @@ class SharedTunnel:
     the source, which opens them.  ``on_end`` is called once, when the tunnel is
     over, with all its streams.  Both are called by the loop, between two batches,
     and may start tasks.  ``fault``: how the peer broke the protocol.  ``refuses``:
-    with what VERDICT new streams are refused, if they are.
-
-    For the streams: ``out`` holds what is to be written, up to ``end``;
-    ``out_body`` is its part behind a first header.  They may put a frame of DATA
-    there, and what follows it, unless ``is_closed_to_data`` or ``end`` is over
-    ``FULL``: then they have to ask for room, or come to be ``waiting``.  ``begins``
-    is called for the first frame of a turn.
+    with what VERDICT new streams are refused, if they are.  ``up`` is for the
+    streams.
     """
 
     __slots__ = (
-        "_held",
         "_highest",
         "_loop",
         "_on_end",
         "_on_open",
-        "_queue",
         "_read",
         "_remaining",
         "_rest",
         "_tunnel",
         "_unfinished",
-        "_write",
-        "begins",
-        "end",
         "fault",
-        "is_closed_to_data",
         "is_over",
-        "out",
-        "out_body",
         "refuses",
         "streams",
-        "waiting",
+        "up",
     )
 
     def __init__(
@@ -103,24 +90,22 @@ class SharedTunnel:
         self._tunnel = tunnel
         tls = tunnel._sslobj  # type: ignore[attr-defined]  # noqa: SLF001  # as in tunnel_pair.py
         self._read = tls.read
-        self._write = tls.write
+        self.up = SharedUp(
+            loop=loop,
+            tls_write=tls.write,
+            on_blocked=self._wait_for_room,
+            on_broken=lambda: self._fail(Ending.TUNNEL_LOST),
+        )
         self._on_open = on_open
         self._on_end = on_end
         self._rest = b""
         self._remaining = 0  # of a frame of DATA whose beginning was handed out, to the stream of this number:
         self._unfinished = 0
-        self.begins = loop.flusher(self._flush)
-        self._held: memoryview | None = None
-        self._queue = bytearray()
         self._highest = 0
-        self.out = self.out_body = _NOTHING
-        self.end = 0
-        self.is_closed_to_data = True
         self.is_over = False
         self.fault: str | None = None
         self.refuses: bytes | None = None
         self.streams: dict[int, Stream] = {}
-        self.waiting: list[Stream] = []
 
     @property
     def tunnel(self) -> ssl.SSLSocket:
@@ -147,7 +132,7 @@ class SharedTunnel:
         stream = Stream(loop=self._loop, shared=self, stream_id=self._highest)
         stream.down.is_deaf = True  # until its verdict
         self.streams[self._highest] = stream
-        self.say(encode_stream_frame(StreamFrameType.OPEN, self._highest, payload))
+        self.up.say(encode_stream_frame(StreamFrameType.OPEN, self._highest, payload))
         return stream
 
     async def ask(self, payload: bytes) -> tuple[Stream, bytes | None]:
@@ -176,50 +161,10 @@ class SharedTunnel:
         if not self.is_over:
             if reset:
                 reset_on_close(self._tunnel)
-            self._flush()
+            self.up.flush()
             if not self.is_over:  # by that
                 self._lose(Ending.TUNNEL_LOST)
             self._loop.close_now(self._tunnel)
-
-    # -- for the streams ----------------------------------------------------
-
-    def make_room(self) -> bool:
-        """Make room for one frame of DATA, and what follows it; False while the tunnel is blocked."""
-        if self.end > FULL:
-            self._flush()
-        if self._held is not None or self.is_over:
-            return False
-        if self.is_closed_to_data:
-            self.out = self._loop.borrow()
-            self.out_body = self.out[STREAM_HEADER_BYTES:]
-            self.is_closed_to_data = False
-        return True
-
-    def say(self, frame: bytes) -> None:
-        """Send a frame in its turn."""
-        end = self.end
-        if end > FULL or self.is_closed_to_data:
-            if not self.make_room():
-                self._queue += frame
-                if len(self._queue) > _MAX_QUEUED_BYTES:
-                    self._loop.call_soon(lambda: self._fail(Ending.TUNNEL_LOST))
-                return
-            end = self.end
-        if not end:
-            self.begins()
-        self.end = after = end + len(frame)
-        self.out[end:after] = frame
-
-    def drop(self, stream_id: int) -> None:
-        """A stream is over here."""
-        self.streams.pop(stream_id, None)
-        if not self.streams and not self.end and not self.is_closed_to_data:
-            self._loop.give_back(self.out)
-            self._close_to_data()
-
-    def _close_to_data(self) -> None:
-        self.out = self.out_body = _NOTHING
-        self.is_closed_to_data = True
 
     # -- events -------------------------------------------------------------
 
@@ -228,50 +173,14 @@ class SharedTunnel:
             self._pump()
             return
         if event & OUT:
-            if self._held is not None:
-                self._write_held()
-            else:
+            if not self.up.is_blocked or self.up.write_again():
                 self._loop.interest(self._tunnel.fileno(), IN)
-                event = IN
+            event |= IN
         if event & ~OUT and not self.is_over:
             self._pump()
 
-    def _flush(self) -> None:
-        """Write what was gathered."""
-        end = self.end
-        if not end or self.is_over:
-            return
-        self.end = 0
-        try:
-            self._write(self.out[:end])
-        except _WANT:
-            # OpenSSL writes all of it or wants to be called again with the same bytes (SSL_write(3): no partial write).
-            self._held = self.out[:end]
-            self._close_to_data()
-            self._loop.interest(self._tunnel.fileno(), IN | OUT)
-        except OSError:
-            self._fail(Ending.TUNNEL_LOST)
-        else:
-            if not self.streams:
-                self._loop.give_back(self.out)
-                self._close_to_data()
-
-    def _write_held(self) -> None:
-        while (held := self._held) is not None:
-            try:
-                self._write(held)
-            except _WANT:
-                return
-            except OSError:
-                self._fail(Ending.TUNNEL_LOST)
-                return
-            self._loop.give_back(held)
-            self._held = memoryview(bytes(self._queue)) if self._queue else None
-            self._queue.clear()
-        self._loop.interest(self._tunnel.fileno(), IN)
-        waiting, self.waiting = self.waiting, []
-        for stream in waiting:
-            stream.go_on()
+    def _wait_for_room(self) -> None:
+        self._loop.interest(self._tunnel.fileno(), IN | OUT)
 
     def _pump(self) -> None:
         """Read some records, hand their frames to the streams."""
@@ -372,7 +281,7 @@ class SharedTunnel:
             raise RemoteProtocolError("OPEN: a check in a shared tunnel")
         refuses = self.refuses if len(self.streams) < MAX_STREAMS else _OVERLOADED
         if refuses is not None:
-            self.say(encode_stream_frame(StreamFrameType.VERDICT, stream_id, refuses))
+            self.up.say(encode_stream_frame(StreamFrameType.VERDICT, stream_id, refuses))
             return
         stream = Stream(loop=self._loop, shared=self, stream_id=stream_id)
         self.streams[stream_id] = stream
@@ -388,12 +297,13 @@ class SharedTunnel:
             self._lose(ending)
             self._loop.close_later(self._tunnel)
 
+    def _break(self) -> None:
+        self._fail(Ending.TUNNEL_LOST)
+
     def _lose(self, ending: Ending) -> None:
         self.is_over = True
         self._loop.forget_quiet(self._tunnel.fileno())
-        self._held = None
-        self._close_to_data()
-        self.waiting.clear()
+        self.up.stop()
         for stream in list(self.streams.values()):
             stream.lose(ending)
         self.streams.clear()

@@ -1,6 +1,6 @@
 """One connection in a shared tunnel: an application's socket, and frames among those of others.
 
-    application --recv--> [header|payload] among those of the tunnel's other streams   (up, here)
+    application --recv--> [header|payload] among those of the tunnel's other streams   (up, stream_up.py)
     application <--send-- payload slices of the arena                                  (down, stream_down.py)
 
     opening --VERDICT ok, start--> carrying --EOF both ways--> over
@@ -18,20 +18,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from node_agent.errors import RemoteProtocolError
-from node_agent.frames import HEADER_BYTES, MAX_CONTROL_BYTES, TYPE_SHIFT, CutReason, decode_reset, encode_reset
+from node_agent.frames import HEADER_BYTES, CutReason, decode_reset, encode_reset
 from node_agent.relay.ending import Ending, Outcome
 from node_agent.relay.linger import end_on_close, reset_on_close
-from node_agent.relay.loop import ARENA_BYTES, ERR, HUP, IN, OUT, RDHUP, READ, RelayLoop
+from node_agent.relay.loop import ERR, HUP, IN, OUT, RDHUP, READ, RelayLoop
 from node_agent.relay.news import News
 from node_agent.relay.send_queue import unsent_bytes
 from node_agent.relay.stream_down import StreamDown
 from node_agent.relay.stream_move import Move, OnBack
+from node_agent.relay.stream_up import StreamUp
 from node_agent.relay.tunnel_pair import Handed, TunnelPair
 from node_agent.stream_frames import (
-    MAX_STREAM_DATA_BYTES,
-    STREAM_HEADER,
-    STREAM_HEADER_BYTES,
-    WINDOW_BYTES,
     StreamFrameType,
     decode_credit,
     encode_stream_frame,
@@ -40,13 +37,7 @@ from node_agent.stream_frames import (
 if TYPE_CHECKING:
     from node_agent.relay.shared_tunnel import SharedTunnel
 
-FULL: Final = ARENA_BYTES - 2 * (STREAM_HEADER_BYTES + max(MAX_STREAM_DATA_BYTES, MAX_CONTROL_BYTES))
-"""From here on a shared tunnel has no room for DATA and what follows it."""
-_FIRST_READ_BYTES: Final = 16384 - STREAM_HEADER_BYTES  # with its header one whole TLS record
 _SILENT: Final = -1  # equal to no mask, so the next change of interest registers again
-_DATA_WORD: Final = StreamFrameType.DATA << TYPE_SHIFT
-_EOF_WORD: Final = StreamFrameType.EOF << TYPE_SHIFT
-_pack_header = STREAM_HEADER.pack_into
 
 OnVerdict = Callable[[bytes | None], None]
 """Gets the payload of the VERDICT, None if the stream ended before."""
@@ -60,8 +51,6 @@ class Stream:
     """
 
     __slots__ = (
-        "_credit",
-        "_is_waiting",
         "_loop",
         "_mask",
         "_move",
@@ -71,11 +60,8 @@ class Stream:
         "_pair",
         "_plain",
         "_plain_fd",
-        "_read_bytes",
-        "_recv_into",
         "_shared",
-        "_up_bytes",
-        "_up_ended",
+        "_up",
         "down",
         "on_verdict",
         "stream_id",
@@ -85,15 +71,11 @@ class Stream:
         self._loop = loop
         self._shared = shared
         self.stream_id = stream_id
-        self.down = StreamDown(shared=shared, stream_id=stream_id)
+        self._up = StreamUp(shared=shared.up, stream_id=stream_id)
+        self.down = StreamDown(shared=shared.up, stream_id=stream_id)
         self._plain: socket.socket | None = None
         self._plain_fd = -1
         self._mask = READ
-        self._credit = WINDOW_BYTES
-        self._read_bytes = _FIRST_READ_BYTES
-        self._up_bytes = 0
-        self._up_ended = False
-        self._is_waiting = False
         self._outcome: Outcome | None = None
         self._move: Move | None = None
         self._pair: TunnelPair | None = None
@@ -104,7 +86,7 @@ class Stream:
 
     @property
     def up_bytes(self) -> int:
-        return self._up_bytes if self._pair is None else self._pair.up_bytes
+        return self._up.moved_bytes if self._pair is None else self._pair.up_bytes
 
     @property
     def down_bytes(self) -> int:
@@ -113,7 +95,7 @@ class Stream:
     @property
     def is_half_closed(self) -> bool:
         """Whether exactly one direction has ended."""
-        return self._up_ended != self.down.has_ended if self._pair is None else self._pair.is_half_closed
+        return self._up.has_ended != self.down.has_ended if self._pair is None else self._pair.is_half_closed
 
     @property
     def held_bytes(self) -> int:
@@ -157,7 +139,6 @@ class Stream:
         """Take the application's socket over; ``start`` follows.  ``on_own``: a tunnel of its own is wished for."""
         self._plain = plain
         self._plain_fd = plain.fileno()
-        self._recv_into = plain.recv_into
         self._on_done = on_done
         self._on_own = on_own
         if on_own is not None and self._move is not None and self._move.has_asked:
@@ -172,6 +153,7 @@ class Stream:
             outcome = self._outcome
             self._loop.call_soon(lambda: self._report(plain, outcome))
             return
+        self._up.begin(plain)
         if self.down.begin(plain):
             self._mask = READ | OUT  # what came before us is delivered at the first event
         self._loop.adopt(self._plain_fd, self._mask, self._on_plain)
@@ -190,7 +172,8 @@ class Stream:
 
     def _on_plain(self, event: int) -> None:
         if event == IN and self._mask == READ:
-            self._pump()
+            if (news := self._up.pump()) is not None:
+                self._heed_up(news)
             return
         if event & OUT:
             self.heed(self.down.flush())
@@ -205,62 +188,21 @@ class Stream:
             self._loop.silence(self._plain_fd)
             self._mask = _SILENT
 
-    def _pump(self, *, is_last: bool = False) -> None:
-        """Read once, behind what others have to say; ``is_last``: the FIN has arrived, perhaps behind these bytes."""
-        shared = self._shared
-        if (shared.is_closed_to_data or shared.end > FULL) and not shared.make_room():
-            self._is_waiting = True
-            shared.waiting.append(self)
-            self._update_interest()
-            return
-        end = shared.end
-        body = end + STREAM_HEADER_BYTES
-        most = self._credit if self._credit < self._read_bytes else self._read_bytes
-        out = shared.out
-        try:
-            received = self._recv_into(out[body:] if end else shared.out_body, most)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._reset_by_application()
-            return
-        if not end:
-            shared.begins()
-        if received:
-            _pack_header(out, end, _DATA_WORD | received, self.stream_id)
-            end = shared.end = body + received
-            self._up_bytes += received
-            self._credit -= received
-            if received == self._read_bytes:
-                self._read_bytes = MAX_STREAM_DATA_BYTES
-            if not self._credit:
-                self._wish()
-                self._update_interest()
-                return
-            try:
-                if not (is_last and received < most and self._is_empty()):
-                    return
-            except OSError:
-                # The kernel tells an error once; the next recv would call the stream whole.
-                self._reset_by_application()
-                return
-        # The end in the same record as the last bytes: one packet, one wake-up of the peer.
-        _pack_header(out, end, _EOF_WORD, self.stream_id)
-        shared.end = end + STREAM_HEADER_BYTES
-        self._up_ended = True
-        self._look()
+    def _pump(self, *, is_last: bool) -> None:
+        news = self._up.pump(is_last=is_last)
+        if news is not None:
+            self._heed_up(news)
 
-    def _is_empty(self) -> bool:
-        """Whether the application's FIN is all that is still to be read."""
-        assert self._plain is not None
-        try:
-            return not self._plain.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
+    def _heed_up(self, news: News) -> None:
+        if self._up.is_waiting:
+            self._shared.up.waiting.append(self)
+        if not self._up.credit:
+            self._wish()
+        self.heed(news)
 
     def go_on(self) -> None:
         """The shared tunnel is not blocked any more."""
-        self._is_waiting = False
+        self._up.is_waiting = False
         self._update_interest()
 
     # -- from the tunnel --------------------------------------------------------
@@ -271,9 +213,7 @@ class Stream:
         if self.on_verdict is not None and kind != StreamFrameType.VERDICT:
             raise RemoteProtocolError(f"stream {self.stream_id}: a frame of type {kind} before its verdict")
         if kind == StreamFrameType.CREDIT:
-            self._credit += decode_credit(payload)
-            if self._credit > WINDOW_BYTES:
-                raise RemoteProtocolError(f"stream {self.stream_id}: CREDIT for more than was sent")
+            self._up.allow(decode_credit(payload))
             self._update_interest()
         elif kind == StreamFrameType.EOF and not payload:
             self.heed(self.down.end())
@@ -301,7 +241,7 @@ class Stream:
 
     def _look(self) -> None:
         """A half has changed: is it the end, and if not, what is there to wait for?"""
-        if self._up_ended and self.down.is_out:
+        if self._up.has_ended and self.down.is_out:
             assert self._plain is not None
             end_on_close(self._plain)
             self._finish(Outcome(ending=Ending.COMPLETE))
@@ -312,7 +252,7 @@ class Stream:
         if not self.is_carrying:
             return
         is_leaving = self._move is not None and self._move.is_leaving
-        is_reading = self._credit > 0 and not (self._up_ended or self._is_waiting or is_leaving)
+        is_reading = self._up.may_read and not is_leaving
         mask = (READ if is_reading else 0) | (OUT if self.down.held is not None else 0)
         if mask != self._mask:
             self._mask = mask
@@ -344,7 +284,7 @@ class Stream:
         """No tunnel could be had for it."""
         moving = self._moving()
         moving.has_asked = False
-        if not self._credit or moving.is_wanted_by_peer:  # which says so once
+        if not self._up.credit or moving.is_wanted_by_peer:  # which says so once
             self._wish()
 
     def move(self, own: ssl.SSLSocket) -> None:
@@ -370,7 +310,7 @@ class Stream:
 
     def _switch_if_ready(self) -> None:
         moving, plain = self._moving(), self._plain
-        if not moving.is_leaving and self._up_ended and self.down.has_ended:
+        if not moving.is_leaving and self._up.has_ended and self.down.has_ended:
             moving.abandon()  # both ends were said here: the source does not wait for our MOVED, it is over for it
             return
         if plain is None or (own := moving.take()) is None:
@@ -378,7 +318,7 @@ class Stream:
         if not moving.is_leaving:
             self._say(StreamFrameType.MOVED)
         down = self.down
-        self._shared.drop(self.stream_id)
+        self._shared.streams.pop(self.stream_id, None)
         self._loop.forget(self._plain_fd)
         self._pair = TunnelPair(
             loop=self._loop,
@@ -386,7 +326,7 @@ class Stream:
             tunnel=own,
             on_done=self._pair_done,
             handed=Handed(
-                up_bytes=self._up_bytes,
+                up_bytes=self._up.moved_bytes,
                 down_bytes=down.moved_bytes,
                 held=None if down.held is None else bytes(down.held),
                 is_shut=down.is_out,
@@ -427,7 +367,7 @@ class Stream:
             return
         self._outcome = outcome
         self._on_own = None  # it knows us, too: as a ring they would wait for the garbage collector
-        self._shared.drop(self.stream_id)
+        self._shared.streams.pop(self.stream_id, None)
         self.down.held = None
         if self._move is not None:
             self._move.abandon()
@@ -442,4 +382,4 @@ class Stream:
         self._loop.report_later(lambda: self._on_done(outcome))
 
     def _say(self, kind: StreamFrameType, payload: bytes = b"") -> None:
-        self._shared.say(encode_stream_frame(kind, self.stream_id, payload))
+        self._shared.up.say(encode_stream_frame(kind, self.stream_id, payload))

@@ -4,14 +4,12 @@ opening (no socket yet) --begin--> reading --send blocked--> holding --flushed--
 """
 
 import socket
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from node_agent.errors import RemoteProtocolError
 from node_agent.relay.news import News
+from node_agent.relay.shared_up import SharedUp
 from node_agent.stream_frames import WINDOW_BYTES, encode_credit
-
-if TYPE_CHECKING:
-    from node_agent.relay.shared_tunnel import SharedTunnel
 
 _CREDIT_AT_BYTES: Final = WINDOW_BYTES // 2
 
@@ -38,7 +36,7 @@ class StreamDown:
         "moved_bytes",
     )
 
-    def __init__(self, *, shared: "SharedTunnel", stream_id: int) -> None:
+    def __init__(self, *, shared: SharedUp, stream_id: int) -> None:
         self._shared = shared
         self._stream_id = stream_id
         self._plain: socket.socket | None = None

@@ -184,26 +184,33 @@ class TunnelClient:
         self, connection: SharedConnection, key: TunnelKey, dialler: Dialler, admit: Callable[[Tunnel], None]
     ) -> None:
         stream = connection.stream
+        if not await self._has_moved(connection, key, dialler, admit):
+            await trio.sleep(_MOVE_AGAIN_S)
+            if stream.is_carrying:
+                stream.may_ask_again()
+
+    async def _has_moved(
+        self, connection: SharedConnection, key: TunnelKey, dialler: Dialler, admit: Callable[[Tunnel], None]
+    ) -> bool:
+        stream = connection.stream
         frame = encode_attach(connection.shared.token, stream.stream_id)
         try:
             own, verdict = await self._ask_with(key, frame, dialler)
         except (ConnectionFailure, OSError):
-            await trio.sleep(_MOVE_AGAIN_S)
-            if stream.is_carrying:
-                stream.may_ask_again()
-            return
+            return False
         if verdict.reason is not CloseReason.OK:
-            self.release(key, own)  # the connection has ended there
-            return
+            self.release(key, own)  # most often because the connection has ended there
+            return False
         try:
             if stream.is_carrying:
                 admit(own)
                 connection.own = own
                 stream.move(own.lend())
-                return
+                return True
         except ConnectionFailure:
             pass  # what it stands on is judged where that changes (trust_gate.py)
         self.discard(own)
+        return False
 
     async def check(self, key: TunnelKey, message: Open, dialler: Dialler) -> Verdict:
         """Ask whether a connection would be accepted; raises ConnectionFailure if there is no way to the destination.
