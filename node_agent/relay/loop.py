@@ -66,6 +66,8 @@ class RelayLoop:
         self._to_close: list[socket.socket] = []
         self._to_report: list[Callable[[], None]] = []
         self._spare: list[bytearray] = []
+        # Of shared tunnels (shared_up.py), with what is behind a first header.
+        self.spare_outs: list[tuple[memoryview, memoryview]] = []
         self._interrupted = False
         self.has_reported = False  # for who called ``serve``, who also sets it back
         self._take_arena()

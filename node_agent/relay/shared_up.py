@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 FULL: Final = ARENA_BYTES - 2 * (STREAM_HEADER_BYTES + max(MAX_STREAM_DATA_BYTES, MAX_CONTROL_BYTES))
 """From here on there is no room for a frame of DATA and what follows it."""
 _MAX_QUEUED_BYTES: Final = 1024 * 1024  # of control frames, while a peer does not read: thousands of them
+_MOST_SPARE: Final = 64  # of the process; they are touched as far as something was put into them, mostly a page
 _NOTHING: Final = memoryview(b"")
 _WANT: Final = (ssl.SSLWantWriteError, ssl.SSLWantReadError)
 
@@ -41,6 +42,7 @@ class SharedUp:
         "_on_blocked",
         "_on_broken",
         "_queue",
+        "_spare",
         "_write",
         "begins",
         "end",
@@ -64,6 +66,7 @@ class SharedUp:
         self._held: memoryview | None = None
         self._queue = bytearray()
         self._is_over = False
+        self._spare = loop.spare_outs
         self.begins = loop.flusher(self.flush)
         self.out = self.out_body = _NOTHING
         self.end = 0
@@ -82,8 +85,7 @@ class SharedUp:
             if self._held is not None or self._is_over:
                 return False
             if not self.out:
-                self.out = self._loop.borrow()
-                self.out_body = self.out[STREAM_HEADER_BYTES:]
+                self.out, self.out_body = self._spare.pop() if self._spare else self._buffer()
         return True
 
     def say(self, frame: bytes) -> None:
@@ -114,7 +116,12 @@ class SharedUp:
         except OSError:
             self._on_broken()
         else:
-            self._loop.give_back(out)
+            if len(self._spare) < _MOST_SPARE:
+                self._spare.append((out, self.out_body))
+
+    def _buffer(self) -> tuple[memoryview, memoryview]:
+        out = self._loop.borrow()
+        return out, out[STREAM_HEADER_BYTES:]
 
     def write_again(self) -> bool:
         """Write what was blocked; returns whether all of it is out.  Those who wait may go on then."""
