@@ -9,6 +9,7 @@ from typing import Final
 from node_agent.errors import RemoteProtocolError
 from node_agent.frames import TYPE_SHIFT
 from node_agent.relay.news import News
+from node_agent.relay.receive_queue import has_only_its_end
 from node_agent.relay.shared_up import FULL, SharedUp
 from node_agent.stream_frames import (
     MAX_STREAM_DATA_BYTES,
@@ -98,7 +99,7 @@ class StreamUp:
             if not self.credit:
                 return News.CHANGED
             try:
-                if not (is_last and received < most and self._is_empty()):
+                if not (is_last and received < most and has_only_its_end(self._plain)):
                     return None
             except OSError:
                 # The kernel tells an error once; the next recv would call the stream whole.
@@ -108,10 +109,3 @@ class StreamUp:
         shared.end = end + STREAM_HEADER_BYTES
         self.has_ended = True
         return News.CHANGED
-
-    def _is_empty(self) -> bool:
-        """Whether the application's FIN is all that is still to be read."""
-        try:
-            return not self._plain.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False

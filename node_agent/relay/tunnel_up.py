@@ -11,6 +11,7 @@ from node_agent.frames import EOF_FRAME, HEADER, HEADER_BYTES, MAX_DATA_BYTES, T
 from node_agent.relay.gathering import BIG_FRAME_BYTES, Gatherer, gatherer
 from node_agent.relay.loop import RelayLoop
 from node_agent.relay.news import News
+from node_agent.relay.receive_queue import has_only_its_end
 
 _FIRST_READ_BYTES: Final = 16384 - HEADER_BYTES  # with its header one whole TLS record (RFC 8446 section 5.1)
 _DATA_WORD: Final = FrameType.DATA << TYPE_SHIFT
@@ -92,7 +93,7 @@ class Up:
             end = HEADER_BYTES + received
             if is_last:
                 try:
-                    is_last = received < _FIRST_READ_BYTES and self._is_empty()
+                    is_last = received < _FIRST_READ_BYTES and has_only_its_end(self._plain)
                 except OSError:
                     # The kernel tells an error once; the next recv would call the stream whole.
                     return News.PLAIN_BROKEN
@@ -116,13 +117,6 @@ class Up:
                 return None
         self.has_ended = is_last
         return News.CHANGED
-
-    def _is_empty(self) -> bool:
-        """Whether the application's FIN is all that is still to be read."""
-        try:
-            return not self._plain.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
 
     def flush(self) -> News | None:
         """Write again what is held."""
