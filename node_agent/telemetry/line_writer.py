@@ -17,8 +17,7 @@ from typing import Final, Protocol
 
 _MAX_QUEUED_BYTES: Final = 4 * 1024 * 1024  # about 6,000 access records: seconds of a busy node
 _MAX_WRITE_BYTES: Final = 256 * 1024
-_GATHER_S: Final = 0.05  # one wake-up of the thread, and one write, for all lines of 50 ms
-_LOOK_AGAIN_S: Final = 0.01
+_GATHER_S: Final = 0.01  # one wake-up of the thread, and one write, for all lines of 10 ms
 
 
 class Target(Protocol):
@@ -54,7 +53,7 @@ class Descriptor:
                 try:
                     view = view[os.write(self._fd, view) :]
                 except BlockingIOError:  # somebody made the shared descriptor non-blocking
-                    time.sleep(_LOOK_AGAIN_S)
+                    time.sleep(_GATHER_S)
         finally:
             if self._lock_fd is not None:
                 fcntl.flock(self._lock_fd, fcntl.LOCK_UN)

@@ -1,6 +1,6 @@
 """The file that access records are appended to: rotated by size, or by somebody else.
 
-Before each write, which is one for all lines of 50 ms, it looks where its path
+Before each write, which is one for all lines of 10 ms, it looks where its path
 leads, and opens the file that is there now.  So ``logrotate`` may rename the
 file whenever it likes, and worker processes may share it: who sees it full
 renames it, and the others follow.  While somebody writes or rotates, the
