@@ -5,8 +5,8 @@ from tests.mesh.test_drain import (
     test_a_busy_connection_is_cut_with_the_reason_too,
     test_a_service_loses_nobody_while_one_of_its_agents_is_restarted,
     test_connections_that_end_within_the_grace_period_end_in_order,
-    test_who_drains_keeps_nobody_waiting_who_has_a_tunnel_to_it,
     test_running_connections_get_the_grace_period_and_then_are_cut_with_the_reason,
+    test_who_drains_keeps_nobody_waiting_who_has_a_tunnel_to_it,
 )
 from tests.mesh.test_paths import (
     test_counters_move_with_the_connection,
@@ -38,8 +38,8 @@ __all__ = [
     "test_connections_that_end_within_the_grace_period_end_in_order",
     "test_counters_move_with_the_connection",
     "test_deleting_a_pod_cuts_its_connections_and_both_ends_know_why",
-    "test_who_drains_keeps_nobody_waiting_who_has_a_tunnel_to_it",
     "test_no_secret_is_in_a_log_an_argument_or_an_environment",
     "test_running_connections_get_the_grace_period_and_then_are_cut_with_the_reason",
     "test_service_address_spreads_over_both_nodes",
+    "test_who_drains_keeps_nobody_waiting_who_has_a_tunnel_to_it",
 ]
