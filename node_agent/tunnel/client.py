@@ -161,9 +161,8 @@ class TunnelClient:
                 _require_accepted(verdict)
                 self._shared.opened(key, port)
                 return SharedConnection(shared=shared, stream=stream, port=port)
-            self._shared.retire(
-                key, shared
-            )  # the link is cut, or the agent there hangs: the next one shall not wait so
+            # The link is cut, or the agent there hangs: the next one shall not wait for it.
+            self._shared.retire(key, shared)
             raise ConnectionFailure(CloseReason.VERDICT_TIMEOUT, "the peer agent gave no verdict in time")
 
     def give_own(
