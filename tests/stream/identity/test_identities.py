@@ -46,7 +46,7 @@ async def test_two_workloads_know_each_other_by_their_svids(tmp_path: Path) -> N
         client, server = shake_hands(web.client_context, cart.server_context)
         assert client.finished
         assert server.finished
-        assert client.tls.selected_alpn_protocol() == "ringfence/1"
+        assert client.tls.selected_alpn_protocol() == "ringfence/2"
         assert peer_identity(client.tls, bundles=trusting(made.ca.root.certificate), at=now_utc()).identity == CART
         assert peer_identity(server.tls, bundles=trusting(made.ca.root.certificate), at=now_utc()).identity == WEB
 
