@@ -193,9 +193,11 @@ class SharedTunnels:
         """
         while True:
             found = self.find(key)
-            if found is not None:
-                return found
             slot = self._slots.setdefault(key, _Slot())
+            if found is not None:
+                if slot.waiters and not slot.is_dialling:
+                    self._wake(slot, 1)  # there may be room for it, too; or it finds none, and dials
+                return found
             if trio.current_time() < slot.unshared_until:
                 return None
             if slot.is_dialling:

@@ -101,6 +101,26 @@ async def test_a_storm_dials_one_at_a_time_and_as_few_as_it_needs(
     assert world.dials == 6
 
 
+async def test_a_storm_of_connections_that_end_at_once_leaves_nobody_waiting(
+    autojump_clock: trio.testing.MockClock, world: _World
+) -> None:
+    ended = 0
+
+    async def connection() -> None:
+        nonlocal ended
+        stream = await world.connect()
+        assert stream is not None
+        stream.forget()
+        ended += 1
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for _ in range(500):
+                nursery.start_soon(connection)
+    assert ended == 500
+    assert world.counts()[2:] == (0, 0)
+
+
 async def test_room_in_an_older_tunnel_is_found_again(autojump_clock: trio.testing.MockClock, world: _World) -> None:
     async with trio.open_nursery() as nursery:
         for _ in range(2 * _MOST):
