@@ -249,7 +249,7 @@ class Connector:
             self._gate.admit_tunnel(record, pod.workload.identity, _proof(upstream))
         except ConnectionFailure:
             if upstream.shared is not None:
-                upstream.shared.stream.cut(None)
+                self._tunnels.distrust(key, upstream.shared)  # revoked while it was dialled, or in this moment
             elif upstream.tunnel is not None:
                 self._tunnels.discard(upstream.tunnel)
             raise

@@ -10,7 +10,7 @@ import trio
 from node_agent.errors import CloseReason, ConnectionFailure, PolicyDenied
 from node_agent.frames import HEADER_BYTES, RESET_FRAME, FrameType, Open, Verdict, decode_verdict, encode_open
 from node_agent.stream_frames import encode_attach
-from node_agent.tunnel.dial import ASKED, Dialler, Dials, TunnelKey
+from node_agent.tunnel.dial import ASKED, PEER_DOES_NOT_ANSWER, Dialler, Dials, TunnelKey
 from node_agent.tunnel.pool import DIAL, WAIT, Answer, Grant, TunnelPool
 from node_agent.tunnel.shared import Carriers, SharedConnection, SharedTunnels
 from node_agent.tunnel.tunnel import Tunnel, TunnelLost, Verify
@@ -22,8 +22,6 @@ _SWEEP_S: Final = 10.0
 _VERDICT_GRACE_S: Final = 2.0  # beyond the destination's own connect timeout
 _MOVE_AGAIN_S: Final = 10.0  # after a connection could have no tunnel of its own
 _HELD_S: Final = 1.0  # programs accept in milliseconds; one that is late hears of the connection twice
-_PEER_DOES_NOT_ANSWER: Final = frozenset({CloseReason.PEER_UNAVAILABLE, CloseReason.HANDSHAKE_TIMEOUT})
-
 
 _Pool = TunnelPool[Tunnel, trio.lowlevel.Task]
 
@@ -164,6 +162,12 @@ class TunnelClient:
             # The link is cut, or the agent there hangs: the next one shall not wait for it.
             self._shared.retire(key, shared)
             raise ConnectionFailure(CloseReason.VERDICT_TIMEOUT, "the peer agent gave no verdict in time")
+
+    def distrust(self, key: TunnelKey, connection: SharedConnection) -> None:
+        """Reset a connection whose shared tunnel turned out to be unwanted; the next one is dialled anew."""
+        connection.stream.cut(None)
+        if self._shared is not None:
+            self._shared.retire(key, connection.shared)
 
     def give_own(
         self, connection: SharedConnection, key: TunnelKey, dialler: Dialler, *, admit: Callable[[Tunnel], None]
@@ -312,7 +316,7 @@ class TunnelClient:
         try:
             tunnel = await self._dials.dial(key, dialler)
         except ConnectionFailure as failure:
-            if failure.reason in _PEER_DOES_NOT_ANSWER:
+            if failure.reason in PEER_DOES_NOT_ANSWER:
                 granted, hopeless = self._pool.dial_unanswered(key, since=began)
                 for waiter in hopeless:
                     trio.lowlevel.reschedule(waiter, outcome.Error(ConnectionFailure(failure.reason, failure.detail)))

@@ -20,6 +20,8 @@ CONNECTED: Final = "ringfence.tunnel.connected"
 PROVEN: Final = "ringfence.tunnel.proven"
 ASKED: Final = "ringfence.tunnel.asked"
 """Phases of a connection's way into a tunnel; the first two only if none was idle."""
+PEER_DOES_NOT_ANSWER: Final = frozenset({CloseReason.PEER_UNAVAILABLE, CloseReason.HANDSHAKE_TIMEOUT})
+"""Failures of a dial that the next one would only meet again: those who wait are told so, too."""
 
 
 class TunnelKey(NamedTuple):

@@ -19,13 +19,13 @@ import trio
 from node_agent.errors import CloseReason, ConnectionFailure, RemoteProtocolError
 from node_agent.frames import Verdict, decode_verdict
 from node_agent.stream_frames import SHARED_ALPN, TOKEN_BYTES, encode_share
+from node_agent.tunnel.dial import PEER_DOES_NOT_ANSWER
 from node_agent.tunnel.habits import Habits
 from node_agent.tunnel.tunnel import Tunnel, TunnelLost
 
 _MAX_STREAMS: Final = 100  # in one tunnel; as HTTP/2 recommends (RFC 9113 section 6.5.2)
 _IDLE_S: Final = 240.0  # as for other tunnels
 _ASK_AGAIN_S: Final = 300.0  # whether a peer that did not share has learned to
-_PEER_DOES_NOT_ANSWER: Final = frozenset({CloseReason.PEER_UNAVAILABLE, CloseReason.HANDSHAKE_TIMEOUT})
 
 
 class Stream(Protocol):
@@ -257,7 +257,7 @@ class SharedTunnels:
             to_wake = len(slot.waiters)
             keep(tunnel)
         except ConnectionFailure as failed:
-            if failed.reason in _PEER_DOES_NOT_ANSWER:
+            if failed.reason in PEER_DOES_NOT_ANSWER:
                 failure = failed  # found out once, not by every waiter in its turn
                 to_wake = len(slot.waiters)
             raise

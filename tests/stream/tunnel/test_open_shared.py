@@ -105,6 +105,20 @@ def network(monkeypatch: pytest.MonkeyPatch) -> _Network:
     return _Network(monkeypatch)
 
 
+async def test_a_tunnel_that_turns_out_to_be_unwanted_is_not_used_again(
+    autojump_clock: trio.testing.MockClock, network: _Network
+) -> None:
+    _, running = await network.open()
+    connection, refused = await network.open()
+    assert len(network.carriers) == 1
+    network.client.distrust(_KEY, connection)
+    assert refused.is_cut
+    await network.open()
+    assert len(network.carriers) == 2
+    assert not running.is_cut
+    assert not network.carriers[0].is_over
+
+
 async def test_a_fresh_tunnel_that_is_lost_is_told_and_a_used_one_replaced(
     autojump_clock: trio.testing.MockClock, network: _Network
 ) -> None:
