@@ -19,6 +19,8 @@ import ssl
 from datetime import datetime
 from typing import Final
 
+import trio
+
 from ca.spiffe import SpiffeId
 from node_agent.drain import Drain
 from node_agent.errors import CloseReason, ConnectionFailure
@@ -93,8 +95,13 @@ class Inbound:
 
     # -- through a tunnel -----------------------------------------------------
 
-    async def handle_tunnel(self, pod: Pod, connection: socket.socket, peer: PeerAddress) -> None:
-        """Serve one tunnel, connection after connection, until it ends.  Takes ``connection`` over."""
+    async def handle_tunnel(
+        self, pod: Pod, connection: socket.socket, peer: PeerAddress, _scope: trio.CancelScope
+    ) -> None:
+        """Serve one tunnel, connection after connection, until it ends.  Takes ``connection`` over.
+
+        Each connection has a scope of its own: who cuts one does not end the tunnel.
+        """
         accepted_at = self._access_log.now()
         tunnel = await self._prove(pod, connection, peer, accepted_at)
         if tunnel is None:
@@ -274,12 +281,14 @@ class Inbound:
 
     # -- in plaintext -----------------------------------------------------------
 
-    async def handle_plaintext(self, pod: Pod, connection: socket.socket, peer: PeerAddress) -> None:
-        """Serve one plaintext connection, or refuse it.  Takes ``connection`` over."""
+    async def handle_plaintext(
+        self, pod: Pod, connection: socket.socket, peer: PeerAddress, scope: trio.CancelScope
+    ) -> None:
+        """Serve one plaintext connection, or refuse it; what cuts it cancels ``scope``.  Takes ``connection`` over."""
         accepted = Accepted(connection)
         with (
             self._access_log.connection("inbound") as record,
-            self._live.track(record, pod.workload.uid),
+            self._live.track(record, pod.workload.uid, scope),
             accepted as downstream,
         ):
             record.note(

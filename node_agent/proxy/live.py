@@ -46,12 +46,14 @@ class LiveConnection:
         table: "LiveConnections",
         record: ConnectionRecord,
         workload_uid: str,
-        end: Callable[[], None] | None = None,
+        end: Callable[[], None],
+        scope: trio.CancelScope | None = None,
     ) -> None:
+        """``end`` ends it; ``scope`` is entered and left with the block."""
         self._table = table
         self._record = record
-        self._scope = trio.CancelScope()
-        self._end = self._scope.cancel if end is None else end
+        self._scope = scope
+        self._end = end
         self.carried: Carried | None = None
         self.workload_uid = workload_uid
 
@@ -81,14 +83,20 @@ class LiveConnection:
 
     def __enter__(self) -> Self:
         self._table.connections.add(self)
-        self._scope.__enter__()
+        if self._scope is not None:
+            self._scope.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         self._table.leave(self)
-        return bool(self._scope.__exit__(kind, error, trace))
+        self._end = _it_is_over  # the scope may be another connection's from now on
+        return self._scope is not None and bool(self._scope.__exit__(kind, error, trace))
+
+
+def _it_is_over() -> None:
+    pass
 
 
 class LiveConnections:
@@ -103,9 +111,17 @@ class LiveConnections:
         self.on_the_lane: set[LiveConnection] = set()
         self._none = trio.Event()
 
-    def track(self, record: ConnectionRecord, workload_uid: str) -> LiveConnection:
-        """Return the block that a connection of the local workload ``workload_uid`` lives in."""
-        return LiveConnection(self, record, workload_uid)
+    def track(
+        self, record: ConnectionRecord, workload_uid: str, around: trio.CancelScope | None = None
+    ) -> LiveConnection:
+        """Return the block that a connection of the local workload ``workload_uid`` lives in.
+
+        The block absorbs the cancellation that ends it, unless it has a scope ``around`` it that does.
+        """
+        if around is not None:
+            return LiveConnection(self, record, workload_uid, around.cancel)
+        scope = trio.CancelScope()
+        return LiveConnection(self, record, workload_uid, scope.cancel, scope)
 
     @property
     def everyone(self) -> list[LiveConnection]:

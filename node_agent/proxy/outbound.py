@@ -69,12 +69,15 @@ class Outbound:
         self._times = times
         self._lanes = lanes
 
-    async def handle(self, pod: Pod, connection: socket.socket, peer: PeerAddress) -> None:
-        """Serve one connection to its end; its failures end in the access record.  Takes ``connection`` over."""
+    async def handle(self, pod: Pod, connection: socket.socket, peer: PeerAddress, scope: trio.CancelScope) -> None:
+        """Serve one connection to its end; its failures end in the access record.  Takes ``connection`` over.
+
+        What cuts it cancels ``scope``.
+        """
         accepted = Accepted(connection)
         with (
             self._access_log.connection("outbound") as record,
-            self._live.track(record, pod.workload.uid) as live,
+            self._live.track(record, pod.workload.uid, scope) as live,
             accepted as downstream,
         ):
             record.note(source=pod.workload, source_address=peer, source_identity=pod.workload.identity)

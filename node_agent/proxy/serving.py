@@ -4,6 +4,7 @@ import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Final, Protocol
 
 import trio
@@ -11,6 +12,7 @@ import trio
 from node_agent.capture import peer_address
 from node_agent.errors import CloseReason
 from node_agent.model import PeerAddress
+from node_agent.proxy.crew import Crew
 from node_agent.proxy.inbound import Inbound
 from node_agent.proxy.live import LiveConnections
 from node_agent.proxy.outbound import Outbound
@@ -24,7 +26,7 @@ _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUF
 _ACCEPT_BACKOFF_S: Final = 0.1
 _MOST_WAITING: Final = 4096  # the backlog of a listener (capture/sockets.py)
 
-Handler = Callable[[Pod, socket.socket, PeerAddress], Awaitable[None]]
+Handler = Callable[[Pod, socket.socket, PeerAddress, trio.CancelScope], Awaitable[None]]
 
 
 class PodServer(Protocol):
@@ -81,8 +83,9 @@ class LocalServer:
         """Accept until draining or the pod's end, then wait for (or end) its connections."""
         self._serving.add(pod)
         try:
-            async with trio.open_nursery() as connections:
-                connections.start_soon(self._end_with_pod, pod, connections.cancel_scope)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._end_with_pod, pod, nursery.cancel_scope)
+                connections = Crew(nursery)
                 self._accepting += 1
                 try:
                     with accepting:
@@ -134,14 +137,14 @@ class LocalServer:
         await pod.gone.wait()
         scope.cancel()
 
-    async def _accept(self, pod: Pod, listener: socket.socket, handler: Handler, connections: trio.Nursery) -> None:
+    async def _accept(self, pod: Pod, listener: socket.socket, handler: Handler, connections: Crew) -> None:
         """Hand every connection of ``listener`` to ``handler``, for ever."""
         while True:
             await trio.lowlevel.wait_readable(listener)
             if self._accept_some(pod, listener, handler, connections, most=self._accepts_a_turn):
                 await trio.sleep(_ACCEPT_BACKOFF_S)
 
-    def _accept_the_last(self, pod: Pod, connections: trio.Nursery) -> None:
+    def _accept_the_last(self, pod: Pod, connections: Crew) -> None:
         """Serve those whose connect has succeeded: what is not accepted is reset with the listener.
 
         Not tunnels: nothing new goes through one while we drain, and who dialled it tries another endpoint.
@@ -151,7 +154,7 @@ class LocalServer:
                 self._accept_some(pod, listener, self._handlers[kind], connections, most=_MOST_WAITING)
 
     def _accept_some(
-        self, pod: Pod, listener: socket.socket, handler: Handler, connections: trio.Nursery, *, most: int
+        self, pod: Pod, listener: socket.socket, handler: Handler, connections: Crew, *, most: int
     ) -> bool:
         """Hand what waits on ``listener`` to ``handler``; whether we are out of descriptors."""
         for _ in range(most):
@@ -165,5 +168,5 @@ class LocalServer:
                     return True
                 continue  # that connection is gone already (accept(2): ECONNABORTED and the network's errors)
             connection.setblocking(False)
-            connections.start_soon(handler, pod, connection, peer_address(address))
+            connections.serve(partial(handler, pod, connection, peer_address(address)))
         return False

@@ -7,6 +7,7 @@ one later: ATTACH, in another tunnel from the same peer.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import trio
@@ -14,6 +15,7 @@ import trio
 from node_agent.drain import Drain
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.frames import HEADER_BYTES, Open, Verdict, encode_verdict
+from node_agent.proxy.crew import Crew
 from node_agent.proxy.live import LiveConnections
 from node_agent.proxy.pod import Accepted, Pod
 from node_agent.proxy.policy_gate import cut_failure, cut_reason
@@ -72,13 +74,14 @@ class SharedInbound:
         ended = trio.Event()
         carrier: SharedTunnel | None = None
         try:
-            async with trio.open_nursery() as streams:
+            async with trio.open_nursery() as nursery:
+                streams = Crew(nursery)
 
                 def opened(stream: Stream, message: Open) -> None:
                     if carrier is None or carrier.refuses is not None:  # it was under way from the loop to us
                         stream.answer(_DRAINED, is_refusal=True)
                         return
-                    streams.start_soon(self._serve, pod, accepted, stream, message)
+                    streams.serve(partial(self._serve, pod, accepted, stream, message))
 
                 carrier = self._relay.share(tunnel.lend(), on_open=opened, on_end=ended.set)
                 accepted = self._accepted[key] = _Accepted(tunnel=tunnel, carrier=carrier)
@@ -86,6 +89,7 @@ class SharedInbound:
                     await self._until_idle(carrier, ended)
                 finally:
                     carrier.refuses = _DRAINED
+                    streams.dismiss()
         finally:
             self._accepted.pop(key, None)
             if carrier is not None:
@@ -103,40 +107,45 @@ class SharedInbound:
             with self._drain.idle(_IDLE_S):
                 await ended.wait()
 
-    async def _serve(self, pod: Pod, accepted: _Accepted, stream: Stream, message: Open) -> None:
-        """Serve one connection."""
+    async def _serve(
+        self, pod: Pod, accepted: _Accepted, stream: Stream, message: Open, scope: trio.CancelScope
+    ) -> None:
+        """Serve one connection; what cuts it cancels ``scope``."""
         is_answered = False
-        with (
-            self._access_log.connection("inbound", trace_parent=message.trace_parent) as record,
-            self._live.track(record, pod.workload.uid),
-        ):
-            try:
-                upstream = await self._reception.receive(pod, accepted.tunnel, message, record)
-            except ConnectionFailure as failure:
-                record.failed(failure)
-                is_answered = True
-                stream.answer(refusal(record)[HEADER_BYTES:], is_refusal=True)
-                raise
-
-            downstream = Accepted(upstream)
-            with downstream:
-                is_answered = True
-                stream.answer(_ACCEPTED, is_refusal=False)
-                record.opened()
-                accepted.records[stream.stream_id] = record
+        record: ConnectionRecord | None = None
+        try:
+            with (
+                self._access_log.connection("inbound", trace_parent=message.trace_parent) as record,
+                self._live.track(record, pod.workload.uid, scope),
+            ):
                 try:
-                    outcome = await self._relay.run_stream(
-                        downstream.take(),
-                        stream,
-                        count(record, application_is_plain=True),
-                        why=lambda: cut_reason(record),
-                    )
-                finally:
-                    del accepted.records[stream.stream_id]
-            if outcome.ending is not Ending.COMPLETE:
-                record.failed(cut_failure(outcome.reason or CLOSE_REASONS[outcome.ending]))
-        if not is_answered:  # cut before it had a verdict
-            stream.answer(refusal(record)[HEADER_BYTES:], is_refusal=True)
+                    upstream = await self._reception.receive(pod, accepted.tunnel, message, record)
+                except ConnectionFailure as failure:
+                    record.failed(failure)
+                    is_answered = True
+                    stream.answer(refusal(record)[HEADER_BYTES:], is_refusal=True)
+                    raise
+
+                downstream = Accepted(upstream)
+                with downstream:
+                    is_answered = True
+                    stream.answer(_ACCEPTED, is_refusal=False)
+                    record.opened()
+                    accepted.records[stream.stream_id] = record
+                    try:
+                        outcome = await self._relay.run_stream(
+                            downstream.take(),
+                            stream,
+                            count(record, application_is_plain=True),
+                            why=lambda: cut_reason(record),
+                        )
+                    finally:
+                        del accepted.records[stream.stream_id]
+                if outcome.ending is not Ending.COMPLETE:
+                    record.failed(cut_failure(outcome.reason or CLOSE_REASONS[outcome.ending]))
+        finally:
+            if not is_answered and record is not None:  # cut before it had a verdict
+                stream.answer(refusal(record)[HEADER_BYTES:], is_refusal=True)
 
     # -- a tunnel of its own for a stream ---------------------------------------
 

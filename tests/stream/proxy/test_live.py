@@ -48,6 +48,22 @@ async def test_cut_ends_the_connections_of_one_workload_with_the_reason() -> Non
     assert not stories.live.connections
 
 
+async def test_a_connection_in_a_scope_that_is_used_again_is_cut_by_it_and_only_while_it_lives() -> None:
+    live, log = LiveConnections(), AccessLog(metrics=Metrics(), node="node-1")
+    with trio.CancelScope() as scope:
+        with log.connection("outbound") as record, live.track(record, "a", scope) as first:
+            await trio.lowlevel.checkpoint()
+        first.cut(CloseReason.DRAINED, "too late")
+        assert not scope.cancel_called
+        with log.connection("outbound") as record, live.track(record, "a", scope) as second:
+            second.cut(CloseReason.DRAINED, "the agent goes down")
+            await trio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+    assert (record.close_reason, record.detail) == (CloseReason.DRAINED, "the agent goes down")
+    assert not live.connections
+    assert not log.open_connections
+
+
 async def test_a_workload_that_is_gone_ends_the_connections_from_and_to_it_wherever_it_was() -> None:
     stories = _Stories()
     gone, other = _workload("gone"), _workload("other")

@@ -36,24 +36,28 @@ class _Stories:
         self.end = trio.Event()
         self.begun: list[str] = []
 
-    async def _serve(self, kind: str, pod: Pod, connection: socket.socket) -> None:
+    async def _serve(self, kind: str, pod: Pod, connection: socket.socket, scope: trio.CancelScope) -> None:
         with (
             self.log.connection("inbound") as record,
-            self.live.track(record, pod.workload.uid),
+            self.live.track(record, pod.workload.uid, scope),
             Accepted(connection) as accepted,
         ):
             self.begun.append(kind)
             await self.end.wait()
             accepted.send(b"served")
 
-    async def handle(self, pod: Pod, connection: socket.socket, _peer: PeerAddress) -> None:
-        await self._serve("outbound", pod, connection)
+    async def handle(self, pod: Pod, connection: socket.socket, _peer: PeerAddress, scope: trio.CancelScope) -> None:
+        await self._serve("outbound", pod, connection, scope)
 
-    async def handle_plaintext(self, pod: Pod, connection: socket.socket, _peer: PeerAddress) -> None:
-        await self._serve("inbound_plaintext", pod, connection)
+    async def handle_plaintext(
+        self, pod: Pod, connection: socket.socket, _peer: PeerAddress, scope: trio.CancelScope
+    ) -> None:
+        await self._serve("inbound_plaintext", pod, connection, scope)
 
-    async def handle_tunnel(self, pod: Pod, connection: socket.socket, _peer: PeerAddress) -> None:
-        await self._serve("tunnel", pod, connection)
+    async def handle_tunnel(
+        self, pod: Pod, connection: socket.socket, _peer: PeerAddress, scope: trio.CancelScope
+    ) -> None:
+        await self._serve("tunnel", pod, connection, scope)
 
 
 class _Stage:
