@@ -18,6 +18,7 @@ what is here is the rest: control payloads, their limits and their checks.  It l
 beside model.py because both tunnel/ and relay/ speak it.
 """
 
+import functools
 import re
 import struct
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from ca.wire import WireError, pack, unpack
+from node_agent import usual_open
 from node_agent.errors import CloseReason, LocalProtocolError, RemoteProtocolError
 from node_agent.model import ObjectName, OriginalDestination, PeerAddress
 
@@ -103,8 +105,7 @@ class Outside(NamedTuple):
     port: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Open:
+class Open(NamedTuple):
     """The source asks for a connection: to whom, for whom; or, with ``check``, only whether there could be one.
 
     ``outside``: the tunnel leads to an egress pod, and ``destination`` is an
@@ -140,6 +141,10 @@ class Verdict:
 
 def encode_open(message: Open) -> bytes:
     """Return the OPEN frame."""
+    destination, source, workload, trace_parent, *others = message
+    if others == _NO_OTHERS and source.port >= usual_open.LOWEST_PORT:
+        before, after = usual_open.wording(destination, source.ip, workload)
+        return _frame(FrameType.OPEN, usual_open.joined(before, source.port, after, trace_parent))
     fields: dict[str, object] = {
         "dst": list(message.destination),
         "src": list(message.source),
@@ -191,12 +196,17 @@ def decode_reset(payload: bytes) -> CutReason | None:
 
 
 def _control(kind: FrameType, fields: Mapping[str, object]) -> bytes:
-    payload = pack(fields)
+    return _frame(kind, pack(fields))
+
+
+def _frame(kind: FrameType, payload: bytes) -> bytes:
     if len(payload) > MAX_CONTROL_BYTES:
         raise LocalProtocolError(f"{kind.name} of {len(payload)} bytes is over {MAX_CONTROL_BYTES}")
     return HEADER.pack(kind << TYPE_SHIFT | len(payload)) + payload
 
 
+_NO_OTHERS: Final = [None, None, None]  # neither a check nor outside, and no timeout
+_SOME_PORT: Final = 65535
 _ACCEPTED: Final = Verdict(reason=CloseReason.OK)
 _ACCEPTED_PAYLOAD: Final = encode_verdict(_ACCEPTED)[HEADER_BYTES:]
 
@@ -215,7 +225,37 @@ def parse_control_header(header: bytes, *expected: FrameType) -> tuple[FrameType
 
 
 def decode_open(payload: bytes) -> Open:
-    """Read an OPEN payload; raises RemoteProtocolError whatever the bytes."""
+    """Read an OPEN payload; raises RemoteProtocolError whatever the bytes.
+
+    The connections of a program differ in the source's port and in the trace:
+    the rest is decoded once, and remembered by its bytes.
+    """
+    wording = usual_open.split(payload)
+    if wording is not None:
+        before, port, after, trace_parent = wording
+        known = _spoken(before, after)
+        if known is not None and port:
+            destination, source_ip, workload = known
+            return Open(destination, PeerAddress(source_ip, port), workload, trace_parent)
+    return decode_any_open(payload)
+
+
+@functools.lru_cache(maxsize=usual_open.MOST_REMEMBERED)
+def _spoken(before: bytes, after: bytes) -> tuple[OriginalDestination, str, ObjectName] | None:
+    """What a wording says, by an OPEN that has it and was decoded in full; None if it is not what we would write.
+
+    So what is put together with it are the port and the trace parent, whatever they are.
+    """
+    try:
+        destination, source, workload, *_ = decode_any_open(usual_open.joined(before, _SOME_PORT, after, ""))
+    except RemoteProtocolError:
+        return None
+    ours = usual_open.wording(destination, source.ip, workload)
+    return (destination, source.ip, workload) if ours == (before, after) else None
+
+
+def decode_any_open(payload: bytes) -> Open:
+    """The same, every byte of it looked at."""
     fields = _fields(payload, "OPEN")
     return Open(
         destination=OriginalDestination(*_address(fields, "dst")),

@@ -3,7 +3,6 @@
 import random
 import socket
 import ssl
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -274,7 +273,7 @@ async def test_idle_tunnels_are_closed_in_time(
         nursery.cancel_scope.cancel()
 
 
-_CHECK_MESSAGE = replace(_MESSAGE, check=Check(tls=False, timeout_s=1.0))
+_CHECK_MESSAGE = _MESSAGE._replace(check=Check(tls=False, timeout_s=1.0))
 
 
 @pytest.mark.parametrize("reason", [CloseReason.OK, CloseReason.CONNECT_REFUSED])
