@@ -94,8 +94,12 @@ class TrustStore:
 
     def require_trusted(self, identity: SpiffeId, serial: int) -> None:
         """Raise ConnectionFailure (IDENTITY_REVOKED, TRUST_REMOVED) unless this certificate may be believed."""
-        if identity.trust_domain in self._roots and serial not in self._by_serial and identity not in self._by_identity:
-            return  # asked for each connection, two or three times
+        if (
+            identity.trust_domain in self._roots
+            and serial not in self._by_serial
+            and not (self._by_identity and identity in self._by_identity)  # mostly none, and then none is hashed
+        ):
+            return  # asked for each connection, two to five times
         failure = self.why_not(Certificate(identity=identity, serial=serial))
         assert failure is not None, "the same questions"
         raise failure
