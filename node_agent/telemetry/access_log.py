@@ -93,7 +93,7 @@ class AccessLog:
         self._id_prefix = f"{node}-{run or new_run()}-"
         self._total = 0
         self._live: dict[str, ConnectionRecord] = {}
-        self._closed: dict[tuple[str, ...], int] = {}
+        self._closed: dict[tuple[Direction, CloseReason], int] = {}
         self._outlet = RecordOutlet(logging.getLogger(ACCESS_LOGGER))
         self._failures = Failures(metrics, max_label_sets=max_label_sets)
         metrics.before_scrape(self._count_live_bytes)
@@ -101,7 +101,7 @@ class AccessLog:
         metrics.counter(
             "ringfence_connections_closed_total",
             "Connections that ended, by why.",
-            lambda: self._closed,
+            self._read_closed,
             labels=("direction", "close_reason"),
         )
 
@@ -184,8 +184,11 @@ class AccessLog:
             self._on_span(finished_span(record, reason, now=now, at_s=at_s))
 
     def _count_closed(self, direction: Direction, reason: CloseReason, connections: int) -> None:
-        closed = (direction, reason.value)
+        closed = (direction, reason)
         self._closed[closed] = self._closed.get(closed, 0) + connections
+
+    def _read_closed(self) -> Mapping[tuple[str, ...], float]:
+        return {(direction, reason.value): count for (direction, reason), count in self._closed.items()}
 
     def alike(self, note: Callable[[ConnectionRecord, ConnectionRecord], bool]) -> Likeness | None:
         """What the records of connections have in common that ``note`` writes into the two of any of them.
