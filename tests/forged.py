@@ -25,11 +25,17 @@ def without_the_labs_own_rule(node: int = 1) -> Iterator[None]:
         nft("-f", "-", stdin=rule)
 
 
-def send_syn(pod: Pod, source: str, target: str, port: int) -> None:
-    """A SYN from port 45000, with any source address."""
+SYN = 2
+ACK = 16
+
+
+def send_syn(
+    pod: Pod, source: str, target: str, port: int, *, source_port: int = 45000, flags: int = SYN, mark: int = 0
+) -> None:
+    """A SYN with any source address, or another packet without a connection; ``mark`` is its sender's SO_MARK."""
     family = socket.AF_INET6 if ":" in source else socket.AF_INET
     addresses = socket.inet_pton(family, source) + socket.inet_pton(family, target)
-    segment = struct.pack("!HHIIBBHHH", 45000, port, 1, 0, 5 << 4, 2, 64240, 0, 0)
+    segment = struct.pack("!HHIIBBHHH", source_port, port, 1, 0, 5 << 4, flags, 64240, 0, 0)
     pseudo = addresses + struct.pack("!II", len(segment), 6)
     segment = segment[:16] + struct.pack("!H", _checksum(pseudo + segment)) + segment[18:]
     if family == socket.AF_INET6:
@@ -38,6 +44,7 @@ def send_syn(pod: Pod, source: str, target: str, port: int) -> None:
         packet = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(segment), 1, 0, 64, 6, 0) + addresses + segment
     raw = pod.inside(lambda: socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW))
     with raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         raw.sendto(packet, (target, 0))
 
 

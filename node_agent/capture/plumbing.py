@@ -89,23 +89,37 @@ def _answer(job: dict[str, Any]) -> str:
     """Do one job; returns what went wrong, or nothing."""
     try:
         setns_network(job["fd"])
-        _run_nft(job["rules"] or (rules.INSTALL if job["install"] and not job["by_bpf"] else rules.REMOVE))
+        if job["rules"] is None and job["install"] and not job["by_bpf"]:
+            _install_rules()
+        else:
+            _run_nft(job["rules"] or rules.REMOVE)
         _return_route(install=job["install"])
         if job["install"]:
             _loosen_loopback_rp_filter()
-            if job["by_bpf"]:
-                _let_answers_inherit_marks()
+            _let_answers_inherit_marks()
     except (OSError, PlumbingError) as error:
         return str(error) or type(error).__name__
     return ""
 
 
-def _run_nft(text: str) -> None:
+def _install_rules() -> None:
+    """Put a pod's rules in place of those that it has, as this kernel can."""
+    if _nft(rules.install())[0]:
+        _run_nft(rules.install(knows_sockets=False))  # what else is wrong, this tells as well
+
+
+def _nft(text: str) -> tuple[int, str]:
+    """Returns the status and, if that is not 0, what was wrong."""
     from nftables import Nftables  # noqa: PLC0415  # not in the parent
 
     status, _, error = Nftables().cmd(text)
+    return status, str(error)
+
+
+def _run_nft(text: str) -> None:
+    status, error = _nft(text)
     if status:
-        raise PlumbingError(f"nftables refused the rules: {' '.join(str(error).split())}")
+        raise PlumbingError(f"nftables refused the rules: {' '.join(error.split())}")
 
 
 def _return_route(*, install: bool) -> None:

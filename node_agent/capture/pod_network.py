@@ -8,7 +8,7 @@ from node_agent.capture import sockets
 from node_agent.capture.netns import NetworkNamespace
 from node_agent.capture.network import Listeners
 from node_agent.capture.original_destination import original_destination
-from node_agent.capture.rules import AGENT_MARK
+from node_agent.capture.rules import RETURN_MARK
 from node_agent.config import INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, TUNNEL_PORT
 from node_agent.model import OriginalDestination, PeerAddress
 
@@ -24,7 +24,7 @@ class PodNetwork:
     __slots__ = ("_application_mark", "_spare", "namespace")
     mode = "inpod"
 
-    def __init__(self, namespace: NetworkNamespace, *, application_mark: int = AGENT_MARK) -> None:
+    def __init__(self, namespace: NetworkNamespace, *, application_mark: int = RETURN_MARK) -> None:
         """Take over the pod's namespace.  ``application_mark`` is that of connections to the pod's application."""
         self.namespace = namespace
         self._application_mark = application_mark

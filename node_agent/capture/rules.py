@@ -11,16 +11,22 @@ ECONNREFUSED: with the agent down the pod's connections fail, they do not leak.
 * The agent's own sockets carry a mark and pass.
 * The agent connects to the application with the client's address
   (IP_TRANSPARENT).  The application's answers to that foreign address must come
-  back to the agent and not leave the pod: the connection is marked when its
-  first packet passes, and its answers are routed to the loopback by that mark.
-* Redirection and mark live in conntrack, which forgets a half-closed connection
-  after a minute (``nf_conntrack_tcp_timeout_close_wait``); its answer would then
-  go nowhere.  Ours are remembered as long as open ones.
+  back to the agent and not leave the pod: the socket has another mark, which the
+  application's own inherits (tcp_fwmark_accept, fwmark_reflect), and what carries
+  it is routed to the loopback.
+* What is not redirected is not tracked either: tunnels, and connections to the
+  application.  conntrack and its hooks cost a request a twentieth of its time,
+  and a connection two entries of three.  Which packets are those is told by what
+  only the agent can have made, a socket with its mark: by their source port alone
+  a stranger could choose not to be redirected.
+* Redirection lives in conntrack, which forgets a half-closed connection after a
+  minute (``nf_conntrack_tcp_timeout_close_wait``); its answer would then go
+  nowhere.  Ours are remembered as long as open ones.
 * A program may send from any address (IP_TRANSPARENT, raw sockets: CAP_NET_RAW is
   enough).  TCP that leaves the pod has to come from one of its own addresses, and
-  what claims to be the pod itself may not come from outside.  What happens on the
-  loopback is the agent's.  Looked at is the beginning of a connection, or what
-  belongs to none.
+  what claims to be the pod itself may not come from outside, but for what belongs
+  to a tunnel that the agent has dialled.  What happens on the loopback is the
+  agent's.
 """
 
 from typing import Final
@@ -53,34 +59,48 @@ HALF_CLOSED_TIMEOUTS: Final = f"""\
 
 REMOVE: Final = f"table inet {TABLE}\ndelete table inet {TABLE}\n"
 
-INSTALL: Final = f"""\
+
+def install(*, knows_sockets: bool = True) -> str:
+    """The rules of a pod.
+
+    ``knows_sockets``: the kernel has nft_socket; without it the tunnels that the agent dials are tracked, both ways.
+    """
+    answered = f"tcp sport {TUNNEL_PORT} socket mark & {MARK_MASK:#x} == {AGENT_MARK:#x} notrack return"
+    dialled = f"tcp dport {TUNNEL_PORT} notrack return"
+    return f"""\
 {REMOVE}table inet {TABLE} {{
 {HALF_CLOSED_TIMEOUTS}
+    chain prerouting_raw {{
+        type filter hook prerouting priority raw; policy accept;
+        iifname "lo" return
+        {answered if knows_sockets else ""}
+        meta l4proto tcp fib saddr type local drop
+        tcp dport {TUNNEL_PORT} notrack
+    }}
+    chain output_raw {{
+        type filter hook output priority raw; policy accept;
+        meta mark & {MARK_MASK:#x} == {RETURN_MARK:#x} notrack return
+        oifname != "lo" meta l4proto tcp fib saddr type != local drop
+        meta mark & {MARK_MASK:#x} != {AGENT_MARK:#x} return
+        {dialled if knows_sockets else ""}
+        tcp sport {TUNNEL_PORT} notrack
+    }}
     chain prerouting_nat {{
         type nat hook prerouting priority dstnat; policy accept;
+        {_REMEMBER_HALF_CLOSED}
         meta mark & {MARK_MASK:#x} == {AGENT_MARK:#x} return
         tcp dport != {TUNNEL_PORT} redirect to :{INBOUND_PLAINTEXT_PORT}
     }}
     chain output_nat {{
         type nat hook output priority -100; policy accept;
+        {_REMEMBER_HALF_CLOSED}
         meta mark & {MARK_MASK:#x} == {AGENT_MARK:#x} return
         oifname "lo" return
         meta l4proto tcp redirect to :{OUTBOUND_PORT}
     }}
-    chain prerouting_mark {{
-        type filter hook prerouting priority mangle; policy accept;
-        iifname != "lo" meta l4proto tcp ct state != established fib saddr type local drop
-        {_REMEMBER_HALF_CLOSED}
-        meta mark & {MARK_MASK:#x} == {AGENT_MARK:#x} ct mark set {RETURN_MARK:#x}
-    }}
-    chain output_mark {{
-        type route hook output priority mangle; policy accept;
-        {_REMEMBER_HALF_CLOSED}
-        ct mark {RETURN_MARK:#x} meta mark set ct mark
-    }}
-    chain postrouting_source {{
-        type filter hook postrouting priority srcnat + 10; policy accept;
-        oifname != "lo" meta l4proto tcp ct state != established fib saddr type != local drop
+    chain forward_source {{
+        type filter hook forward priority filter; policy accept;
+        meta l4proto tcp ct state != established fib saddr type != local drop
     }}
 }}
 """
