@@ -62,15 +62,16 @@ class FakeCarrier:
     was_reset: bool = False
     fault: str | None = None
 
-    async def ask(self, _payload: bytes) -> tuple[FakeStream, bytes | None]:
+    async def ask(self, _payload: bytes, timeout_s: float) -> tuple[FakeStream, bytes | None]:
         assert not self.is_over
         self.opened_count += 1
         stream = FakeStream(self, self.opened_count)
         self.streams.append(stream)
         self.most = max(self.most, len(self.streams))
         try:
-            await trio.sleep(self.delay_s)
-        except trio.Cancelled:
+            with trio.fail_after(timeout_s):
+                await trio.sleep(self.delay_s)
+        except (trio.Cancelled, trio.TooSlowError):
             stream.cut(None)
             raise
         return stream, self.answer

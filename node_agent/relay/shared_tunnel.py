@@ -12,12 +12,11 @@ credit of each stream.  So no stream can block the others for long, and one that
 needs more than its credit moves to a tunnel of its own (docs/tunnel-protocol.md).
 """
 
+import math
 import ssl
+import time
 from collections.abc import Callable
 from typing import Final
-
-import outcome
-import trio
 
 from node_agent.errors import CloseReason, RemoteProtocolError
 from node_agent.frames import (
@@ -30,6 +29,7 @@ from node_agent.frames import (
     decode_open,
     encode_verdict,
 )
+from node_agent.relay.asking import Asking
 from node_agent.relay.ending import Ending
 from node_agent.relay.linger import reset_on_close
 from node_agent.relay.loop import IN, OUT, RelayLoop
@@ -67,7 +67,9 @@ class SharedTunnel:
     """
 
     __slots__ = (
+        "_asking",
         "_highest",
+        "_look_at",
         "_loop",
         "_on_end",
         "_on_open",
@@ -102,6 +104,8 @@ class SharedTunnel:
         self._remaining = 0  # of a frame of DATA whose beginning was handed out, to the stream of this number:
         self._unfinished = 0
         self._highest = 0
+        self._asking: dict[int, Asking] = {}
+        self._look_at = math.inf
         self.is_over = False
         self.fault: str | None = None
         self.refuses: bytes | None = None
@@ -135,23 +139,41 @@ class SharedTunnel:
         self.up.say(encode_stream_frame(StreamFrameType.OPEN, self._highest, payload))
         return stream
 
-    async def ask(self, payload: bytes) -> tuple[Stream, bytes | None]:
+    async def ask(self, payload: bytes, timeout_s: float) -> tuple[Stream, bytes | None]:
         """Open a stream; returns it with the payload of its VERDICT, or None if it ended before.  Only at the source.
 
-        When the caller is cancelled the stream is reset.
+        When the caller is cancelled the stream is reset.  Raises trio.TooSlowError when there is no verdict within
+        ``timeout_s``: it is reset then, too.
         """
-        task = trio.lowlevel.current_task()
         stream = self.open(payload)
+        asking = Asking(stream, due_at=time.monotonic() + timeout_s)
+        self._asking[stream.stream_id] = asking
+        if asking.due_at < self._look_at:
+            self._look_out(asking.due_at, timeout_s)
+        try:
+            return stream, await asking.answer()
+        finally:
+            del self._asking[stream.stream_id]
 
-        def give_up(_: object) -> trio.lowlevel.Abort:
-            if stream.on_verdict is None:
-                return trio.lowlevel.Abort.FAILED  # the answer is under way, and must be taken
-            stream.on_verdict = _nobody_waits  # not None: the answer may be on its way, and is in order
-            stream.cut(None)
-            return trio.lowlevel.Abort.SUCCEEDED
+    def _look_out(self, at: float, delay_s: float) -> None:
+        """One look for all that wait: most have their answer long before, and shall not pay for a timer each."""
+        self._look_at = at
+        self._loop.call_later(delay_s, self._look)
 
-        stream.on_verdict = lambda answer: trio.lowlevel.reschedule(task, outcome.Value(answer))
-        return stream, await trio.lowlevel.wait_task_rescheduled(give_up)
+    def _look(self) -> None:
+        """Give up those whose time is over."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return  # there has been an earlier look since
+        self._look_at = math.inf
+        next_at = math.inf
+        for asking in list(self._asking.values()):
+            if asking.due_at <= now:
+                asking.give_up(self._loop)
+            else:
+                next_at = min(next_at, asking.due_at)
+        if next_at < math.inf:
+            self._look_out(next_at, next_at - now)
 
     def close(self, *, reset: bool = False) -> None:
         """End the tunnel, and the streams that are left; called from outside of the loop.
@@ -308,10 +330,6 @@ class SharedTunnel:
             stream.lose(ending)
         self.streams.clear()
         self._loop.report_later(self._on_end)
-
-
-def _nobody_waits(_: bytes | None) -> None:
-    pass
 
 
 _NOTHING: Final = memoryview(b"")

@@ -147,21 +147,21 @@ class TunnelClient:
             is_fresh = not shared.carrier.opened_count
             if dialler.reached is not None:
                 dialler.reached(ASKED)
-            with trio.CancelScope(deadline=trio.current_time() + timeout_s):
-                try:
-                    stream, verdict = await self._shared.ask(shared, payload)
-                except TunnelLost:
-                    if is_fresh:
-                        raise
-                    continue  # as in ``_ask``
-                if verdict.reason is CloseReason.DRAINED:
-                    self._shared.retire(key, shared)
-                _require_accepted(verdict)
-                self._shared.opened(key, port)
-                return SharedConnection(shared=shared, stream=stream, port=port)
-            # The link is cut, or the agent there hangs: the next one shall not wait for it.
-            self._shared.retire(key, shared)
-            raise ConnectionFailure(CloseReason.VERDICT_TIMEOUT, "the peer agent gave no verdict in time")
+            try:
+                stream, verdict = await self._shared.ask(shared, payload, timeout_s)
+            except TunnelLost:
+                if is_fresh:
+                    raise
+                continue  # as in ``_ask``
+            except trio.TooSlowError:
+                # The link is cut, or the agent there hangs: the next one shall not wait for it.
+                self._shared.retire(key, shared)
+                raise _no_verdict() from None
+            if verdict.reason is CloseReason.DRAINED:
+                self._shared.retire(key, shared)
+            _require_accepted(verdict)
+            self._shared.opened(key, port)
+            return SharedConnection(shared=shared, stream=stream, port=port)
 
     def distrust(self, key: TunnelKey, connection: SharedConnection) -> None:
         """Reset a connection whose shared tunnel turned out to be unwanted; the next one is dialled anew."""
@@ -266,7 +266,7 @@ class TunnelClient:
         with trio.CancelScope(deadline=trio.current_time() + timeout_s):
             await tunnel.send(frame)
             return decode_verdict(await tunnel.read_control(FrameType.VERDICT))
-        raise ConnectionFailure(CloseReason.VERDICT_TIMEOUT, "the peer agent gave no verdict in time")
+        raise _no_verdict()
 
     def release(self, key: TunnelKey, tunnel: Tunnel) -> None:
         """Give back a tunnel whose connection is complete; it may be used at once by somebody who waits."""
@@ -333,6 +333,10 @@ class TunnelClient:
     def _let_dial(self, granted: Grant[Tunnel, trio.lowlevel.Task] | None) -> None:
         if granted is not None:
             trio.lowlevel.reschedule(granted.waiter, outcome.Value(granted.tunnel))
+
+
+def _no_verdict() -> ConnectionFailure:
+    return ConnectionFailure(CloseReason.VERDICT_TIMEOUT, "the peer agent gave no verdict in time")
 
 
 def _require_accepted(verdict: Verdict) -> None:

@@ -64,7 +64,7 @@ class Carrier(Protocol):
     @property
     def fault(self) -> str | None: ...
 
-    async def ask(self, payload: bytes) -> tuple[Stream, bytes | None]: ...
+    async def ask(self, payload: bytes, timeout_s: float) -> tuple[Stream, bytes | None]: ...
 
     def close(self, *, reset: bool = False) -> None: ...
 
@@ -205,9 +205,9 @@ class SharedTunnels:
             elif (made := await self._dial(key, slot, dial, keep)) is not None:
                 return made  # even if a certificate ends this very moment: to dial again and again would not help
 
-    async def ask(self, shared: Shared, payload: bytes) -> tuple[Stream, Verdict]:
-        """Open a stream; raises TunnelLost, RemoteProtocolError (the stream is cut then)."""
-        stream, answer = await shared.carrier.ask(payload)
+    async def ask(self, shared: Shared, payload: bytes, timeout_s: float) -> tuple[Stream, Verdict]:
+        """Open a stream; raises TunnelLost, RemoteProtocolError, trio.TooSlowError (the stream is cut then)."""
+        stream, answer = await shared.carrier.ask(payload, timeout_s)
         if answer is None:
             if shared.carrier.fault is not None:
                 raise RemoteProtocolError(shared.carrier.fault)

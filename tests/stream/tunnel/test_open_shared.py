@@ -129,11 +129,11 @@ async def test_a_fresh_tunnel_that_is_lost_is_told_and_a_used_one_replaced(
     _, stream = await network.open()
     used = network.carriers[1]
 
-    async def ask(_payload: bytes) -> tuple[FakeStream, None]:
+    async def ask(_payload: bytes, _timeout_s: float) -> tuple[FakeStream, None]:
         used.close()
         return stream, None
 
-    used.ask = ask  # type: ignore[method-assign]
+    used.ask = ask  # type: ignore[assignment, method-assign]
     _, again = await network.open()
     assert again.carrier is network.carriers[2]
     assert network.counts() == (0, 1)

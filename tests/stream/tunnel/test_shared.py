@@ -59,7 +59,7 @@ class _World:
         found = await self.shared.acquire(key, self.dial, self.kept.append)
         if found is None:
             return None
-        stream, _ = await self.shared.ask(found, b"")
+        stream, _ = await self.shared.ask(found, b"", 60.0)
         return cast(FakeStream, stream)
 
     def counts(self) -> tuple[int, int, int, int]:
@@ -346,7 +346,7 @@ async def test_a_tunnel_that_ends_before_its_verdict(
     world.carriers[0].answer = None
     world.carriers[0].fault = fault
     with pytest.raises(TunnelLost if fault is None else RemoteProtocolError):
-        await world.shared.ask(found, b"")
+        await world.shared.ask(found, b"", 60.0)
 
 
 async def test_a_refused_stream_is_forgotten_and_one_with_a_verdict_of_garbage_cut(
@@ -356,10 +356,10 @@ async def test_a_refused_stream_is_forgotten_and_one_with_a_verdict_of_garbage_c
     assert found is not None
     for reason in itertools.islice((each for each in CloseReason if each is not CloseReason.OK), 5):
         world.carriers[0].answer = encode_verdict(Verdict(reason=reason))[HEADER_BYTES:]
-        stream, verdict = await world.shared.ask(found, b"")
+        stream, verdict = await world.shared.ask(found, b"", 60.0)
         assert verdict.reason is reason
         assert cast(FakeStream, stream).is_forgotten
     world.carriers[0].answer = b"\xc1"
     with pytest.raises(RemoteProtocolError):
-        await world.shared.ask(found, b"")
+        await world.shared.ask(found, b"", 60.0)
     assert world.carriers[0].streams == []
