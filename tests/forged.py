@@ -30,9 +30,17 @@ ACK = 16
 
 
 def send_syn(
-    pod: Pod, source: str, target: str, port: int, *, source_port: int = 45000, flags: int = SYN, mark: int = 0
+    pod: Pod,
+    source: str,
+    target: str,
+    port: int,
+    *,
+    source_port: int = 45000,
+    flags: int = SYN,
+    mark: int = 0,
+    device: str = "",
 ) -> None:
-    """A SYN with any source address, or another packet without a connection; ``mark`` is its sender's SO_MARK."""
+    """A SYN with any source address, or another packet without a connection; ``mark`` and ``device`` are its sender's."""
     family = socket.AF_INET6 if ":" in source else socket.AF_INET
     addresses = socket.inet_pton(family, source) + socket.inet_pton(family, target)
     segment = struct.pack("!HHIIBBHHH", source_port, port, 1, 0, 5 << 4, flags, 64240, 0, 0)
@@ -45,6 +53,7 @@ def send_syn(
     raw = pod.inside(lambda: socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW))
     with raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
         raw.sendto(packet, (target, 0))
 
 

@@ -18,7 +18,8 @@ ECONNREFUSED: with the agent down the pod's connections fail, they do not leak.
   application.  conntrack and its hooks cost a request a twentieth of its time,
   and a connection two entries of three.  Which packets are those is told by what
   only the agent can have made, a socket with its mark: by their source port alone
-  a stranger could choose not to be redirected.
+  a stranger could choose not to be redirected.  Of the way back only what takes
+  it: who binds a socket to the pod's device goes another, whatever its mark.
 * Redirection lives in conntrack, which forgets a half-closed connection after a
   minute (``nf_conntrack_tcp_timeout_close_wait``); its answer would then go
   nowhere.  Ours are remembered as long as open ones.
@@ -65,7 +66,11 @@ def install(*, knows_sockets: bool = True) -> str:
 
     ``knows_sockets``: the kernel has nft_socket; without it the tunnels that the agent dials are tracked, both ways.
     """
-    answered = f"tcp sport {TUNNEL_PORT} socket mark & {MARK_MASK:#x} == {AGENT_MARK:#x} notrack return"
+    # No SYN: that would find a listener, and a program can give its own the agent's mark.
+    answered = (
+        f"tcp sport {TUNNEL_PORT} tcp flags & (syn | ack) != syn "
+        f"socket mark & {MARK_MASK:#x} == {AGENT_MARK:#x} notrack return"
+    )
     dialled = f"tcp dport {TUNNEL_PORT} notrack return"
     return f"""\
 {REMOVE}table inet {TABLE} {{
@@ -79,11 +84,11 @@ def install(*, knows_sockets: bool = True) -> str:
     }}
     chain output_raw {{
         type filter hook output priority raw; policy accept;
-        meta mark & {MARK_MASK:#x} == {RETURN_MARK:#x} notrack return
+        oifname "lo" meta mark & {MARK_MASK:#x} == {RETURN_MARK:#x} notrack return
         oifname != "lo" meta l4proto tcp fib saddr type != local drop
         meta mark & {MARK_MASK:#x} != {AGENT_MARK:#x} return
         {dialled if knows_sockets else ""}
-        tcp sport {TUNNEL_PORT} notrack
+        {"" if knows_sockets else 'oifname != "lo" '}tcp sport {TUNNEL_PORT} notrack
     }}
     chain prerouting_nat {{
         type nat hook prerouting priority dstnat; policy accept;

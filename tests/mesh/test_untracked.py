@@ -4,6 +4,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import product
 from typing import Final
 
 import pytest
@@ -146,12 +147,18 @@ def test_a_program_with_the_agents_marks_leaves_the_pod_only_as_itself(mesh: Mes
             own, forged, to = (getattr(each, version) for each in (thief, victim, target))
             with target.inside(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))) as seen:
                 seen.settimeout(60)
-                for mark in (0, rules.AGENT_MARK, rules.RETURN_MARK):
-                    for port in (_PORT, _TUNNELS):
-                        for source_port in (45000, _TUNNELS):
-                            for flags in (SYN, ACK):
-                                with suppress(PermissionError):  # the rules tell it that, or the packet is lost
-                                    send_syn(thief, forged, to, port, source_port=source_port, mark=mark, flags=flags)
+                every = product(
+                    (0, rules.AGENT_MARK, rules.RETURN_MARK),
+                    ("", "eth0"),
+                    (_PORT, _TUNNELS),
+                    (45000, _TUNNELS),
+                    (SYN, ACK),
+                )
+                for mark, device, port, source_port, flags in every:
+                    with suppress(PermissionError):  # the rules tell it that, or the packet is lost
+                        send_syn(
+                            thief, forged, to, port, source_port=source_port, flags=flags, mark=mark, device=device
+                        )
                 # The last one shows that what came before would have been seen.
                 send_syn(thief, own, to, _PORT, mark=rules.AGENT_MARK)
                 assert next_syn_source(seen, to, _PORT) == own
@@ -170,6 +177,24 @@ def test_who_comes_from_outside_as_the_pod_itself_is_dropped(mesh: Mesh) -> None
                     send_syn(outsider, own, own, port, source_port=source_port)
     assert {version: len(_tracked(server)) for version in _VERSIONS} == before
     assert not mesh.records(1)
+
+
+def test_the_mark_of_the_way_back_leads_nobody_out_of_the_pod(mesh: Mesh) -> None:
+    """Bound to the pod's device it does not lead back, either; then what is said has to be redirected as all else."""
+    client, outsider = mesh.pod("client", node=1), mesh.pod("outsider", node=2, mesh=False)
+    outsider.serve_echo(_PORT)
+    for version in _VERSIONS:
+        to = getattr(outsider, version)
+
+        def make(family: int = socket.AF_INET6 if ":" in to else socket.AF_INET) -> socket.socket:
+            return socket.socket(family)
+
+        with client.inside(make) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, rules.RETURN_MARK)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+            connection.settimeout(0.5)
+            with pytest.raises(OSError):  # noqa: PT011  # the redirection does not reach a socket that is bound so
+                connection.connect((to, _PORT))
 
 
 def test_the_agents_listeners_serve_nobody_who_was_not_redirected(mesh: Mesh) -> None:
