@@ -52,10 +52,10 @@ class Pod:
             made = socket.socket(family, socket.SOCK_STREAM)
             try:
                 made.settimeout(timeout_s)
-                if self.cgroup is not None and not source_port:
+                if self.cgroup is not None:
                     own = f"::ffff:{self.ipv4}" if ip.startswith("::ffff:") else self.ipv6 if ":" in ip else self.ipv4
-                    made.bind((own, 0))  # of the node's many
-                if source_port:
+                    made.bind((own, source_port))  # of the node's many
+                elif source_port:
                     made.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", source_port))
                 made.connect((ip, port))
             except BaseException:

@@ -4,6 +4,7 @@ The destination is a pod that no agent serves; its manifest says that it is
 enrolled, so agent 1 dials it, and what answers on 15008 is the test.
 """
 
+import itertools
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from tests.mesh_stage import PORT
 from tests.shared_peer import BOTH, SharedDestination, SharedTunnel, shared_context
 from tests.shared_stream import Stream
 
+_FIRST_SOURCE_PORT: Final = 2_000  # far below those that the kernel chooses
 _STORE: Final = "spiffe://cluster.local/ns/default/sa/store"
 
 
@@ -40,6 +42,7 @@ class Scene:
     signer: Signer
     port: int = PORT
     """Another one in each test: an agent remembers which ports see bulk, and does not share for those."""
+    _source_ports: Iterator[int] = field(default_factory=lambda: itertools.count(_FIRST_SOURCE_PORT))
     _threads: list[threading.Thread] = field(default_factory=list)
     _sockets: ExitStack = field(default_factory=ExitStack)
 
@@ -72,8 +75,12 @@ class Scene:
             destination.close()
 
     def connect(self, ip: str | None = None) -> socket.socket:
-        """A connection of a program of the client."""
-        return self._sockets.enter_context(self.client.connect(ip or self.ip, self.port))
+        """A connection of a program of the client.
+
+        From a port that no other has had: one that conntrack still knows as redirected it would give another port.
+        """
+        connection = self.client.connect(ip or self.ip, self.port, source_port=next(self._source_ports))
+        return self._sockets.enter_context(connection)
 
     def sends(self, connection: socket.socket, data: bytes) -> None:
         """The program sends ``data`` and its end, in its own time."""
