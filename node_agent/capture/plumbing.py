@@ -96,7 +96,8 @@ def _answer(job: dict[str, Any]) -> str:
         _return_route(install=job["install"])
         if job["install"]:
             _loosen_loopback_rp_filter()
-            _let_answers_inherit_marks()
+            if job["rules"] is None:  # on a node with rules of its own the mark that is inherited would be the agent's
+                _let_answers_inherit_marks()
     except (OSError, PlumbingError) as error:
         return str(error) or type(error).__name__
     return ""
