@@ -18,7 +18,7 @@ from tests.mesh_faults import is_reset
 pytestmark = pytest.mark.mesh
 
 _WORKERS = int(WORKERS)
-_MORE_THAN_A_PROGRAM_TAKES = 300_000  # but less than a tunnel does
+_MORE_THAN_A_PROGRAM_TAKES = 4 * 1024 * 1024  # the kernel holds up to 2.6 MB for it; but less than a tunnel does
 _POLICY = """\
 apiVersion: ringfence.io/v1alpha1
 kind: TrafficPolicy
