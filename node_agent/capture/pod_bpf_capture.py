@@ -15,7 +15,6 @@ from node_agent.capture.plumbing import PlumbingError, PlumbingJob, plumb
 from node_agent.capture.pod_network import PodNetwork
 from node_agent.capture.pod_source import PodSources
 from node_agent.capture.pod_steering import PodSteering, cookie_of
-from node_agent.capture.rules import RETURN_MARK
 from node_agent.model import OriginalDestination, PeerAddress, Workload
 
 _log: Final = logging.getLogger("ringfence.capture")
@@ -29,7 +28,7 @@ class SteeredPodNetwork(PodNetwork):
 
     def __init__(self, namespace: NetworkNamespace, *, origins: Origins) -> None:
         """Take over the pod's namespace; ``origins`` stay the caller's."""
-        super().__init__(namespace, application_mark=RETURN_MARK)
+        super().__init__(namespace)
         self._origins = origins
         self.netns_cookie = cookie_of(namespace)
 

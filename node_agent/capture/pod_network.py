@@ -21,13 +21,12 @@ class PodNetwork:
     Sockets handed out belong to whoever asked for them.
     """
 
-    __slots__ = ("_application_mark", "_spare", "namespace")
+    __slots__ = ("_spare", "namespace")
     mode = "inpod"
 
-    def __init__(self, namespace: NetworkNamespace, *, application_mark: int = RETURN_MARK) -> None:
-        """Take over the pod's namespace.  ``application_mark`` is that of connections to the pod's application."""
+    def __init__(self, namespace: NetworkNamespace) -> None:
+        """Take over the pod's namespace."""
         self.namespace = namespace
-        self._application_mark = application_mark
         self._spare: dict[int, list[socket.socket]] = {socket.AF_INET: [], socket.AF_INET6: []}
 
     @classmethod
@@ -110,7 +109,7 @@ class PodNetwork:
         made = self.namespace.tcp_sockets(family, _SPARE_SOCKETS)
         try:
             for each in made:
-                sockets.prepare_application_socket(each, mark=self._application_mark)
+                sockets.prepare_application_socket(each, mark=RETURN_MARK)
         except OSError:
             for each in made:
                 each.close()
