@@ -40,7 +40,10 @@ def send_syn(
     mark: int = 0,
     device: str = "",
 ) -> None:
-    """A SYN with any source address, or another packet without a connection; ``mark`` and ``device`` are its sender's."""
+    """A SYN with any source address, or another packet without a connection.
+
+    ``mark`` and ``device`` are those of its sender's socket.
+    """
     family = socket.AF_INET6 if ":" in source else socket.AF_INET
     addresses = socket.inet_pton(family, source) + socket.inet_pton(family, target)
     segment = struct.pack("!HHIIBBHHH", source_port, port, 1, 0, 5 << 4, flags, 64240, 0, 0)
