@@ -16,6 +16,7 @@ import math
 import ssl
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from node_agent.errors import CloseReason, RemoteProtocolError
@@ -158,15 +159,14 @@ class SharedTunnel:
     def _look_out(self, at: float, delay_s: float) -> None:
         """One look for all that wait: most have their answer long before, and shall not pay for a timer each."""
         self._look_at = at
-        self._loop.call_later(delay_s, self._look)
+        self._loop.call_later(delay_s, partial(self._look, at))
 
-    def _look(self) -> None:
+    def _look(self, at: float) -> None:
         """Give up those whose time is over."""
+        if at != self._look_at:
+            return  # an earlier look was called for since, which calls for the next
         now = time.monotonic()
-        if now < self._look_at:
-            return  # there has been an earlier look since
-        self._look_at = math.inf
-        next_at = math.inf
+        self._look_at = next_at = math.inf
         for asking in list(self._asking.values()):
             if asking.due_at <= now:
                 asking.give_up(self._loop)
