@@ -252,6 +252,18 @@ def build_data_path(
     )
     metrics.gauge("ringfence_tunnels_idle", "Tunnels that wait for their next connection.", lambda: tunnels.idle_count)
     metrics.gauge("ringfence_tunnels_busy", "Tunnels that carry a connection.", lambda: tunnels.busy_count)
+    metrics.gauge(
+        "ringfence_tunnels_shared", "Of them, those that connections share, or may.", lambda: tunnels.shared_count
+    )
+    metrics.gauge(
+        "ringfence_shared_connections", "Connections in shared tunnels.", lambda: tunnels.shared_connection_count
+    )
+    metrics.counter(
+        "ringfence_tunnel_moves_total",
+        "Connections that left a shared tunnel for one of their own, or should have and could not.",
+        lambda: {("moved",): tunnels.moved_count, ("failed",): tunnels.unmoved_count},
+        labels=("result",),
+    )
     server = LocalServer(outbound=outbound, inbound=inbound, tunnels=tunnels, live=live, accepts_a_turn=accepts_a_turn)
     Saturation(
         metrics,

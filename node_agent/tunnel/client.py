@@ -55,6 +55,8 @@ class TunnelClient:
         self._shared = None if carriers is None else SharedTunnels(carriers)
         self._movers: trio.Nursery | None = None
         self._busy = 0
+        self.moved_count = 0  # connections that left a shared tunnel for one of their own
+        self.unmoved_count = 0  # that wanted to, and could not
 
     @property
     def busy_count(self) -> int:
@@ -71,6 +73,16 @@ class TunnelClient:
     @property
     def waiting_count(self) -> int:
         return self._pool.waiter_count + (0 if self._shared is None else self._shared.waiting_count)
+
+    @property
+    def shared_count(self) -> int:
+        """Tunnels that connections share, or may share."""
+        return 0 if self._shared is None else self._shared.count
+
+    @property
+    def shared_connection_count(self) -> int:
+        """Connections in those."""
+        return 0 if self._shared is None else self._shared.connection_count
 
     async def run(self) -> None:
         """Close idle tunnels in time, and those whose peer has gone; give connections their own; never returns."""
@@ -187,7 +199,10 @@ class TunnelClient:
         self, connection: SharedConnection, key: TunnelKey, dialler: Dialler, admit: Callable[[Tunnel], None]
     ) -> None:
         stream = connection.stream
-        if not await self._has_moved(connection, key, dialler, admit):
+        if await self._has_moved(connection, key, dialler, admit):
+            self.moved_count += 1
+        elif stream.is_carrying:
+            self.unmoved_count += 1
             await trio.sleep(_MOVE_AGAIN_S)
             if stream.is_carrying:
                 stream.may_ask_again()

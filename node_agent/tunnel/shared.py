@@ -144,6 +144,14 @@ class SharedTunnels:
         return sum(bool(shared.carrier.streams) for shared in self._all())
 
     @property
+    def count(self) -> int:
+        return len(self._all())
+
+    @property
+    def connection_count(self) -> int:
+        return sum(len(shared.carrier.streams) for shared in self._all())
+
+    @property
     def dialling_count(self) -> int:
         return sum(slot.is_dialling for slot in self._slots.values())
 

@@ -17,6 +17,8 @@ from tests.tunnel_peer import OPEN, VERDICT, verdict_payload
 pytestmark = pytest.mark.mesh
 
 _BIG: Final = 3_000_000
+_MOVED: Final = 'ringfence_tunnel_moves_total{result="moved"}'
+_NOT_MOVED: Final = 'ringfence_tunnel_moves_total{result="failed"}'
 
 
 # -- sharing ---------------------------------------------------------------------------------
@@ -136,6 +138,9 @@ def test_a_hundred_share_a_tunnel_and_the_next_have_another(scene: Scene) -> Non
     first.settle(0.2)
     assert len(first.streams) == 100
     assert len(scene.destination.hellos) == 2
+    samples = scene.mesh.metrics(1)
+    assert samples["ringfence_shared_connections"] == 130
+    assert samples["ringfence_tunnels_shared"] >= samples["ringfence_tunnels_busy"] == 2
 
 
 def test_an_idle_tunnel_that_the_destination_leaves_costs_nobody_anything(scene: Scene) -> None:
@@ -212,6 +217,7 @@ def _go_on_in(line: Line, stream: Stream) -> None:
 
 def test_a_bulk_upload_moves_to_a_tunnel_of_its_own(scene: Scene) -> None:
     request, response = some_bytes(_BIG, seed=1), some_bytes(_BIG, seed=2)
+    before = scene.mesh.metrics(1)
     stays, moves = scene.connect(), scene.connect()
     tunnel = scene.destination.shared()
     other, stream = scene.accepted_all(tunnel, [stays, moves])
@@ -231,6 +237,9 @@ def test_a_bulk_upload_moves_to_a_tunnel_of_its_own(scene: Scene) -> None:
     scene.ended(moves, "ok", _BIG, _BIG)
     stays.sendall(b"small ones stay")
     assert other.receive(15) == b"small ones stay"
+    samples = scene.mesh.metrics(1)
+    assert samples["ringfence_shared_connections"] == 1
+    assert (samples[_MOVED], samples[_NOT_MOVED]) == (before[_MOVED] + 1, before[_NOT_MOVED])
 
 
 def test_a_destination_that_asks_gets_a_tunnel_for_the_stream(scene: Scene) -> None:
@@ -274,6 +283,7 @@ def test_an_end_that_was_said_is_said_again_in_the_own_tunnel(scene: Scene) -> N
 
 def test_without_a_tunnel_of_its_own_a_stream_goes_on_where_it_is(scene: Scene) -> None:
     request = some_bytes(_BIG, seed=4)
+    before = scene.mesh.metrics(1)
     connection = scene.connect()
     tunnel = scene.destination.shared()
     stream = scene.accepted(tunnel, connection)
@@ -287,6 +297,9 @@ def test_without_a_tunnel_of_its_own_a_stream_goes_on_where_it_is(scene: Scene) 
     scene.join()
     assert digest(heard[0]) == digest(request)
     scene.ended(connection, "ok", _BIG, _BIG)
+    samples = scene.mesh.metrics(1)
+    assert samples[_MOVED] == before[_MOVED]
+    assert samples[_NOT_MOVED] > before[_NOT_MOVED]
 
 
 @pytest.mark.parametrize("how", ["refused", "cut"])

@@ -99,6 +99,10 @@ class _Network:
     def counts(self) -> tuple[int, int]:
         return self.client.idle_count, self.client.busy_count
 
+    def moves(self) -> tuple[int, int]:
+        """How many did, and could not."""
+        return self.client.moved_count, self.client.unmoved_count
+
 
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> _Network:
@@ -188,6 +192,7 @@ async def test_a_wish_is_granted_with_a_tunnel_that_says_attach(
         (attach,) = own.sent
         assert decode_attach(attach[4:]) == (connection.shared.token, stream.stream_id)
         assert network.counts() == (0, 2)
+        assert network.moves() == (1, 0)
 
 
 @pytest.mark.parametrize("trouble", ["dial", "lost", "late"])
@@ -209,6 +214,7 @@ async def test_a_wish_that_can_not_be_granted_is_asked_again(
         assert connection.own is None
         assert all(tunnel.is_closed for tunnel in network.tunnels[1:])
         assert network.counts() == (0, 1)
+        assert network.moves() == (0, 1)
 
 
 @pytest.mark.parametrize("why", ["refused there", "over meanwhile", "not admitted"])
@@ -233,5 +239,6 @@ async def test_an_own_tunnel_that_is_not_used_is_not_leaked(
         assert network.tunnels[1].is_closed is (why != "refused there")
         if why != "over meanwhile":
             stream.forget()
+        assert network.moves() == (0, 0 if why == "over meanwhile" else 1)
         assert network.client.busy_count == 0
         assert network.client.idle_count == (2 if why == "refused there" else 1)
