@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tests.certificates import Signer
-from tests.mesh_builder import Mesh, Pod, read_all
+from tests.mesh_builder import Mesh, Pod, read_all, wait_for
 from tests.mesh_stage import PORT
 from tests.shared_peer import BOTH, SharedDestination, SharedTunnel, shared_context
 from tests.shared_stream import Stream
@@ -73,6 +73,10 @@ class Scene:
             yield destination, pod.ipv4
         finally:
             destination.close()
+
+    def shows(self, sample: str, value: float) -> None:
+        """Wait until the agent of the client has this figure."""
+        wait_for(f"{sample} to be {value}", lambda: self.mesh.metrics(1)[sample] == value or None)
 
     def connect(self, ip: str | None = None) -> socket.socket:
         """A connection of a program of the client.
