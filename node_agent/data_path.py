@@ -51,6 +51,7 @@ from node_agent.tunnel import PendingHandshakes, TunnelClient, TunnelServer
 
 if TYPE_CHECKING:
     from node_agent.capture.sockmap import KernelSockmap
+    from node_agent.proxy.elsewhere import Elsewhere
     from node_agent.proxy.lane_building import LaneParts
     from node_agent.proxy.lanes import Lanes
 
@@ -122,13 +123,15 @@ def build_data_path(
     spans: SpanQueue | None = None,
     lane: "LaneParts | None" = None,
     sockmap: "KernelSockmap | None" = None,
+    elsewhere: "Elsewhere | None" = None,
 ) -> DataPath:
     """Wire the data path of this process; ``stack`` closes what has to be closed.  Inside trio only.
 
     ``run`` is a part of the ids of access records, drawn if it is not given;
     ``ledger`` is where limits are counted, if that is not in this process alone;
     ``spans`` takes those of traced connections; ``lane`` is there where connections
-    may go without us; ``sockmap`` where the kernel may relay plaintext.
+    may go without us; ``sockmap`` where the kernel may relay plaintext; ``elsewhere``
+    where other processes accept for the same pods.
     """
 
     def verify(tls: ssl.SSLSocket, at: datetime) -> PeerCertificate:
@@ -249,6 +252,7 @@ def build_data_path(
         policies=policies,
         egress=Egress(registry=registry, router=router),
         connect_timeout_s=config.proxy.connect_timeout_s,
+        elsewhere=elsewhere,
     )
     metrics.gauge("ringfence_tunnels_idle", "Tunnels that wait for their next connection.", lambda: tunnels.idle_count)
     metrics.gauge("ringfence_tunnels_busy", "Tunnels that carry a connection.", lambda: tunnels.busy_count)

@@ -30,6 +30,7 @@ from node_agent.model import OriginalDestination, PeerAddress
 from node_agent.proxy import proxy_protocol
 from node_agent.proxy.applications import Applications
 from node_agent.proxy.egress import Egress
+from node_agent.proxy.elsewhere import Elsewhere
 from node_agent.proxy.health_probe import probe
 from node_agent.proxy.live import LiveConnections
 from node_agent.proxy.pod import Accepted, Pod
@@ -75,7 +76,9 @@ class Inbound:
         policies: PolicyGate,
         egress: Egress,
         connect_timeout_s: float,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
+        """``elsewhere``: the other processes that accept for the same pods."""
         self._access_log = access_log
         self._live = live
         self._drain = drain
@@ -89,8 +92,15 @@ class Inbound:
         self._reception = Reception(
             registry=registry, gate=gate, policies=policies, egress=egress, applications=self._applications
         )
+        self._elsewhere = elsewhere
         self._shared = SharedInbound(
-            access_log=access_log, live=live, drain=drain, relay=relay, gate=gate, reception=self._reception
+            access_log=access_log,
+            live=live,
+            drain=drain,
+            relay=relay,
+            gate=gate,
+            reception=self._reception,
+            elsewhere=elsewhere,
         )
 
     # -- through a tunnel -----------------------------------------------------
@@ -103,7 +113,16 @@ class Inbound:
         Each connection has a scope of its own: who cuts one does not end the tunnel.
         """
         accepted_at = self._access_log.now()
-        tunnel = await self._prove(pod, connection, peer, accepted_at)
+        await self._serve_tunnel(pod, peer, accepted_at, await self._prove(pod, connection, peer, accepted_at))
+
+    async def handle_passed(
+        self, pod: Pod, connection: socket.socket, peer: PeerAddress, accepted_at: float, _scope: trio.CancelScope
+    ) -> None:
+        """Serve a tunnel that another process has accepted, as if we had, and never pass it on."""
+        tunnel = await self._prove(pod, connection, peer, accepted_at, may_pass_on=False)
+        await self._serve_tunnel(pod, peer, accepted_at, tunnel)
+
+    async def _serve_tunnel(self, pod: Pod, peer: PeerAddress, accepted_at: float, tunnel: Tunnel | None) -> None:
         if tunnel is None:
             return
         try:
@@ -137,10 +156,26 @@ class Inbound:
             self._record_refusal(pod, peer, failure, began_at=None, proven=tunnel.peer.identity)
         return False
 
-    async def _prove(self, pod: Pod, connection: socket.socket, peer: PeerAddress, accepted_at: float) -> Tunnel | None:
-        """Complete the handshake; a peer that proves nothing gets an access record of its own."""
+    async def _prove(
+        self,
+        pod: Pod,
+        connection: socket.socket,
+        peer: PeerAddress,
+        accepted_at: float,
+        *,
+        may_pass_on: bool = True,
+    ) -> Tunnel | None:
+        """Complete the handshake; a peer that proves nothing gets an access record of its own.
 
+        None as well when the tunnel belongs to another process, which has it now.
+        """
         serial = 0
+        elsewhere = self._elsewhere
+
+        def pass_on(label: str) -> bool:
+            uid = pod.workload.uid
+            assert elsewhere is not None
+            return not self._shared.has(uid, label) and elsewhere.pass_on(uid, label, connection, peer, accepted_at)
 
         async def context() -> tuple[ssl.SSLContext, datetime]:
             nonlocal serial
@@ -149,8 +184,15 @@ class Inbound:
             return credentials.server_context, credentials.not_after
 
         try:
-            tunnel = await self._server.accept(connection, peer.ip, context)
-            tunnel.own_serial = serial
+            tunnel = await self._server.accept(
+                connection,
+                peer.ip,
+                context,
+                waited_s=self._access_log.now() - accepted_at,
+                pass_on=pass_on if may_pass_on and elsewhere is not None else None,
+            )
+            if tunnel is not None:
+                tunnel.own_serial = serial
             return tunnel
         except ConnectionFailure as failure:
             self._record_refusal(pod, peer, failure, began_at=accepted_at)

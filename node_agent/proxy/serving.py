@@ -16,7 +16,7 @@ from node_agent.proxy.crew import Crew
 from node_agent.proxy.inbound import Inbound
 from node_agent.proxy.live import LiveConnections
 from node_agent.proxy.outbound import Outbound
-from node_agent.proxy.pod import Pod
+from node_agent.proxy.pod import Accepted, Pod
 from node_agent.tunnel import TunnelClient
 
 _log = logging.getLogger("ringfence.pods")
@@ -72,10 +72,12 @@ class LocalServer:
             "inbound_plaintext": inbound.handle_plaintext,
             "tunnel": inbound.handle_tunnel,
         }
+        self._inbound = inbound
         self._tunnels = tunnels
         self._live = live
         self._accepts_a_turn = accepts_a_turn
         self._serving: set[Pod] = set()
+        self._crews: dict[Pod, Crew] = {}  # of those that accept
         self._accepting = 0  # pods whose listeners are open
         self._none_accepts = trio.Event()
 
@@ -87,6 +89,7 @@ class LocalServer:
                 nursery.start_soon(self._end_with_pod, pod, nursery.cancel_scope)
                 connections = Crew(nursery)
                 self._accepting += 1
+                self._crews[pod] = connections
                 try:
                     with accepting:
                         async with trio.open_nursery() as listeners:
@@ -95,6 +98,7 @@ class LocalServer:
                     if not pod.gone.is_set():
                         self._accept_the_last(pod, connections)
                 finally:
+                    del self._crews[pod]
                     pod.listeners.close()  # from now on a connect is refused
                     self._accepting -= 1
                     if not self._accepting:
@@ -105,6 +109,17 @@ class LocalServer:
             self._tunnels.forget(pod.workload.uid)
             pod.close()
             pod.closed.set()
+
+    def serve_passed(self, pod: Pod, connection: socket.socket, peer: PeerAddress, accepted_at: float) -> None:
+        """Serve a tunnel that another process has accepted for ``pod``; reset it if we do not accept any more.
+
+        Takes ``connection`` over, which does not block.
+        """
+        crew = self._crews.get(pod)
+        if crew is None or pod.gone.is_set():
+            with Accepted(connection):
+                return
+        crew.serve(partial(self._inbound.handle_passed, pod, connection, peer, accepted_at))
 
     def listeners(self) -> Iterator[tuple[str, socket.socket]]:
         """Those of all pods, with what each is for."""

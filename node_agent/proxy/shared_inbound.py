@@ -16,6 +16,7 @@ from node_agent.drain import Drain
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.frames import HEADER_BYTES, Open, Verdict, encode_verdict
 from node_agent.proxy.crew import Crew
+from node_agent.proxy.elsewhere import Elsewhere
 from node_agent.proxy.live import LiveConnections
 from node_agent.proxy.pod import Accepted, Pod
 from node_agent.proxy.policy_gate import cut_failure, cut_reason
@@ -24,7 +25,7 @@ from node_agent.proxy.trust_gate import TrustGate
 from node_agent.relay import Ending, Relay, SharedTunnel, Stream
 from node_agent.telemetry.access_log import AccessLog
 from node_agent.telemetry.connection_record import ConnectionRecord
-from node_agent.tunnel import Tunnel
+from node_agent.tunnel import Tunnel, label_of
 
 _IDLE_S: Final = 300.0  # longer than the source's, so that the side that would use a tunnel is the one that closes it
 _ACCEPTED: Final = ACCEPTED[HEADER_BYTES:]
@@ -53,6 +54,7 @@ class SharedInbound:
         relay: Relay,
         gate: TrustGate,
         reception: Reception,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self._access_log = access_log
         self._live = live
@@ -60,6 +62,8 @@ class SharedInbound:
         self._relay = relay
         self._gate = gate
         self._reception = reception
+        self._elsewhere = elsewhere
+        self._labels: set[tuple[str, str]] = set()  # of pods and shared tunnels; only with an ``elsewhere``
         self._accepted: dict[tuple[str, bytes], _Accepted] = {}
         self._lent: set[Stream] = set()  # who has a tunnel of its own, or is being told so
 
@@ -85,17 +89,35 @@ class SharedInbound:
 
                 carrier = self._relay.share(tunnel.lend(), on_open=opened, on_end=ended.set)
                 accepted = self._accepted[key] = _Accepted(tunnel=tunnel, carrier=carrier)
+                self._began(*key)
                 try:
                     await self._until_idle(carrier, ended)
                 finally:
                     carrier.refuses = _DRAINED
                     streams.dismiss()
         finally:
-            self._accepted.pop(key, None)
+            if self._accepted.pop(key, None) is not None:
+                self._ended(*key)
             if carrier is not None:
                 carrier.close(reset=pod.gone.is_set())
         if carrier.fault is not None:
             raise ConnectionFailure(CloseReason.PROTOCOL_ERROR, carrier.fault)
+
+    def _began(self, uid: str, token: bytes) -> None:
+        if self._elsewhere is not None:
+            label = label_of(token)
+            self._labels.add((uid, label))
+            self._elsewhere.began(uid, label)
+
+    def _ended(self, uid: str, token: bytes) -> None:
+        if self._elsewhere is not None:
+            label = label_of(token)
+            self._labels.discard((uid, label))
+            self._elsewhere.ended(uid, label)
+
+    def has(self, uid: str, label: str) -> bool:
+        """Whether a shared tunnel of that pod is here; told only where it could be elsewhere."""
+        return (uid, label) in self._labels
 
     async def _until_idle(self, carrier: SharedTunnel, ended: trio.Event) -> None:
         """Wait until the tunnel has ended, nobody has used it for long, or the agent goes down."""

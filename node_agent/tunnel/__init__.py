@@ -3,6 +3,7 @@
 from node_agent.tunnel.client import TunnelClient
 from node_agent.tunnel.connect import connect
 from node_agent.tunnel.dial import Dialler, TunnelKey
+from node_agent.tunnel.label import label_of
 from node_agent.tunnel.server import Attach, PendingHandshakes, Share, TunnelServer
 from node_agent.tunnel.shared import SharedConnection
 from node_agent.tunnel.tunnel import Tunnel, TunnelLost
@@ -19,4 +20,5 @@ __all__ = [
     "TunnelLost",
     "TunnelServer",
     "connect",
+    "label_of",
 ]

@@ -11,6 +11,7 @@ from node_agent.errors import CloseReason, ConnectionFailure, PolicyDenied
 from node_agent.frames import HEADER_BYTES, RESET_FRAME, FrameType, Open, Verdict, decode_verdict, encode_open
 from node_agent.stream_frames import encode_attach
 from node_agent.tunnel.dial import ASKED, PEER_DOES_NOT_ANSWER, Dialler, Dials, TunnelKey
+from node_agent.tunnel.label import label_of
 from node_agent.tunnel.pool import DIAL, WAIT, Answer, Grant, TunnelPool
 from node_agent.tunnel.shared import Carriers, SharedConnection, SharedTunnels
 from node_agent.tunnel.tunnel import Tunnel, TunnelLost, Verify
@@ -211,13 +212,11 @@ class TunnelClient:
         self, connection: SharedConnection, key: TunnelKey, dialler: Dialler, admit: Callable[[Tunnel], None]
     ) -> bool:
         stream = connection.stream
-        frame = encode_attach(connection.shared.token, stream.stream_id)
         try:
-            own, verdict = await self._ask_with(key, frame, dialler)
+            own = await self._attach(connection, key, dialler)
         except (ConnectionFailure, OSError):
             return False
-        if verdict.reason is not CloseReason.OK:
-            self.release(key, own)  # most often because the connection has ended there
+        if own is None:
             return False
         try:
             if stream.is_carrying:
@@ -229,6 +228,28 @@ class TunnelClient:
             pass  # what it stands on is judged where that changes (trust_gate.py)
         self.discard(own)
         return False
+
+    async def _attach(self, connection: SharedConnection, key: TunnelKey, dialler: Dialler) -> Tunnel | None:
+        """Return the tunnel in which the destination lets the connection go on; None if there is none.
+
+        An idle one is tried first.  At a destination with worker processes it may be at another one than the
+        stream, and only a tunnel that was dialled with the label comes to the right one (label.py).
+        """
+        stream = connection.stream
+        frame = encode_attach(connection.shared.token, stream.stream_id)
+        label = label_of(connection.shared.token)
+        suits: Callable[[Tunnel], bool] | None = None
+        while True:
+            own, verdict = await self._ask_with(key, frame, dialler, label=label, suits=suits)
+            if verdict.reason is CloseReason.OK:
+                return own
+            had_label = own.label == label
+            if had_label and stream.is_carrying:
+                own.label = None  # it came elsewhere nevertheless, and is not to be tried again
+            self.release(key, own)  # most often because the connection has ended there
+            if had_label or verdict.reason is not CloseReason.UNKNOWN_DESTINATION or not stream.is_carrying:
+                return None
+            suits = lambda tunnel: tunnel.label == label  # noqa: E731
 
     async def check(self, key: TunnelKey, message: Open, dialler: Dialler) -> Verdict:
         """Ask whether a connection would be accepted; raises ConnectionFailure if there is no way to the destination.
@@ -247,11 +268,20 @@ class TunnelClient:
         """Hear a verdict; the tunnel is the caller's, and counted as busy."""
         return await self._ask_with(key, encode_open(message), dialler)
 
-    async def _ask_with(self, key: TunnelKey, frame: bytes, dialler: Dialler) -> tuple[Tunnel, Verdict]:
+    async def _ask_with(
+        self,
+        key: TunnelKey,
+        frame: bytes,
+        dialler: Dialler,
+        *,
+        label: str | None = None,
+        suits: Callable[[Tunnel], bool] | None = None,
+    ) -> tuple[Tunnel, Verdict]:
+        """``label``: with which a tunnel is dialled if none is idle that ``suits``."""
         timeout_s = (dialler.connect_timeout_s or self._connect_timeout_s) + _VERDICT_GRACE_S
         was_held = False
         while True:
-            tunnel, fresh = await self._acquire(key, dialler)
+            tunnel, fresh = await self._acquire(key, dialler, label, suits)
             if was_held and tunnel.may_be_held:
                 tunnel.close()  # once is enough waiting
                 continue
@@ -303,14 +333,16 @@ class TunnelClient:
         elif given is not None:
             given.close()
 
-    async def _acquire(self, key: TunnelKey, dialler: Dialler) -> tuple[Tunnel, bool]:
+    async def _acquire(
+        self, key: TunnelKey, dialler: Dialler, label: str | None, suits: Callable[[Tunnel], bool] | None
+    ) -> tuple[Tunnel, bool]:
         """Return a tunnel and whether it is fresh."""
         while True:
-            got: Tunnel | Answer | None = self._pool.acquire(key, trio.lowlevel.current_task())
+            got: Tunnel | Answer | None = self._pool.acquire(key, trio.lowlevel.current_task(), suits=suits)
             if got is WAIT:
                 got = await self._wait(key)
             if got is DIAL or got is None:
-                return await self._dial(key, dialler), True
+                return await self._dial(key, dialler, label), True
             assert isinstance(got, Tunnel)
             if datetime.now(UTC) < got.not_after:
                 return got, False  # if its peer is gone we hear it instead of a verdict, and ``open`` tries the next
@@ -326,10 +358,10 @@ class TunnelClient:
         granted: Tunnel | None = await trio.lowlevel.wait_task_rescheduled(give_up)
         return granted
 
-    async def _dial(self, key: TunnelKey, dialler: Dialler) -> Tunnel:
+    async def _dial(self, key: TunnelKey, dialler: Dialler, label: str | None) -> Tunnel:
         began = trio.current_time()
         try:
-            tunnel = await self._dials.dial(key, dialler)
+            tunnel = await self._dials.dial(key, dialler, label)
         except ConnectionFailure as failure:
             if failure.reason in PEER_DOES_NOT_ANSWER:
                 granted, hopeless = self._pool.dial_unanswered(key, since=began)

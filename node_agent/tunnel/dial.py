@@ -14,6 +14,7 @@ from ca.spiffe import SpiffeId
 from node_agent.config import TUNNEL_PORT
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.tunnel.connect import connect
+from node_agent.tunnel.label import server_name
 from node_agent.tunnel.tunnel import Tunnel, Verify, require_protocol, shake_hands
 
 CONNECTED: Final = "ringfence.tunnel.connected"
@@ -77,8 +78,11 @@ class Dials:
         self._fault = fault
         self._on_handshake = on_handshake
 
-    async def dial(self, key: TunnelKey, dialler: Dialler) -> Tunnel:
-        """Return a tunnel to the endpoint of ``key``, which has proved what it must; raises ConnectionFailure."""
+    async def dial(self, key: TunnelKey, dialler: Dialler, label: str | None = None) -> Tunnel:
+        """Return a tunnel to the endpoint of ``key``, which has proved what it must; raises ConnectionFailure.
+
+        ``label``: of the shared tunnel that it is to take a stream from.
+        """
         connect_timeout_s = dialler.connect_timeout_s or self._connect_timeout_s
         handshake_timeout_s = dialler.handshake_timeout_s or self._handshake_timeout_s
         sock = dialler.make_socket(key.endpoint_ip)
@@ -98,11 +102,16 @@ class Dials:
             # An agent that ends has reset us by now; ``wrap_socket`` would raise that too, and leave a socket behind.
             if number := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(number, os.strerror(number))
-            owned = tls = dialler.context.wrap_socket(sock, do_handshake_on_connect=False, suppress_ragged_eofs=False)
+            owned = tls = dialler.context.wrap_socket(
+                sock,
+                do_handshake_on_connect=False,
+                suppress_ragged_eofs=False,
+                server_hostname=None if label is None else server_name(label),  # said, and compared with nothing
+            )
             with trio.fail_after(handshake_timeout_s):
                 await shake_hands(tls)
             self._on_handshake(trio.current_time() - began)
-            tunnel = self._checked(tls, key, dialler)
+            tunnel = self._checked(tls, key, dialler, label)
             if dialler.reached is not None:
                 dialler.reached(PROVEN)
             return tunnel
@@ -119,7 +128,7 @@ class Dials:
             owned.close()
             raise
 
-    def _checked(self, tls: ssl.SSLSocket, key: TunnelKey, dialler: Dialler) -> Tunnel:
+    def _checked(self, tls: ssl.SSLSocket, key: TunnelKey, dialler: Dialler, label: str | None) -> Tunnel:
         """Judge who answered; raises ConnectionFailure."""
         peer = self._verify(tls, datetime.now(UTC))
         require_protocol(tls)
@@ -134,4 +143,5 @@ class Dials:
             not_after=min(peer.not_after, dialler.not_after),
             fault=self._fault,
             own_serial=dialler.serial,
+            label=label,
         )

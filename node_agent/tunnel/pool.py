@@ -9,6 +9,8 @@ free place to dial.
             --> Dial               nobody idle and a place is free; report how it ended
             --> WAIT               queued; a later call returns a Grant for this waiter
 
+Who can not use just any tunnel of its key says which ones suit.
+
 A peer that does not answer is found out once, not by every waiter in its turn:
 see ``dial_unanswered``.
 """
@@ -46,7 +48,7 @@ class Grant(Generic[TunnelT, WaiterT]):
 @dataclass(slots=True)
 class _Slot(Generic[TunnelT, WaiterT]):
     idle: list[tuple[float, TunnelT]] = field(default_factory=list)
-    waiters: deque[WaiterT] = field(default_factory=deque)
+    waiters: deque[tuple[WaiterT, Callable[[TunnelT], bool] | None]] = field(default_factory=deque)
     dials: int = 0
     worked_at: float = -math.inf  # when a dial succeeded or a tunnel came back
 
@@ -78,25 +80,29 @@ class TunnelPool(Generic[TunnelT, WaiterT]):
         """Those who were told WAIT and still do."""
         return sum(len(slot.waiters) for slot in self._slots.values())
 
-    def acquire(self, key: Hashable, waiter: WaiterT) -> TunnelT | Answer:
-        """Return an idle tunnel, DIAL, or WAIT after queueing ``waiter``."""
+    def acquire(
+        self, key: Hashable, waiter: WaiterT, *, suits: Callable[[TunnelT], bool] | None = None
+    ) -> TunnelT | Answer:
+        """Return an idle tunnel, DIAL, or WAIT after queueing ``waiter``; no tunnel that does not suit."""
         slot = self._slots.get(key)
         if slot is None:
             slot = self._slots[key] = _Slot()
-        if slot.idle:
-            return slot.idle.pop()[1]
+        for at in range(len(slot.idle) - 1, -1, -1):
+            if suits is None or suits(slot.idle[at][1]):
+                return slot.idle.pop(at)[1]
         if slot.dials < self._max_dials:
             slot.dials += 1
             return DIAL
-        slot.waiters.append(waiter)
+        slot.waiters.append((waiter, suits))
         return WAIT
 
     def give_up(self, key: Hashable, waiter: WaiterT) -> bool:
         """Take a queued waiter back; False when it was granted something already."""
         slot = self._slots.get(key)
-        if slot is None or waiter not in slot.waiters:
+        queued = next((each for each in slot.waiters if each[0] == waiter), None) if slot is not None else None
+        if slot is None or queued is None:
             return False
-        slot.waiters.remove(waiter)
+        slot.waiters.remove(queued)
         self._forget_if_empty(key, slot)
         return True
 
@@ -117,7 +123,7 @@ class TunnelPool(Generic[TunnelT, WaiterT]):
         slot = self._slots[key]
         hopeless: tuple[WaiterT, ...] = ()
         if slot.worked_at < since:
-            hopeless = tuple(slot.waiters)
+            hopeless = tuple(waiter for waiter, _ in slot.waiters)
             slot.waiters.clear()
         return self.dial_ended(key), hopeless
 
@@ -125,7 +131,7 @@ class TunnelPool(Generic[TunnelT, WaiterT]):
         """A dial ended without a tunnel; its place goes to the first waiter."""
         slot = self._slots[key]
         if slot.waiters:
-            return Grant(slot.waiters.popleft(), None)
+            return Grant(slot.waiters.popleft()[0], None)
         slot.dials -= 1
         self._forget_if_empty(key, slot)
         return None
@@ -138,8 +144,10 @@ class TunnelPool(Generic[TunnelT, WaiterT]):
         """
         slot = self._slots.setdefault(key, _Slot())
         slot.worked_at = now
-        if slot.waiters:
-            return Grant(slot.waiters.popleft(), tunnel)
+        for at, (waiter, suits) in enumerate(slot.waiters):
+            if suits is None or suits(tunnel):
+                del slot.waiters[at]
+                return Grant(waiter, tunnel)
         if len(slot.idle) >= self._max_idle:
             return tunnel
         slot.idle.append((now, tunnel))

@@ -13,6 +13,7 @@ import trio
 from node_agent.errors import CloseReason, ConnectionFailure
 from node_agent.frames import FrameType, Open, decode_open
 from node_agent.stream_frames import SHARED_ALPN, decode_attach, decode_share
+from node_agent.tunnel.label import MOST_PEEKED_BYTES, find_label
 from node_agent.tunnel.tunnel import Tunnel, Verify, require_protocol, shake_hands
 
 _IDLE_S: Final = 300.0
@@ -80,20 +81,31 @@ class TunnelServer:
         self._on_handshake = on_handshake
 
     async def accept(
-        self, sock: socket.socket, peer_ip: str, context: Callable[[], Awaitable[tuple[ssl.SSLContext, datetime]]]
-    ) -> Tunnel:
+        self,
+        sock: socket.socket,
+        peer_ip: str,
+        context: Callable[[], Awaitable[tuple[ssl.SSLContext, datetime]]],
+        *,
+        waited_s: float = 0.0,
+        pass_on: Callable[[str], bool] | None = None,
+    ) -> Tunnel | None:
         """Turn an accepted connection into a tunnel whose peer is proven.
 
         Takes ``sock`` over.  ``context`` is awaited only when the peer has
-        begun to speak, so a silent connection costs no TLS state.  Raises
-        ConnectionFailure; the socket is closed then.
+        begun to speak, so a silent connection costs no TLS state.  ``waited_s``
+        have passed since it was accepted.  ``pass_on`` gets the label that the
+        peer has named, if it has; when it returns True the socket is somebody
+        else's, and None is returned.  Raises ConnectionFailure; the socket is
+        closed then.
         """
         owned: socket.socket = sock
         try:
-            with trio.CancelScope(deadline=trio.current_time() + self._handshake_timeout_s) as scope:
+            with trio.CancelScope(deadline=trio.current_time() + self._handshake_timeout_s - waited_s) as scope:
                 self._pending.enter(scope)
                 try:
                     await trio.lowlevel.wait_readable(sock)
+                    if pass_on is not None and (label := _peek_label(sock)) is not None and pass_on(label):
+                        return None
                     began = trio.current_time()
                     server_context, not_after = await context()
                     owned = tls = server_context.wrap_socket(
@@ -153,3 +165,11 @@ class TunnelServer:
                 return Attach(token=token, stream_id=stream_id)
             case _:
                 return decode_open(payload)
+
+
+def _peek_label(sock: socket.socket) -> str | None:
+    """The label in what has come so far, which stays where it is; raises OSError."""
+    try:
+        return find_label(sock.recv(MOST_PEEKED_BYTES, socket.MSG_PEEK))
+    except BlockingIOError:
+        return None

@@ -56,6 +56,7 @@ class Tunnel:
         "_is_lent",
         "_is_used",
         "_tls",
+        "label",
         "leftover",
         "may_be_held",
         "not_after",
@@ -74,10 +75,12 @@ class Tunnel:
         not_after: datetime,
         fault: Callable[[OSError], ConnectionFailure],
         own_serial: int = 0,
+        label: str | None = None,
     ) -> None:
         """``not_after``: until when both ends' certificates are valid; ``fault`` explains a TLS error.
 
-        ``own_serial`` is that of the certificate that was presented to the peer.
+        ``own_serial`` is that of the certificate that was presented to the peer; ``label`` that of the shared
+        tunnel for whose streams we have dialled it (label.py).
         """
         self.sock = sock
         self._tls = sock._sslobj  # type: ignore[attr-defined]  # noqa: SLF001  # spares the checks of SSLSocket.recv
@@ -85,6 +88,7 @@ class Tunnel:
         self.peer_ip = peer_ip
         self.not_after = not_after
         self.own_serial = own_serial
+        self.label = label
         self.leftover = b""
         self.may_be_held = False
         self._fault = fault

@@ -51,6 +51,12 @@ class InWorkers:
             "Worker processes that ended by themselves.",
             lambda: self._workers.crashes,
         )
+        metrics.counter(
+            "ringfence_worker_handovers_total",
+            "Tunnels that one worker accepted and another one has the shared tunnel of.",
+            lambda: {(result,): count for result, count in self._workers.passing.results.items()},
+            labels=("result",),
+        )
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Keep the workers running."""

@@ -20,9 +20,13 @@ import trio
 
 from ca.errors import WireError
 from node_agent.workers.messages import Message, MessageDecoder, ServePod, Start, encode_message
+from node_agent.workers.tunnel_messages import PassOn, TakeTunnel
 
 SPARE_DESCRIPTORS: Final = 16
 """Enough for what goes with a message; a pod has three listeners, another workload three for each address."""
+
+PARENTS_SPARE_DESCRIPTORS: Final = 2
+"""Of the parent, for each worker: one connection at a time comes from there."""
 
 _INT: Final = struct.Struct("i")
 _READ_BYTES: Final = 256 * 1024
@@ -36,6 +40,8 @@ def _descriptors_with(message: Message) -> int:
             return 3
         case ServePod(listeners=listeners):
             return 1 + listeners
+        case PassOn() | TakeTunnel():
+            return 1
         case _:
             return 0
 
@@ -77,6 +83,20 @@ class Channel:
         """Queue ``message``; its descriptors are duplicated, so the caller may close them."""
         assert len(descriptors) == _descriptors_with(message)
         self.post_frame(encode_message(message), descriptors)
+
+    def give(self, message: Message, descriptors: Sequence[int]) -> None:
+        """Like ``post``, but takes the descriptors over: they are closed when they are on their way, or can not be."""
+        assert len(descriptors) == _descriptors_with(message)
+        owned = list(descriptors)
+        if self._closed:
+            _close_all(owned)
+        else:
+            self._put(_Post(encode_message(message), owned))
+
+    @property
+    def is_short(self) -> bool:
+        """Whether this process has no descriptors left to spare: what came with the last message had better go."""
+        return len(self._spare) < self._spare_count
 
     def post_frame(self, frame: bytes, descriptors: Sequence[int] = ()) -> None:
         """Like ``post``, for a message that goes to several workers and is encoded once."""
@@ -154,7 +174,14 @@ class Channel:
                 raise WireError("descriptors were lost: this process may have no more of them")
             if not data:
                 return []
-            received = [Received(message, self._take(message)) for message in self._decoder.feed(data)]
+            received: list[Received] = []
+            try:
+                for message in self._decoder.feed(data):
+                    received.append(Received(message, self._take(message)))
+            except WireError:
+                for each in received:
+                    _close_all(each.descriptors)
+                raise
             if received:
                 return received
 

@@ -31,10 +31,12 @@ from node_agent.telemetry.log_levels import LogLevels
 from node_agent.workers import messages as say
 from node_agent.workers.figures import OPEN, RESIDENT_BYTES, Figures
 from node_agent.workers.ledger import SharedLedger
+from node_agent.workers.passing import Passing
 from node_agent.workers.pods import SharedPods
 from node_agent.workers.process import NoAnswer, WorkerProcess
 from node_agent.workers.received import svid_message
 from node_agent.workers.restarts import Restarts
+from node_agent.workers.tunnel_messages import PassOn, SharedTunnelEnded, Taken, TunnelShared
 
 _log: Final = logging.getLogger("ringfence.workers")
 
@@ -85,6 +87,7 @@ class Workers:
         self._none = trio.Event()
         self._nursery: trio.Nursery | None = None
         self.pods = SharedPods(running=self._running, none=self._none)
+        self.passing = Passing(self._running)
         self.figures = Figures()
 
     # -- life -----------------------------------------------------------------
@@ -132,6 +135,7 @@ class Workers:
             self._ledger.forget(number)
             self.figures.ended(number)
             self.pods.worker_ended(number)
+            self.passing.worker_ended(number)
 
     def _tell_everything(self, worker: WorkerProcess) -> None:
         self._starts += 1
@@ -174,7 +178,7 @@ class Workers:
 
     # -- what workers say -------------------------------------------------------
 
-    def _handle(self, worker: WorkerProcess, message: say.Message) -> None:
+    def _handle(self, worker: WorkerProcess, message: say.Message, descriptors: list[int]) -> None:
         match message:
             case say.Ready():
                 worker.ready = True
@@ -187,6 +191,8 @@ class Workers:
             case say.IdentityAsked(number=number, identity=identity):
                 assert self._nursery is not None
                 self._nursery.start_soon(self._answer_identity, worker, number, identity)
+            case TunnelShared() | SharedTunnelEnded() | PassOn() | Taken():
+                self.passing.hear(worker, message, descriptors)
             case say.Answer(number=0, rows=rows):
                 self.figures.take(worker.number, say.Topic.METRICS, rows)
                 self.figures.take(worker.number, say.Topic.COUNTS, rows)

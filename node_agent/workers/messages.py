@@ -14,6 +14,7 @@ force first, so an answer to a question says that all before it has been taken i
     ServePod, PodChanged              -->  PodServed
     EndPod                            -->  PodClosed
     IdentityAnswered                  <--  IdentityAsked
+    tunnels of other workers               the same (tunnel_messages.py)
     Question                          -->  Answer ... (parts, the last one says so)
     LogLevel, StartProfile, CutAll, RefreshLogs
     Drain                             -->  Answer (the last figures), then its end
@@ -37,7 +38,7 @@ from node_agent.config import Config
 from node_agent.errors import CloseReason
 from node_agent.model import Workload
 from node_agent.registry.changes import RegistryObject
-from node_agent.workers import codec
+from node_agent.workers import codec, tunnel_messages
 
 _LIMITS: Final = Limits(
     # An object never spans frames, and may be as long as a manifest file, 64 MiB; msgpack is shorter than YAML.
@@ -208,6 +209,8 @@ ToWorker = (
     | StartProfile
     | Drain
     | CutAll
+    | tunnel_messages.TakeTunnel
+    | tunnel_messages.PassedOn
 )
 
 
@@ -312,7 +315,17 @@ class Answer:
     is_last: bool
 
 
-ToParent = Ready | PodServed | PodClosed | IdentityAsked | Answer
+ToParent = (
+    Ready
+    | PodServed
+    | PodClosed
+    | IdentityAsked
+    | Answer
+    | tunnel_messages.TunnelShared
+    | tunnel_messages.SharedTunnelEnded
+    | tunnel_messages.PassOn
+    | tunnel_messages.Taken
+)
 Message = ToWorker | ToParent
 
 

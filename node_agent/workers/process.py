@@ -20,13 +20,17 @@ from typing import Final
 import trio
 
 from ca.errors import WireError
-from node_agent.workers.channel import Channel
+from node_agent.workers.channel import PARENTS_SPARE_DESCRIPTORS, Channel
 from node_agent.workers.messages import Answer, AnswerRow, Message, Question, ToParent, Topic
 
 _log: Final = logging.getLogger("ringfence.workers")
 
 _KILLED_AFTER_S: Final = 2.0
 """How long a worker may take to end when its channel has been closed: it cuts its connections and records them."""
+
+
+Handle = Callable[["WorkerProcess", Message, list[int]], None]
+"""Takes a message of a worker's, and the descriptors with it."""
 
 
 class NoAnswer(Exception):
@@ -59,7 +63,7 @@ class WorkerProcess:
         self.number = number
         self.started_at = now
         self.ready = False
-        self.channel = Channel(ours, receives=ToParent)
+        self.channel = Channel(ours, receives=ToParent, spare_descriptors=PARENTS_SPARE_DESCRIPTORS)
         self.ended = trio.Event()  # nothing that is asked or told from now on reaches it
         self._asked: dict[int, _Asked] = {}
         self._questions = 0
@@ -73,7 +77,7 @@ class WorkerProcess:
         """As ``subprocess`` has it: negative for a signal, None while it runs."""
         return self._process.returncode
 
-    async def run(self, handle: Callable[["WorkerProcess", Message], None]) -> int:
+    async def run(self, handle: Handle) -> int:
         """Talk to the worker until it ends; ``handle`` gets every message that is not an answer to a question.
 
         Returns the exit code, negative for a signal.  Cancelling ends the worker:
@@ -126,14 +130,14 @@ class WorkerProcess:
         except OSError:
             pass  # it has ended, which ``_read`` sees too, after what it said last
 
-    async def _read(self, handle: Callable[["WorkerProcess", Message], None]) -> None:
+    async def _read(self, handle: Handle) -> None:
         try:
             while received := await self.channel.receive():
-                for message, _ in received:
+                for message, descriptors in received:
                     if isinstance(message, Answer) and message.number in self._asked:
                         self._take(message)
                     else:
-                        handle(self, message)
+                        handle(self, message, descriptors)
         except OSError as error:
             _log.debug("the channel of worker %d broke: %s", self.number, error)
         except WireError as error:

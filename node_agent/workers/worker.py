@@ -48,8 +48,10 @@ from node_agent.telemetry.process_metrics import register_resources
 from node_agent.workers import messages as say
 from node_agent.workers.answers import answer, last_figures
 from node_agent.workers.channel import Channel, Received
+from node_agent.workers.handover import Handover
 from node_agent.workers.ledger import SharedLedger
 from node_agent.workers.received import ReceivedIdentities, key_and_chain
+from node_agent.workers.tunnel_messages import PassedOn, TakeTunnel
 
 _log: Final = logging.getLogger("ringfence.worker")
 
@@ -96,6 +98,8 @@ class Worker:
         self._registry = Registry(config.agent.trust_domain)
         self._policies = PolicyEngine()
         self._identities = ReceivedIdentities(ask=self._ask_identity, utc_now=utc_now)
+        self._shares = config.proxy.share_tunnels
+        self._handover = Handover(channel)
         self._data_path = build_data_path(
             config=config,
             registry=self._registry,
@@ -111,6 +115,7 @@ class Worker:
             run=start.run,
             ledger=ledger,
             spans=exports.spans,
+            elsewhere=self._handover if self._shares and start.workers > 1 else None,
         )
         self._debugging = ProcessDebugging()
         apply(LogLevels(level=start.log_level, modules=start.log_modules))
@@ -184,6 +189,9 @@ class Worker:
                 self._channel.post(say.Ready())
             case say.ServePod() | say.PodChanged() | say.EndPod():
                 self._do_pod(message, descriptors, services, pods)
+            case TakeTunnel() | PassedOn():
+                pod, _ = self._pods.get(message.uid, (None, None)) if isinstance(message, TakeTunnel) else (None, None)
+                self._handover.hear(message, descriptors, pod=pod, serve=self._data_path.server.serve_passed)
             case say.Question():
                 services.start_soon(self._answer, message)
             case say.LogLevel(level=level, modules=modules):
@@ -246,7 +254,7 @@ class Worker:
                 own=key_and_chain(message),
                 roots=self._trust.every_root,
                 ring=next(self._rings),
-                shares=False,  # a stream's own tunnel could come to another worker
+                shares=self._shares,
             )
         except CaError as error:
             _log.error("the SVID of %s can not be used: %s", message.identity, error)
