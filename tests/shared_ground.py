@@ -13,6 +13,7 @@ from typing import Any, Final
 from tests.mesh_builder import DEADLINE_S, read_all, wait_for
 from tests.mesh_stage import PORT, Stage
 from tests.shared_line import Line
+from tests.shared_name import attach_name
 from tests.shared_peer import BOTH, SharedTunnel, dial_line, shared_context
 from tests.shared_stream import Stream
 
@@ -56,6 +57,8 @@ class SharedGround:
     heard: list[bytes] = field(default_factory=list)
     """By those that read to the end, each connection."""
     may_read: threading.Event = field(default_factory=threading.Event)
+    name: str | None = None
+    """The server name of own tunnels: that of the shared tunnel that was made last."""
     _dialled: list[Line] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -69,6 +72,7 @@ class SharedGround:
         self.stage.begin_test()
         self.heard.clear()
         self.may_read.clear()
+        self.name = None
 
     def end_test(self) -> None:
         """Leave no tunnel, and no program that waits."""
@@ -84,11 +88,14 @@ class SharedGround:
 
     def share(self) -> SharedTunnel:
         """A shared tunnel from the peer to the server."""
-        return SharedTunnel.to(self.stage.attacker, self.stage.server.ipv4, self.context())
+        made = SharedTunnel.to(self.stage.attacker, self.stage.server.ipv4, self.context())
+        self.name = attach_name(made.token)
+        return made
 
     def dial(self, account: str = "peer", *, ip: str | None = None, alpn: Sequence[str] = BOTH) -> Line:
         """A tunnel of which nothing is decided yet; closed after the test."""
-        line = dial_line(self.stage.attacker, ip or self.stage.server.ipv4, self.context(account, alpn=alpn))
+        context = self.context(account, alpn=alpn)
+        line = dial_line(self.stage.attacker, ip or self.stage.server.ipv4, context, name=self.name)
         self._dialled.append(line)
         return line
 

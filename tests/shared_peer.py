@@ -243,11 +243,11 @@ def attach_payload(token: bytes, stream: int) -> bytes:
     return token + struct.pack(">I", stream)
 
 
-def dial_line(pod: Pod, ip: str, context: ssl.SSLContext) -> Line:
-    """Open a tunnel from inside ``pod``; raises OSError as ``ssl`` does."""
+def dial_line(pod: Pod, ip: str, context: ssl.SSLContext, *, name: str | None = None) -> Line:
+    """Open a tunnel from inside ``pod``, with a server name; raises OSError as ``ssl`` does."""
     plain = pod.connect(ip, TUNNEL_PORT)
     try:
-        return Line(context.wrap_socket(plain))
+        return Line(context.wrap_socket(plain, server_hostname=name))
     except BaseException:
         plain.close()
         raise

@@ -13,9 +13,10 @@ from ca.spiffe import SpiffeId
 from ca.wire import encode_frame
 from node_agent.config import CaSection, Config, HostPort, NodeSection
 from node_agent.errors import CloseReason
-from node_agent.model import Locality, ObjectName, Workload
+from node_agent.model import Locality, ObjectName, PeerAddress, Workload
 from node_agent.registry.changes import RegistryObject
 from node_agent.workers import messages as say
+from node_agent.workers import tunnel_messages as tunnels
 from tests.property.test_registry import OBJECTS
 
 TEXT = st.text(max_size=20)
@@ -26,6 +27,8 @@ st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False
 NUMBERS = st.integers(0, 2**63 - 1)
 VALUES = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 IDENTITIES = st.builds(SpiffeId.workload, st.just("cluster.local"), st.just("shop"), st.sampled_from(["web", "cart"]))
+PEERS = st.builds(PeerAddress, ip=TEXT, port=NUMBERS)
+AGES = st.floats(0, 1e9)
 REASONS = st.sampled_from(CloseReason)
 WORKLOADS = st.builds(
     Workload,
@@ -75,6 +78,8 @@ TO_WORKER = st.one_of(
     st.builds(say.StartProfile, seconds=st.floats(0.1, 60.0)),
     st.builds(say.Drain),
     st.builds(say.CutAll, reason=REASONS, detail=TEXT),
+    st.builds(tunnels.TakeTunnel, uid=TEXT, peer=PEERS, accepted_at=AGES, is_back=st.booleans()),
+    st.builds(tunnels.PassedOn),
 )
 ROWS = st.one_of(
     st.builds(say.Count, name=TEXT, value=VALUES),
@@ -107,6 +112,10 @@ TO_PARENT = st.one_of(
     st.builds(say.PodClosed, uid=TEXT),
     st.builds(say.IdentityAsked, number=NUMBERS, identity=IDENTITIES),
     st.builds(say.Answer, number=NUMBERS, rows=st.lists(ROWS, max_size=4).map(tuple), is_last=st.booleans()),
+    st.builds(tunnels.TunnelShared, uid=TEXT, label=TEXT),
+    st.builds(tunnels.SharedTunnelEnded, uid=TEXT, label=TEXT),
+    st.builds(tunnels.PassOn, uid=TEXT, label=TEXT, peer=PEERS, accepted_at=AGES),
+    st.builds(tunnels.Taken),
 )
 
 

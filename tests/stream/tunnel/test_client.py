@@ -84,7 +84,7 @@ class _Network:
     def delay(self) -> float:
         return self.rng.choice([0.0, 0.001, 0.01])
 
-    async def connect(self, _key: TunnelKey, _dialler: Dialler) -> Tunnel:
+    async def connect(self, _key: TunnelKey, _dialler: Dialler, _label: str | None) -> Tunnel:
         self.dials += 1
         self.dialling += 1
         self.most_dialling = max(self.most_dialling, self.dialling)

@@ -36,9 +36,10 @@ class _OwnTunnel(FakeTunnel):
     may_be_held = False
     leftover = b""
 
-    def __init__(self, network: "_Network") -> None:
+    def __init__(self, network: "_Network", label: str | None) -> None:
         super().__init__(SHARED_ALPN, datetime.now(UTC) + timedelta(hours=1))
         self._network = network
+        self.label = label
 
     async def read_control(self, expected: FrameType) -> bytes:
         assert expected is FrameType.VERDICT
@@ -67,11 +68,11 @@ class _Network:
         self.answers: list[bytes | None] = []
         self.dial_failure: ConnectionFailure | None = None
 
-    async def dial(self, _key: TunnelKey, _dialler: object) -> Tunnel:
+    async def dial(self, _key: TunnelKey, _dialler: object, label: str | None = None) -> Tunnel:
         await trio.sleep(0.01)
         if self.dial_failure is not None:
             raise self.dial_failure
-        self.tunnels.append(_OwnTunnel(self))
+        self.tunnels.append(_OwnTunnel(self, label))
         return cast(Tunnel, self.tunnels[-1])
 
     def share(self, _tunnel: object, *, on_end: Callable[[], None]) -> FakeCarrier:

@@ -196,7 +196,7 @@ async def one_worker() -> AsyncIterator[tuple[WorkerProcess, list[say.Message]]]
     worker = WorkerProcess(1, now=0.0)
     said: list[say.Message] = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(worker.run, lambda _, message: said.append(message))
+        nursery.start_soon(worker.run, lambda _, message, __: said.append(message))
         yield worker, said
         nursery.cancel_scope.cancel()
 
