@@ -343,7 +343,7 @@ class TunnelClient:
                 got = await self._wait(key)
             if got is DIAL or got is None:
                 return await self._dial(key, dialler, label), True
-            assert isinstance(got, Tunnel)
+            assert not isinstance(got, Answer)
             if datetime.now(UTC) < got.not_after:
                 return got, False  # if its peer is gone we hear it instead of a verdict, and ``open`` tries the next
             got.close()

@@ -21,7 +21,9 @@ MOST_PEEKED_BYTES: Final = 4096
 _SUFFIX: Final = ".attach.ringfence.internal"
 _DOMAIN: Final = b"ringfence attach label\0"  # so that this is no hash of the token that anybody else makes
 _DIGITS: Final = 32
-_NAME: Final = re.compile(b"([0-9a-f]{%d})" % _DIGITS + re.escape(_SUFFIX.encode()))
+_NAME: Final = re.compile(  # behind its length (RFC 6066 section 3)
+    re.escape((_DIGITS + len(_SUFFIX)).to_bytes(2)) + b"([0-9a-f]{%d})" % _DIGITS + re.escape(_SUFFIX.encode())
+)
 
 
 def label_of(token: bytes) -> str:

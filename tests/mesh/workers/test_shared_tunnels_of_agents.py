@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -100,13 +100,15 @@ def test_small_connections_share_and_all_that_become_bulk_move(mesh: Mesh, topol
         assert _moves(mesh)["failed"] == before["failed"]
         assert mesh.metrics(1)["ringfence_shared_connections"] == 0
     for node, direction in ((1, "outbound"), (2, "inbound")):
-        records = wait_for(
-            "a record each",
-            lambda: found if len(found := mesh.records(node, direction=direction)) == _MANY else None,  # noqa: B023
-        )
+        records = wait_for("a record each", lambda: _all(mesh, node, direction))  # noqa: B023
         assert {(each["close_reason"], each["sent_bytes"], each["received_bytes"]) for each in records} == {
             ("ok", 2 * _BULK + 5, 2 * _BULK + 5)
         }
+
+
+def _all(mesh: Mesh, node: int, direction: str) -> list[dict[str, Any]] | None:
+    records = mesh.records(node, direction=direction)
+    return records if len(records) == _MANY else None
 
 
 def test_tunnels_that_are_idle_do_not_keep_a_connection_from_moving(mesh: Mesh, topology: tuple[int, int]) -> None:

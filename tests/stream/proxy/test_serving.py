@@ -16,6 +16,7 @@ from node_agent.proxy.serving import LocalServer
 from node_agent.telemetry.access_log import AccessLog
 from node_agent.telemetry.metrics import Metrics
 
+_PEER = PeerAddress("10.1.0.2", 40000)
 _KINDS = ("outbound", "inbound_plaintext", "tunnel")
 
 
@@ -53,6 +54,11 @@ class _Stories:
         self, pod: Pod, connection: socket.socket, _peer: PeerAddress, scope: trio.CancelScope
     ) -> None:
         await self._serve("inbound_plaintext", pod, connection, scope)
+
+    async def handle_passed(
+        self, pod: Pod, connection: socket.socket, _peer: PeerAddress, accepted_at: float, scope: trio.CancelScope
+    ) -> None:
+        await self._serve(f"passed {accepted_at}", pod, connection, scope)
 
     async def handle_tunnel(
         self, pod: Pod, connection: socket.socket, _peer: PeerAddress, scope: trio.CancelScope
@@ -152,6 +158,69 @@ async def test_a_pod_that_is_gone_serves_nobody_any_more() -> None:
         await stage.server.serve(stage.pod, stage.accepting)
         assert stage.stories.begun == []
         assert _is_reset(client)
+
+
+async def test_a_tunnel_that_another_process_accepted_is_served_as_our_own() -> None:
+    with ExitStack() as stack:
+        stage = _Stage(stack)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stage.server.serve, stage.pod, stage.accepting)
+            await trio.testing.wait_all_tasks_blocked()
+            client, connection = _pair(stack)
+            stage.server.serve_passed(stage.pod, connection, _PEER, 7.5)
+            await trio.testing.wait_all_tasks_blocked()
+            assert stage.stories.begun == ["passed 7.5"]
+            stage.stories.end.set()
+            await trio.testing.wait_all_tasks_blocked()
+            assert client.recv(100) == b"served"
+            stage.pod.gone.set()
+
+
+async def test_a_tunnel_that_is_passed_on_too_late_is_reset() -> None:
+    """Before the pod is served, while we drain, when it is going, and when it is gone."""
+    with ExitStack() as stack:
+        stage = _Stage(stack)
+        clients = []
+
+        def passed() -> None:
+            client, connection = _pair(stack)
+            clients.append(client)
+            stage.server.serve_passed(stage.pod, connection, _PEER, 7.5)
+
+        passed()
+        waiting = stage.connect("outbound")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stage.server.serve, stage.pod, stage.accepting)
+            await trio.testing.wait_all_tasks_blocked()
+            stage.accepting.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            passed()
+            stage.pod.gone.set()
+            passed()
+        passed()
+        assert stage.stories.begun == ["outbound"]
+        assert all(_is_reset(client) for client in clients)
+        assert _is_reset(waiting), "it is of the pod that is gone"
+
+    with ExitStack() as stack:
+        stage = _Stage(stack)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stage.server.serve, stage.pod, stage.accepting)
+            await trio.testing.wait_all_tasks_blocked()
+            stage.pod.gone.set()  # in this very turn
+            client, connection = _pair(stack)
+            stage.server.serve_passed(stage.pod, connection, _PEER, 7.5)
+        assert stage.stories.begun == []
+        assert _is_reset(client)
+
+
+def _pair(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
+    """A connection: the client's end, and the accepted one."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = stack.enter_context(socket.create_connection(listener.getsockname(), 30))
+        connection, _ = listener.accept()
+    connection.setblocking(False)
+    return client, connection
 
 
 def _is_reset(client: socket.socket) -> bool:

@@ -15,7 +15,7 @@ from node_agent.errors import CloseReason, ConnectionFailure, PolicyDenied, Remo
 from node_agent.frames import HEADER_BYTES, FrameType, Open, Verdict, encode_verdict
 from node_agent.model import ObjectName, OriginalDestination, PeerAddress
 from node_agent.stream_frames import SHARED_ALPN, decode_attach
-from node_agent.tunnel import SharedConnection, Tunnel, TunnelClient, TunnelKey, TunnelLost
+from node_agent.tunnel import SharedConnection, Tunnel, TunnelClient, TunnelKey, TunnelLost, label_of
 from tests.carrier_fakes import OK, FakeCarrier, FakeStream, FakeTunnel
 
 _WEB = SpiffeId.workload("cluster.local", "default", "web")
@@ -44,6 +44,10 @@ class _OwnTunnel(FakeTunnel):
     async def read_control(self, expected: FrameType) -> bytes:
         assert expected is FrameType.VERDICT
         await trio.sleep(self._network.verdict_s)
+        if self._network.knows is not None:
+            verdict = self._network.verdict if self.label in self._network.knows else CloseReason.UNKNOWN_DESTINATION
+            assert isinstance(verdict, CloseReason)
+            return encode_verdict(Verdict(reason=verdict))[HEADER_BYTES:]
         if isinstance(self._network.verdict, Exception):
             raise self._network.verdict
         return encode_verdict(Verdict(reason=self._network.verdict))[HEADER_BYTES:]
@@ -63,6 +67,7 @@ class _Network:
         monkeypatch.setattr(self.client._dials, "dial", self.dial)
         self.verdict: CloseReason | Exception = CloseReason.OK
         self.verdict_s = 0.01
+        self.knows: set[str | None] | None = None  # the labels of tunnels that come to the stream's worker; None: all
         self.tunnels: list[_OwnTunnel] = []
         self.carriers: list[FakeCarrier] = []
         self.answers: list[bytes | None] = []
@@ -243,3 +248,90 @@ async def test_an_own_tunnel_that_is_not_used_is_not_leaked(
         assert network.moves() == (0, 0 if why == "over meanwhile" else 1)
         assert network.client.busy_count == 0
         assert network.client.idle_count == (2 if why == "refused there" else 1)
+
+
+# -- at a destination with worker processes ---------------------------------------------------
+
+
+def _idle(network: _Network, *labels: str | None) -> list[_OwnTunnel]:
+    made = [_OwnTunnel(network, label) for label in labels]
+    for each in made:
+        network.client._put(_KEY, cast(Tunnel, each))
+    return made
+
+
+async def test_only_a_tunnel_that_is_dialled_for_a_stream_says_whose_it_is(
+    autojump_clock: trio.testing.MockClock, network: _Network
+) -> None:
+    async with network.running():
+        connection, _ = await network.open()
+        await network.client.open(_KEY, _MESSAGE, _DIALLER)
+        network.give(connection)
+        await trio.sleep(1)
+        assert [tunnel.label for tunnel in network.tunnels] == [None, None, label_of(connection.shared.token)]
+
+
+async def test_an_idle_tunnel_that_comes_elsewhere_is_kept_and_one_with_the_label_dialled(
+    autojump_clock: trio.testing.MockClock, network: _Network
+) -> None:
+    async with network.running():
+        connection, stream = await network.open()
+        network.knows = {label_of(connection.shared.token)}
+        idle = _idle(network, None, "another's")
+        network.give(connection)
+        await trio.sleep(1)
+        assert network.moves() == (1, 0)
+        assert stream.moves == [network.tunnels[1]]
+        assert not any(each.is_closed for each in idle)
+        assert sum(len(each.sent) for each in idle) == 1, "one of them was tried, once"
+        assert network.client.idle_count == 2
+
+
+async def test_an_idle_tunnel_with_the_label_is_taken_before_another_is_dialled(
+    autojump_clock: trio.testing.MockClock, network: _Network
+) -> None:
+    async with network.running():
+        connection, stream = await network.open()
+        label = label_of(connection.shared.token)
+        network.knows = {label}
+        wanted, _ = _idle(network, label, None)
+        network.give(connection)
+        await trio.sleep(1)
+        assert stream.moves == [wanted]
+        assert len(network.tunnels) == 1, "the shared one, and no other"
+
+
+async def test_where_the_name_does_not_help_it_is_asked_once_and_again_later(
+    autojump_clock: trio.testing.MockClock, network: _Network
+) -> None:
+    async with network.running():
+        connection, stream = await network.open()
+        network.knows = set()
+        network.give(connection)
+        await trio.sleep(1)
+        assert len(network.tunnels) == 2
+        assert network.moves() == (0, 1)
+        await trio.sleep(30)
+        assert len(stream.asked_again_at) == 1
+        network.knows = {label_of(connection.shared.token)}
+        network.give(connection)  # the one that came elsewhere is tried as any, and not as one with the label
+        await trio.sleep(1)
+        assert stream.moves == [network.tunnels[2]]
+
+
+@pytest.mark.parametrize("why", ["another reason", "over"])
+async def test_no_tunnel_is_dialled_for_a_stream_that_can_not_have_one(
+    autojump_clock: trio.testing.MockClock, network: _Network, why: str
+) -> None:
+    async with network.running():
+        connection, stream = await network.open()
+        _idle(network, None)
+        network.verdict = CloseReason.IDENTITY_REVOKED if why == "another reason" else CloseReason.UNKNOWN_DESTINATION
+        network.verdict_s = 5.0
+        network.give(connection)
+        await trio.sleep(1)
+        if why == "over":
+            stream.forget()
+        await trio.sleep(30)
+        assert len(network.tunnels) == 1
+        assert stream.moves == []
