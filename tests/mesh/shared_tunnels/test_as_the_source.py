@@ -9,6 +9,7 @@ import pytest
 from tests.mesh_builder import read_all
 from tests.shared_ground import digest, some_bytes
 from tests.shared_line import Line
+from tests.shared_name import attach_name
 from tests.shared_peer import exchange
 from tests.shared_scene import Scene, is_reset
 from tests.shared_stream import OWN, WINDOW, Stream
@@ -224,6 +225,9 @@ def test_a_bulk_upload_moves_to_a_tunnel_of_its_own(scene: Scene) -> None:
     stream.generous = False
     scene.sends(moves, request)
     line = scene.destination.attached(stream)
+    names = [b"attach.ringfence" in hello for hello in scene.destination.hellos]
+    assert names == [False, True], "only what is to take a stream over says whose it is"
+    assert attach_name(tunnel.token).encode() in scene.destination.hellos[1]
     stream.send(response[:10_000])
     _go_on_in(line, stream)
     assert WINDOW - stream.given == len(stream.received), "within the credit until it moved"

@@ -58,9 +58,10 @@ def test_a_worker_that_is_killed_under_load_harms_only_its_own_connections(mesh:
     connections = [client.connect(server.ipv4, _ECHO) for _ in range(40)]
     assert all(_exchange(connection) for connection in connections)
     rows = mesh.ringfence(node, "connections")
-    doomed = _workers(mesh, node)[1]
-    lost = {row["id"] for row in rows if row["worker"] == 1}
-    assert 0 < len(lost) < len(rows)
+    number = rows[0]["worker"]
+    doomed = _workers(mesh, node)[number]
+    lost = {row["id"] for row in rows if row["worker"] == number}
+    assert node == 2 or len(lost) < len(rows), "at the destination one worker may have all the shared tunnels"
 
     stop = threading.Event()
     answered: list[str] = []
@@ -77,7 +78,7 @@ def test_a_worker_that_is_killed_under_load_harms_only_its_own_connections(mesh:
     try:
         wait_for("load", lambda: len(answered) > 20)
         os.kill(doomed["pid"], signal.SIGKILL)
-        wait_for("another process in its place", lambda: _workers(mesh, node)[1]["state"] == "ready")
+        wait_for("another process in its place", lambda: _workers(mesh, node)[number]["state"] == "ready")
         begun = len(answered)
         wait_for("load on both again", lambda: len(answered) > begun + 20)
     finally:
@@ -85,7 +86,7 @@ def test_a_worker_that_is_killed_under_load_harms_only_its_own_connections(mesh:
         for asker in askers:
             asker.join()
     assert set(answered) == {"server"}
-    assert _workers(mesh, node)[1]["pid"] != doomed["pid"]
+    assert _workers(mesh, node)[number]["pid"] != doomed["pid"]
     assert sum(not _exchange(connection) for connection in connections) == len(lost)
 
     for connection in connections:

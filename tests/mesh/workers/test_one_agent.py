@@ -43,7 +43,8 @@ def test_connections_status_endpoints_and_metrics_show_the_whole(mesh: Mesh) -> 
             assert [row["direction"] for row in rows] == [direction] * _MANY
             assert len({row["id"] for row in rows}) == _MANY
             by_worker = Counter(row["worker"] for row in rows)
-            assert by_worker.keys() == {1, 2}, "both workers carry"
+            # At the destination whoever accepted the shared tunnels, which are one or two.
+            assert by_worker.keys() == {1, 2} if node == 1 else by_worker.keys() <= {1, 2}, "both workers carry"
 
             status = mesh.ringfence(node, "status")
             assert status["connections"]["open"] == _MANY
