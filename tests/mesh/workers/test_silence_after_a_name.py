@@ -1,4 +1,4 @@
-"""Peers that name a shared tunnel and then do not shake hands: dropped in time, wherever the connection has come to."""
+"""Peers that name a shared tunnel and do not shake hands are dropped in time; without sharing nobody looks at names."""
 
 import secrets
 import socket
@@ -11,7 +11,8 @@ from tests.mesh_builder import Mesh, wait_for
 from tests.mesh_stage import unhurried
 from tests.shared_ground import SharedGround
 from tests.shared_name import attach_name
-from tests.tunnel_peer import TUNNEL_PORT
+from tests.shared_peer import exchange
+from tests.tunnel_peer import OPEN, TUNNEL_PORT, VERDICT, open_payload
 from tests.worker_handovers import DESTINATION, grown, halted, handovers, holder
 
 pytestmark = pytest.mark.mesh
@@ -83,3 +84,22 @@ def _ends(connection: socket.socket) -> bool:
     except ConnectionResetError:
         pass
     return True
+
+
+def test_sharing_that_is_switched_off_is_off_in_every_worker(session_mesh: Mesh) -> None:
+    with session_mesh.configured(share_tunnels="false"), unhurried(session_mesh) as stage:
+        ground = SharedGround(stage)
+        ground.name = attach_name(secrets.token_bytes(16))
+        before = handovers(stage.mesh)
+        for number in range(4):
+            line = ground.dial()
+            assert line.protocol == "ringfence/1"
+            line.send(OPEN, open_payload(**ground.addresses(number)))
+            got = line.read()
+            assert got is not None
+            assert got.kind == VERDICT
+            assert exchange(line, b"an own tunnel's") == b"an own tunnel's"
+        assert grown(stage.mesh, before) == {"passed": 0, "returned": 0, "dropped": 0}, "nobody looks"
+        stage.good_connection()
+        assert stage.mesh.metrics(1)["ringfence_tunnels_shared"] == 0
+        ground.end_test()
