@@ -143,6 +143,7 @@ class Inbound:
             match request:
                 case Share():
                     await self._shared.serve(pod, tunnel, request.token)
+                    _log.debug("shared tunnel from %s ended", peer)
                     return False
                 case Attach():
                     return await self._shared.lend(pod, tunnel, request.token, request.stream_id)
