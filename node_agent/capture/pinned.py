@@ -81,35 +81,35 @@ class Origins:
     def __init__(self, root: Path, *, feature: str) -> None:
         """Raises BpfError if nothing is loaded."""
         self._flows = open_maps(Pins(root), ("flows",), feature=feature)["flows"]
+        # Asked for each connection: members by their places, not by name.
+        self._key = abi().structs["flow_key"].whole
+        self._original = abi().structs["original_destination"].whole
 
     def close(self) -> None:
         self._flows.close()
 
-    def outbound(self, connection: socket.socket, peer: PeerAddress) -> OriginalDestination:
+    def outbound(
+        self, connection: socket.socket, peer: PeerAddress, *, namespace: int | None = None
+    ) -> OriginalDestination:
         """Where the workload's program wanted to go; can be asked once.
+
+        ``namespace`` is the cookie of the socket's, if it is known.
 
         Raises ConnectionFailure when the connection was not redirected: somebody
         dialled the agent's own listener; and when it is reset already.
         """
         local = peer_address(connection.getsockname())
-        layout = abi().structs["flow_key"]
-        key = layout.pack(
-            netns_cookie=netns_cookie(connection),
-            client_ip_be=address_bytes(peer.ip),
-            listener_ip_be=address_bytes(local.ip),
-            client_port=peer.port,
-            listener_port=local.port,
-        )
-        found = self._flows.take(key)
+        cookie = netns_cookie(connection) if namespace is None else namespace
+        client, listener = address_bytes(peer.ip), address_bytes(local.ip)
+        found = self._flows.take(self._key.pack(cookie, client, listener, peer.port, local.port))
         if found is None:
             if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):  # the programs forget those that end so
                 raise ConnectionFailure(CloseReason.DOWNSTREAM_RESET, "reset before it was accepted")
             raise ConnectionFailure(
                 CloseReason.DESTINATION_NOT_ALLOWED, "no original destination, the connection was not redirected"
             )
-        original = abi().structs["original_destination"]
-        port = socket.ntohs(original.number(found, "port_be") & 0xFFFF)
-        destination = OriginalDestination(address_text(original.bytes_of(found, "ip_be")), port)
+        ip_be, port_be, *_ = self._original.unpack(found)
+        destination = OriginalDestination(address_text(ip_be), socket.ntohs(port_be & 0xFFFF))
         if tuple(destination) == tuple(local):
             raise ConnectionFailure(
                 CloseReason.DESTINATION_NOT_ALLOWED, f"{destination} is the agent's own listener, dialled directly"

@@ -34,7 +34,7 @@ class SteeredPodNetwork(PodNetwork):
 
     def outbound_destination(self, connection: socket.socket, peer: PeerAddress) -> OriginalDestination:
         """As the programs have filed it; raises ConnectionFailure."""
-        return self._origins.outbound(connection, peer)
+        return self._origins.outbound(connection, peer, namespace=self.netns_cookie)
 
     def inbound_destination(self, connection: socket.socket, peer: PeerAddress) -> OriginalDestination:
         """The address of the accepted socket."""
