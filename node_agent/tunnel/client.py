@@ -232,24 +232,25 @@ class TunnelClient:
     async def _attach(self, connection: SharedConnection, key: TunnelKey, dialler: Dialler) -> Tunnel | None:
         """Return the tunnel in which the destination lets the connection go on; None if there is none.
 
-        An idle one is tried first.  At a destination with worker processes it may be at another one than the
-        stream, and only a tunnel that was dialled with the label comes to the right one (label.py).
+        A destination with worker processes may have accepted the tunnel, idle or just dialled, in another one than
+        has the connection.  From then on only one will do that was dialled with the label (label.py); before, nobody
+        on the link is told what belongs together.
         """
+        assert self._shared is not None
         stream = connection.stream
         frame = encode_attach(connection.shared.token, stream.stream_id)
-        label = label_of(connection.shared.token)
-        suits: Callable[[Tunnel], bool] | None = None
         while True:
-            own, verdict = await self._ask_with(key, frame, dialler, label=label, suits=suits)
+            label = label_of(connection.shared.token) if self._shared.is_spread(key) else None
+            own, verdict = await self._ask_with(key, frame, dialler, label=label)
             if verdict.reason is CloseReason.OK:
                 return own
-            had_label = own.label == label
-            if had_label and stream.is_carrying:
+            is_missed = verdict.reason is CloseReason.UNKNOWN_DESTINATION and stream.is_carrying
+            if is_missed and label is not None:
                 own.label = None  # it came elsewhere nevertheless, and is not to be tried again
             self.release(key, own)  # most often because the connection has ended there
-            if had_label or verdict.reason is not CloseReason.UNKNOWN_DESTINATION or not stream.is_carrying:
+            if not is_missed or label is not None:
                 return None
-            suits = lambda tunnel: tunnel.label == label  # noqa: E731
+            self._shared.was_missed(key)
 
     async def check(self, key: TunnelKey, message: Open, dialler: Dialler) -> Verdict:
         """Ask whether a connection would be accepted; raises ConnectionFailure if there is no way to the destination.
@@ -275,13 +276,12 @@ class TunnelClient:
         dialler: Dialler,
         *,
         label: str | None = None,
-        suits: Callable[[Tunnel], bool] | None = None,
     ) -> tuple[Tunnel, Verdict]:
-        """``label``: with which a tunnel is dialled if none is idle that ``suits``."""
+        """``label``: the tunnel has to be one that was dialled with it."""
         timeout_s = (dialler.connect_timeout_s or self._connect_timeout_s) + _VERDICT_GRACE_S
         was_held = False
         while True:
-            tunnel, fresh = await self._acquire(key, dialler, label, suits)
+            tunnel, fresh = await self._acquire(key, dialler, label)
             if was_held and tunnel.may_be_held:
                 tunnel.close()  # once is enough waiting
                 continue
@@ -333,10 +333,9 @@ class TunnelClient:
         elif given is not None:
             given.close()
 
-    async def _acquire(
-        self, key: TunnelKey, dialler: Dialler, label: str | None, suits: Callable[[Tunnel], bool] | None
-    ) -> tuple[Tunnel, bool]:
+    async def _acquire(self, key: TunnelKey, dialler: Dialler, label: str | None) -> tuple[Tunnel, bool]:
         """Return a tunnel and whether it is fresh."""
+        suits = None if label is None else lambda tunnel: tunnel.label == label
         while True:
             got: Tunnel | Answer | None = self._pool.acquire(key, trio.lowlevel.current_task(), suits=suits)
             if got is WAIT:

@@ -1,8 +1,8 @@
 """The name in the ClientHello of a tunnel that is to be a stream's own: which shared tunnel it belongs to.
 
 Sans-I/O.  An agent with worker processes accepts connections in any of them, and
-only one has the shared tunnel.  So whoever dials for ATTACH says, as the server
-name (RFC 6066 section 3),
+only one has the shared tunnel.  So whoever dials for ATTACH, and has been refused
+by another one of them, says as the server name (RFC 6066 section 3)
 
     LABEL.attach.ringfence.internal        LABEL: 32 hexadecimal digits
 

@@ -125,6 +125,7 @@ class _Slot:
     waiters: deque[_Waiter] = field(default_factory=deque)
     unshared_until: float = 0.0
     habits: Habits = field(default_factory=Habits)
+    is_spread: bool = False
 
 
 class SharedTunnels:
@@ -180,6 +181,17 @@ class SharedTunnels:
         slot = self._slots.get(key)
         if slot is not None:
             slot.habits.moved(port)
+
+    def is_spread(self, key: Hashable) -> bool:
+        """Whether a tunnel for one of its connections has to say so when it is dialled (label.py)."""
+        slot = self._slots.get(key)
+        return slot is not None and slot.is_spread
+
+    def was_missed(self, key: Hashable) -> None:
+        """A tunnel for one of its connections came to where that is not known: to another process of the peer agent."""
+        slot = self._slots.get(key)
+        if slot is not None:
+            slot.is_spread = True
 
     def find(self, key: Hashable) -> Shared | None:
         """A tunnel with room."""

@@ -247,7 +247,7 @@ async def test_an_own_tunnel_that_is_not_used_is_not_leaked(
             stream.forget()
         assert network.moves() == (0, 0 if why == "over meanwhile" else 1)
         assert network.client.busy_count == 0
-        assert network.client.idle_count == (2 if why == "refused there" else 1)
+        assert network.client.idle_count == (3 if why == "refused there" else 1)  # asked twice, with a name at last
 
 
 # -- at a destination with worker processes ---------------------------------------------------
@@ -260,15 +260,36 @@ def _idle(network: _Network, *labels: str | None) -> list[_OwnTunnel]:
     return made
 
 
-async def test_only_a_tunnel_that_is_dialled_for_a_stream_says_whose_it_is(
+async def test_no_tunnel_says_whose_it_is_where_that_is_not_needed(
     autojump_clock: trio.testing.MockClock, network: _Network
 ) -> None:
     async with network.running():
-        connection, _ = await network.open()
-        await network.client.open(_KEY, _MESSAGE, _DIALLER)
-        network.give(connection)
+        for _ in range(3):
+            connection, _ = await network.open()
+            await network.client.open(_KEY, _MESSAGE, _DIALLER)
+            network.give(connection)
+            await trio.sleep(1)
+        assert network.moves() == (3, 0)
+        assert {tunnel.label for tunnel in network.tunnels} == {None}
+
+
+async def test_once_a_tunnel_has_come_elsewhere_those_for_streams_say_whose_they_are_and_no_others(
+    autojump_clock: trio.testing.MockClock, network: _Network
+) -> None:
+    async with network.running():
+        first, _ = await network.open()
+        label = label_of(first.shared.token)
+        network.knows = {label}
+        network.give(first)
         await trio.sleep(1)
-        assert [tunnel.label for tunnel in network.tunnels] == [None, None, label_of(connection.shared.token)]
+        second, _ = await network.open()
+        network.give(second)
+        await trio.sleep(1)
+        network.knows = None
+        for _ in range(2):  # the first gets the one that came elsewhere
+            await network.client.open(_KEY, _MESSAGE, _DIALLER)
+        assert network.moves() == (2, 0)
+        assert [tunnel.label for tunnel in network.tunnels] == [None, None, label, label, None]
 
 
 async def test_an_idle_tunnel_that_comes_elsewhere_is_kept_and_one_with_the_label_dialled(
@@ -309,14 +330,14 @@ async def test_where_the_name_does_not_help_it_is_asked_once_and_again_later(
         network.knows = set()
         network.give(connection)
         await trio.sleep(1)
-        assert len(network.tunnels) == 2
+        assert [each.label for each in network.tunnels[1:]] == [None, None], "one that came elsewhere has no label"
         assert network.moves() == (0, 1)
         await trio.sleep(30)
         assert len(stream.asked_again_at) == 1
         network.knows = {label_of(connection.shared.token)}
-        network.give(connection)  # the one that came elsewhere is tried as any, and not as one with the label
+        network.give(connection)
         await trio.sleep(1)
-        assert stream.moves == [network.tunnels[2]]
+        assert stream.moves == [network.tunnels[3]]
 
 
 @pytest.mark.parametrize("why", ["another reason", "over"])
