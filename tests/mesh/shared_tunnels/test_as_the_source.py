@@ -225,9 +225,6 @@ def test_a_bulk_upload_moves_to_a_tunnel_of_its_own(scene: Scene) -> None:
     stream.generous = False
     scene.sends(moves, request)
     line = scene.destination.attached(stream)
-    names = [b"attach.ringfence" in hello for hello in scene.destination.hellos]
-    assert names == [False, True], "only what is to take a stream over says whose it is"
-    assert attach_name(tunnel.token).encode() in scene.destination.hellos[1]
     stream.send(response[:10_000])
     _go_on_in(line, stream)
     assert WINDOW - stream.given == len(stream.received), "within the credit until it moved"
@@ -244,6 +241,28 @@ def test_a_bulk_upload_moves_to_a_tunnel_of_its_own(scene: Scene) -> None:
     scene.shows("ringfence_shared_connections", 1)
     scene.shows(_MOVED, before[_MOVED] + 1)
     scene.shows(_NOT_MOVED, before[_NOT_MOVED])
+
+
+def test_a_destination_of_several_processes_is_told_which_of_them_is_meant(scene: Scene) -> None:
+    """From the first time on that a tunnel comes to one which does not know the stream; before nobody is told."""
+    connections = [scene.connect(), scene.connect()]
+    tunnel = scene.destination.shared()
+    for turn, stream in enumerate(scene.accepted_all(tunnel, connections)):
+        tunnel.send(OWN, stream.number)
+        if not turn:
+            scene.destination.attached(stream, answer="unknown_destination")
+        line = scene.destination.attached(stream)
+        _go_on_in(line, stream)
+        scene.sends(connections[turn], b"request")
+        received = scene.reads(connections[turn])
+        assert exchange(line, b"response") == b"request"
+        scene.join()
+        assert received == [b"response"]
+        scene.destination.lines.remove(line)  # the next stream gets another
+        line.close()
+    name = attach_name(tunnel.token).encode()
+    assert [name in hello for hello in scene.destination.hellos] == [False, False, True, True]
+    assert [b"attach" in hello for hello in scene.destination.hellos] == [False, False, True, True]
 
 
 def test_a_destination_that_asks_gets_a_tunnel_for_the_stream(scene: Scene) -> None:
