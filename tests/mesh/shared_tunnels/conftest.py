@@ -1,4 +1,4 @@
-"""The stage, with agents of one process: one that has workers selects ``ringfence/1`` only."""
+"""The stage, with agents of one process: which worker a tunnel comes to is another set of tests (tests/mesh/workers)."""
 
 from collections.abc import Iterator
 
