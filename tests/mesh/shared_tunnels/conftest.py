@@ -1,4 +1,4 @@
-"""The stage, with agents of one process: which worker a tunnel comes to is another set of tests (tests/mesh/workers)."""
+"""The stage, with agents of one process: tests/mesh/workers asks which worker a tunnel comes to."""
 
 from collections.abc import Iterator
 
