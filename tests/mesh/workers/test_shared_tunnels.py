@@ -13,6 +13,7 @@ from unittest.mock import ANY
 
 import pytest
 
+from tests.mesh.shared_tunnels.conftest import ground, set_ground
 from tests.mesh.shared_tunnels.test_a_destination_that_drains import test_it_refuses_what_is_new_and_lets_end_what_runs
 from tests.mesh.shared_tunnels.test_moves import (
     own,
@@ -24,7 +25,6 @@ from tests.mesh.shared_tunnels.test_moves import (
     test_what_was_moved_to_serves_the_next_connection,
 )
 from tests.mesh_builder import Mesh, wait_for
-from tests.mesh_stage import unhurried
 from tests.shared_ground import ANSWERS, SharedGround, digest, some_bytes
 from tests.shared_line import Line
 from tests.shared_name import attach_name
@@ -33,7 +33,9 @@ from tests.tunnel_peer import OPEN, VERDICT, open_payload
 from tests.worker_handovers import DESTINATION, grown, halted, handovers, holder, pids
 
 __all__ = [
+    "ground",
     "own",
+    "set_ground",
     "test_a_moved_stream_outlives_the_shared_tunnel",
     "test_a_policy_that_changes_cuts_the_stream_where_it_is",
     "test_a_stream_has_one_own_tunnel_only",
@@ -46,19 +48,6 @@ __all__ = [
 pytestmark = pytest.mark.mesh
 
 _BULK: Final = 400_000
-
-
-@pytest.fixture(scope="module")
-def set_ground(session_mesh: Mesh) -> Iterator[SharedGround]:
-    with unhurried(session_mesh) as stage:
-        yield SharedGround(stage)
-
-
-@pytest.fixture
-def ground(set_ground: SharedGround) -> Iterator[SharedGround]:
-    set_ground.begin_test()
-    yield set_ground
-    set_ground.end_test()
 
 
 @pytest.fixture
